@@ -1,0 +1,1 @@
+//! Holds no code: the benches beside this file are what this package is for.
