@@ -1,1 +1,7 @@
-//! recant
+//! recant: makes a pre-trained StyleGAN2 stop generating what its user marks as undesired.
+
+pub mod autograd;
+pub mod device;
+pub mod error;
+pub mod ops;
+pub mod tensor;

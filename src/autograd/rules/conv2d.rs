@@ -1,0 +1,154 @@
+//! The scaled convolution family: derivatives of one trilinear form, so each op's rule is made of the others.
+
+use super::{channel_dot, channel_scale, mul, powf};
+use crate::autograd::{Io, Rule, Var};
+use crate::error::Result;
+use crate::ops::conv2d::{self as ops, Conv2d};
+
+/// Optional per-sample channel scales: `input` on the `x` side `[N, C_in]` (`a`), `output` on the `g` side
+/// `[N, C_out]` (`b`).
+///
+/// The gradient of a scale that multiplies an op's result is taken as `Σ g·y / scale`, so such a scale must not be
+/// zero when its gradient is asked; demodulation factors are positive.
+#[derive(Clone, Copy, Default)]
+pub struct Scales<'a> {
+    pub input: Option<&'a Var>,
+    pub output: Option<&'a Var>,
+}
+
+impl Scales<'_> {
+    pub const NONE: Scales<'static> = Scales { input: None, output: None };
+}
+
+/// Positions of the optional scales among a node's inputs: 0 and 1 are the two operands.
+#[derive(Clone, Copy)]
+struct Slots {
+    a: Option<usize>,
+    b: Option<usize>,
+}
+
+impl Slots {
+    fn of(s: Scales) -> Slots {
+        Slots { a: s.input.map(|_| 2), b: s.output.map(|_| 2 + s.input.is_some() as usize) }
+    }
+    fn scales<'a>(&self, io: &'a Io) -> Scales<'a> {
+        Scales { input: self.a.map(|i| &io.inputs[i]), output: self.b.map(|i| &io.inputs[i]) }
+    }
+    fn needs(&self, slot: Option<usize>, need: &[bool]) -> bool {
+        slot.is_some_and(|i| need[i])
+    }
+    fn inputs<'a>(u: &'a Var, v: &'a Var, s: Scales<'a>) -> Vec<&'a Var> {
+        [Some(u), Some(v), s.input, s.output].into_iter().flatten().collect()
+    }
+    /// Orders gradients as the node's inputs are.
+    fn collect(&self, u: Option<Var>, v: Option<Var>, a: Option<Var>, b: Option<Var>) -> Vec<Option<Var>> {
+        let mut out = vec![u, v];
+        out.extend(self.a.map(|_| a));
+        out.extend(self.b.map(|_| b));
+        out
+    }
+}
+
+/// Gradients of an operand and of the scale applied to it, from the gradient `u` of their product.
+fn scaled_operand(operand: &Var, scale: Option<&Var>, need: (bool, bool), u: impl FnOnce() -> Result<Var>) -> Result<(Option<Var>, Option<Var>)> {
+    if !need.0 && !need.1 {
+        return Ok((None, None));
+    }
+    let u = u()?;
+    let of_scale = need.1.then(|| channel_dot(operand, &u)).transpose()?;
+    let of_operand = match (need.0, scale) {
+        (false, _) => None,
+        (true, None) => Some(u),
+        (true, Some(s)) => Some(channel_scale(&u, s)?),
+    };
+    Ok((of_operand, of_scale))
+}
+
+/// Gradient of a scale that multiplies the result `y`, from the gradient `g` of `y`.
+fn result_scale(g: &Var, y: &Var, scale: Option<&Var>, need: bool) -> Result<Option<Var>> {
+    match scale {
+        Some(s) if need => Ok(Some(mul(&channel_dot(g, y)?, &powf(s, -1.0)?)?)),
+        _ => Ok(None),
+    }
+}
+
+fn kernel(w: &Var) -> [usize; 2] {
+    [w.dim(1), w.dim(2)]
+}
+
+fn size(x: &Var) -> [usize; 2] {
+    [x.dim(1), x.dim(2)]
+}
+
+struct Conv2dRule(Conv2d, Slots);
+
+impl Rule for Conv2dRule {
+    fn op(&self) -> &'static str {
+        "conv2d"
+    }
+    fn vjp(&self, io: &Io, g: &Var, need: &[bool]) -> Result<Vec<Option<Var>>> {
+        let (Conv2dRule(spec, slots), x, w) = (self, &io.inputs[0], &io.inputs[1]);
+        let s = slots.scales(io);
+        let (gx, ga) = scaled_operand(x, s.input, (need[0], slots.needs(slots.a, need)), || {
+            conv2d_transpose(g, w, Scales { input: None, output: s.output }, *spec, size(x))
+        })?;
+        let gw = need[1].then(|| conv2d_weight_grad(x, g, s, *spec, kernel(w))).transpose()?;
+        let gb = result_scale(g, io.output, s.output, slots.needs(slots.b, need))?;
+        Ok(slots.collect(gx, gw, ga, gb))
+    }
+}
+
+/// Convolution; see `ops::conv2d`.
+pub fn conv2d(x: &Var, w: &Var, s: Scales, spec: Conv2d) -> Result<Var> {
+    let y = ops::conv2d(x.value(), w.value(), s.input.map(Var::value), s.output.map(Var::value), spec)?;
+    Ok(Var::from_op(y, &Slots::inputs(x, w, s), Conv2dRule(spec, Slots::of(s))))
+}
+
+struct Conv2dTransposeRule(Conv2d, Slots);
+
+impl Rule for Conv2dTransposeRule {
+    fn op(&self) -> &'static str {
+        "conv2d_transpose"
+    }
+    fn vjp(&self, io: &Io, h: &Var, need: &[bool]) -> Result<Vec<Option<Var>>> {
+        let (Conv2dTransposeRule(spec, slots), g, w) = (self, &io.inputs[0], &io.inputs[1]);
+        let s = slots.scales(io);
+        let (gg, gb) = scaled_operand(g, s.output, (need[0], slots.needs(slots.b, need)), || {
+            conv2d(h, w, Scales { input: s.input, output: None }, *spec)
+        })?;
+        let gw = need[1].then(|| conv2d_weight_grad(h, g, s, *spec, kernel(w))).transpose()?;
+        let ga = result_scale(h, io.output, s.input, slots.needs(slots.a, need))?;
+        Ok(slots.collect(gg, gw, ga, gb))
+    }
+}
+
+/// The transpose of `conv2d` in its input; see `ops::conv2d_transpose`. `s.output` scales `g`, `s.input` the result.
+pub fn conv2d_transpose(g: &Var, w: &Var, s: Scales, spec: Conv2d, size: [usize; 2]) -> Result<Var> {
+    let z = ops::conv2d_transpose(g.value(), w.value(), s.output.map(Var::value), s.input.map(Var::value), spec, size)?;
+    Ok(Var::from_op(z, &Slots::inputs(g, w, s), Conv2dTransposeRule(spec, Slots::of(s))))
+}
+
+struct Conv2dWeightGradRule(Conv2d, Slots);
+
+impl Rule for Conv2dWeightGradRule {
+    fn op(&self) -> &'static str {
+        "conv2d_weight_grad"
+    }
+    fn vjp(&self, io: &Io, h: &Var, need: &[bool]) -> Result<Vec<Option<Var>>> {
+        let (Conv2dWeightGradRule(spec, slots), x, g) = (self, &io.inputs[0], &io.inputs[1]);
+        let s = slots.scales(io);
+        let (gx, ga) = scaled_operand(x, s.input, (need[0], slots.needs(slots.a, need)), || {
+            conv2d_transpose(g, h, Scales { input: None, output: s.output }, *spec, size(x))
+        })?;
+        let (gg, gb) = scaled_operand(g, s.output, (need[1], slots.needs(slots.b, need)), || {
+            conv2d(x, h, Scales { input: s.input, output: None }, *spec)
+        })?;
+        Ok(slots.collect(gx, gg, ga, gb))
+    }
+}
+
+/// The weight side of the form; see `ops::conv2d_weight_grad`.
+pub fn conv2d_weight_grad(x: &Var, g: &Var, s: Scales, spec: Conv2d, kernel: [usize; 2]) -> Result<Var> {
+    let v = ops::conv2d_weight_grad(x.value(), g.value(), s.input.map(Var::value), s.output.map(Var::value), spec, kernel)?;
+    Ok(Var::from_op(v, &Slots::inputs(x, g, s), Conv2dWeightGradRule(spec, Slots::of(s))))
+}

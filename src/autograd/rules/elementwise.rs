@@ -1,0 +1,138 @@
+//! Elementwise functions; the derivative of each is written with functions of this file.
+
+use super::grads;
+use crate::autograd::{Io, Rule, Var};
+use crate::error::Result;
+use crate::ops::elementwise::{self as ops, Map, Zip};
+use crate::tensor::Tensor;
+
+struct MapRule(Map);
+
+impl Rule for MapRule {
+    fn op(&self) -> &'static str {
+        "map"
+    }
+    fn vjp(&self, io: &Io, g: &Var, need: &[bool]) -> Result<Vec<Option<Var>>> {
+        let x = &io.inputs[0];
+        grads![need[0] => match self.0 {
+            Map::Affine { scale: by, .. } => scale(g, by)?,
+            Map::Powf(p) if p == 2.0 => mul(g, &scale(x, 2.0)?)?,
+            Map::Powf(p) => mul(g, &scale(&powf(x, p - 1.0)?, p)?)?,
+            Map::Exp => mul(g, io.output)?,
+            Map::Log => mul(g, &powf(x, -1.0)?)?,
+            Map::Sigmoid => mul(g, &sub(io.output, &square(io.output)?)?)?,
+            Map::Tanh => sub(g, &mul(g, &square(io.output)?)?)?,
+            Map::Softplus => mul(g, &sigmoid(x)?)?,
+        }]
+    }
+}
+
+fn map(x: &Var, f: Map) -> Result<Var> {
+    Ok(Var::from_op(ops::map(x.value(), f)?, &[x], MapRule(f)))
+}
+
+/// `by · x`
+pub fn scale(x: &Var, by: f64) -> Result<Var> {
+    if by == 1.0 {
+        return Ok(x.clone());
+    }
+    map(x, Map::Affine { scale: by, shift: 0.0 })
+}
+
+/// `x + shift`
+pub fn add_scalar(x: &Var, shift: f64) -> Result<Var> {
+    map(x, Map::Affine { scale: 1.0, shift })
+}
+
+/// `x^p`
+pub fn powf(x: &Var, p: f64) -> Result<Var> {
+    map(x, Map::Powf(p))
+}
+
+/// `x²`
+pub fn square(x: &Var) -> Result<Var> {
+    powf(x, 2.0)
+}
+
+/// `e^x`
+pub fn exp(x: &Var) -> Result<Var> {
+    map(x, Map::Exp)
+}
+
+/// `log x`
+pub fn log(x: &Var) -> Result<Var> {
+    map(x, Map::Log)
+}
+
+/// `1 / (1 + e^{-x})`
+pub fn sigmoid(x: &Var) -> Result<Var> {
+    map(x, Map::Sigmoid)
+}
+
+/// `tanh x`
+pub fn tanh(x: &Var) -> Result<Var> {
+    map(x, Map::Tanh)
+}
+
+/// `log(1 + e^x)`
+pub fn softplus(x: &Var) -> Result<Var> {
+    map(x, Map::Softplus)
+}
+
+struct ZipRule(Zip);
+
+impl Rule for ZipRule {
+    fn op(&self) -> &'static str {
+        "zip"
+    }
+    fn vjp(&self, io: &Io, g: &Var, need: &[bool]) -> Result<Vec<Option<Var>>> {
+        match self.0 {
+            Zip::Add => grads![need[0] => g.clone(), need[1] => g.clone()],
+            Zip::Sub => grads![need[0] => g.clone(), need[1] => scale(g, -1.0)?],
+            Zip::Mul => grads![need[0] => mul(g, &io.inputs[1])?, need[1] => mul(g, &io.inputs[0])?],
+        }
+    }
+}
+
+fn zip(a: &Var, b: &Var, f: Zip) -> Result<Var> {
+    Ok(Var::from_op(ops::zip(a.value(), b.value(), f)?, &[a, b], ZipRule(f)))
+}
+
+/// `a + b`, equal shapes.
+pub fn add(a: &Var, b: &Var) -> Result<Var> {
+    zip(a, b, Zip::Add)
+}
+
+/// `a − b`, equal shapes.
+pub fn sub(a: &Var, b: &Var) -> Result<Var> {
+    zip(a, b, Zip::Sub)
+}
+
+/// `a · b`, equal shapes.
+pub fn mul(a: &Var, b: &Var) -> Result<Var> {
+    zip(a, b, Zip::Mul)
+}
+
+struct ChannelScaleRule;
+
+impl Rule for ChannelScaleRule {
+    fn op(&self) -> &'static str {
+        "channel_scale"
+    }
+    fn vjp(&self, io: &Io, g: &Var, need: &[bool]) -> Result<Vec<Option<Var>>> {
+        grads![
+            need[0] => channel_scale(g, &io.inputs[1])?,
+            need[1] => super::channel_dot(g, &io.inputs[0])?,
+        ]
+    }
+}
+
+/// `x[n, …, c] · s[n, c]`
+pub fn channel_scale(x: &Var, s: &Var) -> Result<Var> {
+    Ok(Var::from_op(ops::channel_scale(x.value(), s.value())?, &[x, s], ChannelScaleRule))
+}
+
+/// A constant of zeros with the shape and dtype of `x`.
+pub fn zeros_like(x: &Var) -> Var {
+    Var::constant(Tensor::zeros(x.shape(), x.dtype()))
+}

@@ -1,0 +1,25 @@
+//! One file per differentiable family, same stem as `ops/`: the function on `Var`s and its rule.
+
+mod bias_act;
+mod conv2d;
+mod elementwise;
+mod layout;
+mod matmul;
+mod reduce;
+mod upfirdn2d;
+
+pub use bias_act::{bias_act, bias_act_grad};
+pub use conv2d::{Scales, conv2d, conv2d_transpose, conv2d_weight_grad};
+pub use elementwise::*;
+pub use layout::*;
+pub use matmul::matmul;
+pub use reduce::*;
+pub use upfirdn2d::upfirdn2d;
+
+/// `[need[i] => expression, …]` as the vector a rule returns: an expression is only evaluated when needed.
+macro_rules! grads {
+    ($($need:expr => $value:expr),* $(,)?) => {
+        Ok(vec![$(if $need { Some($value) } else { None }),*])
+    };
+}
+pub(crate) use grads;

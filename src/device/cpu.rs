@@ -1,0 +1,155 @@
+//! What the CPU implementations of the ops share: the element types, recycled buffers, thread helpers.
+
+use std::any::TypeId;
+use std::collections::HashMap;
+use std::sync::{LazyLock, Mutex};
+
+use bytemuck::Pod;
+use rayon::prelude::*;
+
+/// Element types of the engine: `f32` is what runs, `f64` is what gradient checks use.
+pub trait Element:
+    Pod
+    + Send
+    + Sync
+    + Default
+    + PartialOrd
+    + std::fmt::Debug
+    + std::ops::Add<Output = Self>
+    + std::ops::Sub<Output = Self>
+    + std::ops::Mul<Output = Self>
+    + std::ops::Div<Output = Self>
+    + std::ops::Neg<Output = Self>
+    + std::ops::AddAssign
+    + std::ops::MulAssign
+    + 'static
+{
+    const ZERO: Self;
+    const ONE: Self;
+    fn from_f64(v: f64) -> Self;
+    fn to_f64(self) -> f64;
+    fn mul_add(self, a: Self, b: Self) -> Self;
+    fn powf(self, p: Self) -> Self;
+    fn sqrt(self) -> Self;
+    fn exp(self) -> Self;
+    fn ln(self) -> Self;
+    fn ln_1p(self) -> Self;
+    fn tanh(self) -> Self;
+    fn abs(self) -> Self;
+}
+
+macro_rules! element {
+    ($t:ty) => {
+        impl Element for $t {
+            const ZERO: Self = 0.0;
+            const ONE: Self = 1.0;
+            #[inline(always)]
+            fn from_f64(v: f64) -> Self {
+                v as $t
+            }
+            #[inline(always)]
+            fn to_f64(self) -> f64 {
+                self as f64
+            }
+            #[inline(always)]
+            fn mul_add(self, a: Self, b: Self) -> Self {
+                <$t>::mul_add(self, a, b)
+            }
+            #[inline(always)]
+            fn powf(self, p: Self) -> Self {
+                <$t>::powf(self, p)
+            }
+            #[inline(always)]
+            fn sqrt(self) -> Self {
+                <$t>::sqrt(self)
+            }
+            #[inline(always)]
+            fn exp(self) -> Self {
+                <$t>::exp(self)
+            }
+            #[inline(always)]
+            fn ln(self) -> Self {
+                <$t>::ln(self)
+            }
+            #[inline(always)]
+            fn ln_1p(self) -> Self {
+                <$t>::ln_1p(self)
+            }
+            #[inline(always)]
+            fn tanh(self) -> Self {
+                <$t>::tanh(self)
+            }
+            #[inline(always)]
+            fn abs(self) -> Self {
+                <$t>::abs(self)
+            }
+        }
+    };
+}
+element!(f32);
+element!(f64);
+
+/// Freed buffers by (element type, length). A fresh allocation of an activation costs a page fault per 4 KiB, which
+/// is more than most elementwise passes over it; training asks for the same lengths in every iteration.
+static POOL: LazyLock<Mutex<Pool>> = LazyLock::new(Default::default);
+
+#[derive(Default)]
+struct Pool {
+    free: HashMap<(TypeId, usize), Vec<Box<dyn std::any::Any + Send>>>,
+    bytes: usize,
+}
+
+/// Buffers under this many bytes go to the allocator directly.
+const POOLED_BYTES: usize = 1 << 15;
+/// The pool never holds more than this; beyond it buffers are freed.
+const POOL_LIMIT: usize = 2 << 30;
+
+/// A vector of `n` elements whose content is unspecified (initialised, but stale); callers write every element.
+pub fn stale_vec<T: Element>(n: usize) -> Vec<T> {
+    if n * size_of::<T>() >= POOLED_BYTES {
+        let mut pool = POOL.lock().expect("the buffer pool is never left half-written");
+        if let Some(found) = pool.free.get_mut(&(TypeId::of::<T>(), n)).and_then(Vec::pop) {
+            pool.bytes -= n * size_of::<T>();
+            drop(pool);
+            return *found.downcast::<Vec<T>>().expect("keyed by element type");
+        }
+    }
+    vec![T::ZERO; n]
+}
+
+/// A vector of `n` zeros.
+pub fn zero_vec<T: Element>(n: usize) -> Vec<T> {
+    if n * size_of::<T>() < POOLED_BYTES {
+        return vec![T::ZERO; n];
+    }
+    let mut v = stale_vec(n);
+    v.fill(T::ZERO);
+    v
+}
+
+/// Gives a buffer back for reuse.
+pub fn recycle<T: Element>(v: Vec<T>) {
+    let bytes = v.len() * size_of::<T>();
+    if bytes < POOLED_BYTES {
+        return;
+    }
+    let mut pool = POOL.lock().expect("the buffer pool is never left half-written");
+    if pool.bytes + bytes <= POOL_LIMIT {
+        pool.bytes += bytes;
+        pool.free.entry((TypeId::of::<T>(), v.len())).or_default().push(Box::new(v));
+    }
+}
+
+/// Work below this many elements is not worth waking a second thread for.
+pub const PARALLEL_ELEMENTS: usize = 1 << 14;
+
+/// Calls `f(first_index, chunk)` over `out` in fixed chunks, in parallel when it is worth it. Chunk bounds depend on
+/// the length alone, so results do not depend on the number of threads.
+pub fn for_chunks<T: Element>(out: &mut [T], chunk: usize, f: impl Fn(usize, &mut [T]) + Sync + Send) {
+    let chunk = chunk.max(1);
+    if out.len() < PARALLEL_ELEMENTS {
+        out.chunks_mut(chunk).enumerate().for_each(|(i, c)| f(i * chunk, c));
+    } else {
+        out.par_chunks_mut(chunk).enumerate().for_each(|(i, c)| f(i * chunk, c));
+    }
+}

@@ -1,0 +1,107 @@
+//! The scaled convolution family: one trilinear form, three ops that read it from three sides.
+//!
+//! `T = Σ b[n,o] · g[n,p,o] · w[o,t,i] · a[n,i] · x[n,q(p,t),i]` with `q(p, t) = p · stride + t − padding`.
+//! `conv2d` is its derivative by `g`, `conv2d_transpose` by `x`, `conv2d_weight_grad` by `w`; each takes the optional
+//! per-sample scales (`a` of StyleGAN2's style, `b` of its demodulation), so no per-sample weights are ever made.
+
+pub(crate) mod cpu;
+
+use crate::error::{Error, Result};
+use crate::on_dtype;
+use crate::ops::same_kind;
+use crate::tensor::Tensor;
+
+/// Geometry, per axis `[y, x]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Conv2d {
+    pub stride: [usize; 2],
+    pub padding: [usize; 2],
+}
+
+impl Conv2d {
+    /// The same stride and padding on both axes.
+    pub const fn square(stride: usize, padding: usize) -> Conv2d {
+        Conv2d { stride: [stride; 2], padding: [padding; 2] }
+    }
+
+    fn output_len(&self, axis: usize, input: usize, kernel: usize) -> Option<usize> {
+        (input + 2 * self.padding[axis]).checked_sub(kernel).map(|v| v / self.stride[axis] + 1)
+    }
+}
+
+/// Sizes of one call, whichever op it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Extent {
+    pub n: usize,
+    /// `x` side: height, width, channels.
+    pub x: [usize; 3],
+    /// `g` side: height, width, channels.
+    pub g: [usize; 3],
+    /// Kernel height, width.
+    pub k: [usize; 2],
+}
+
+fn rank4(op: &'static str, t: &Tensor) -> Result<[usize; 4]> {
+    t.shape().try_into().map_err(|_| Error::shape(op, format!("{:?}: needs rank 4", t.shape())))
+}
+
+fn check_scale(op: &'static str, scale: Option<&Tensor>, n: usize, c: usize) -> Result<()> {
+    match scale {
+        Some(s) if s.shape() != [n, c] => Err(Error::shape(op, format!("scale {:?} must be [{n}, {c}]", s.shape()))),
+        _ => Ok(()),
+    }
+}
+
+fn check_kinds(op: &'static str, u: &Tensor, v: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>) -> Result<()> {
+    let all: Vec<&Tensor> = [Some(u), Some(v), a, b].into_iter().flatten().collect();
+    same_kind(op, &all)
+}
+
+/// `y[n,p,o] = b[n,o] · Σ_{t,i} a[n,i] · x[n,q(p,t),i] · w[o,t,i]`.
+/// `x` `[N, H, W, C_in]`, `w` `[C_out, k_h, k_w, C_in]`, `a` `[N, C_in]`, `b` `[N, C_out]` -> `[N, H_out, W_out, C_out]`.
+pub fn conv2d(x: &Tensor, w: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d) -> Result<Tensor> {
+    const OP: &str = "conv2d";
+    let ([n, h, wd, ci], [co, kh, kw, ci2]) = (rank4(OP, x)?, rank4(OP, w)?);
+    if ci != ci2 {
+        return Err(Error::shape(OP, format!("input {:?} has not the channels of weight {:?}", x.shape(), w.shape())));
+    }
+    let (Some(oh), Some(ow)) = (spec.output_len(0, h, kh), spec.output_len(1, wd, kw)) else {
+        return Err(Error::shape(OP, format!("input {:?} is smaller than the kernel {kh}x{kw}", x.shape())));
+    };
+    check_scale(OP, a, n, ci)?;
+    check_scale(OP, b, n, co)?;
+    check_kinds(OP, x, w, a, b)?;
+    let extent = Extent { n, x: [h, wd, ci], g: [oh, ow, co], k: [kh, kw] };
+    Ok(on_dtype!(x.dtype(), T => cpu::conv2d::<T>(x, w, a, b, spec, extent)))
+}
+
+/// `z[n,q,i] = a[n,i] · Σ_{t,o} b[n,o] · g[n,p,o] · w[o,t,i]` over `q = q(p, t)`: the transpose of `conv2d` in `x`.
+/// `g` `[N, H_out, W_out, C_out]`, `b` scales `g`, `a` scales the result `[N, H, W, C_in]` with `[H, W] = size`.
+pub fn conv2d_transpose(g: &Tensor, w: &Tensor, b: Option<&Tensor>, a: Option<&Tensor>, spec: Conv2d, size: [usize; 2]) -> Result<Tensor> {
+    const OP: &str = "conv2d_transpose";
+    let ([n, oh, ow, co], [co2, kh, kw, ci]) = (rank4(OP, g)?, rank4(OP, w)?);
+    let fits = co == co2 && spec.output_len(0, size[0], kh) == Some(oh) && spec.output_len(1, size[1], kw) == Some(ow);
+    if !fits {
+        return Err(Error::shape(OP, format!("{:?} is no output of weight {:?} on {size:?} with {spec:?}", g.shape(), w.shape())));
+    }
+    check_scale(OP, b, n, co)?;
+    check_scale(OP, a, n, ci)?;
+    check_kinds(OP, g, w, a, b)?;
+    let extent = Extent { n, x: [size[0], size[1], ci], g: [oh, ow, co], k: [kh, kw] };
+    Ok(on_dtype!(g.dtype(), T => cpu::conv2d_transpose::<T>(g, w, b, a, spec, extent)))
+}
+
+/// `v[o,t,i] = Σ_{n,p} b[n,o] · g[n,p,o] · a[n,i] · x[n,q(p,t),i]`, `[C_out, k_h, k_w, C_in]` with `[k_h, k_w] = kernel`.
+pub fn conv2d_weight_grad(x: &Tensor, g: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d, kernel: [usize; 2]) -> Result<Tensor> {
+    const OP: &str = "conv2d_weight_grad";
+    let ([n, h, wd, ci], [n2, oh, ow, co]) = (rank4(OP, x)?, rank4(OP, g)?);
+    let fits = n == n2 && spec.output_len(0, h, kernel[0]) == Some(oh) && spec.output_len(1, wd, kernel[1]) == Some(ow);
+    if !fits {
+        return Err(Error::shape(OP, format!("{:?} is no output of a {kernel:?} kernel on {:?} with {spec:?}", g.shape(), x.shape())));
+    }
+    check_scale(OP, a, n, ci)?;
+    check_scale(OP, b, n, co)?;
+    check_kinds(OP, x, g, a, b)?;
+    let extent = Extent { n, x: [h, wd, ci], g: [oh, ow, co], k: kernel };
+    Ok(on_dtype!(x.dtype(), T => cpu::conv2d_weight_grad::<T>(x, g, a, b, spec, extent)))
+}

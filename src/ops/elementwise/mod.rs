@@ -1,0 +1,54 @@
+//! Elementwise family: `add`, `sub`, `mul` of equal shapes; `map` of one tensor; `channel_scale`.
+
+mod cpu;
+
+use crate::error::{Error, Result};
+use crate::on_dtype;
+use crate::ops::same_kind;
+use crate::tensor::Tensor;
+
+/// Functions of one value.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Map {
+    /// `scale · x + shift`
+    Affine { scale: f64, shift: f64 },
+    /// `x^p`
+    Powf(f64),
+    Exp,
+    Log,
+    Sigmoid,
+    Tanh,
+    /// `log(1 + e^x)`, stable at both ends.
+    Softplus,
+}
+
+/// Functions of two values.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Zip {
+    Add,
+    Sub,
+    Mul,
+}
+
+/// `f(x)`, elementwise; any shape.
+pub fn map(x: &Tensor, f: Map) -> Result<Tensor> {
+    Ok(on_dtype!(x.dtype(), T => cpu::map::<T>(x, f)))
+}
+
+/// `f(a, b)`, elementwise; equal shapes.
+pub fn zip(a: &Tensor, b: &Tensor, f: Zip) -> Result<Tensor> {
+    if a.shape() != b.shape() {
+        return Err(Error::shape("elementwise", format!("{f:?} of {:?} and {:?}: shapes must be equal", a.shape(), b.shape())));
+    }
+    same_kind("elementwise", &[a, b])?;
+    Ok(on_dtype!(a.dtype(), T => cpu::zip::<T>(a, b, f)))
+}
+
+/// `x[n, …, c] · s[n, c]`: per-sample, per-channel scale. `x` is `[N, …, C]`, `s` is `[N, C]`.
+pub fn channel_scale(x: &Tensor, s: &Tensor) -> Result<Tensor> {
+    if x.rank() < 2 || s.rank() != 2 || s.dim(0) != x.dim(0) || s.dim(1) != x.dim(x.rank() - 1) {
+        return Err(Error::shape("channel_scale", format!("scales {:?} do not fit {:?}", s.shape(), x.shape())));
+    }
+    same_kind("channel_scale", &[x, s])?;
+    Ok(on_dtype!(x.dtype(), T => cpu::channel_scale::<T>(x, s)))
+}

@@ -1,0 +1,62 @@
+//! Host implementation: the `gemm` crate (run-time dispatch to AVX2/AVX-512/NEON), one call per block of rows. Blocks
+//! depend on the shape alone, so the result does not depend on the number of threads.
+
+use rayon::prelude::*;
+
+use super::Read;
+use crate::device::cpu::zero_vec;
+use crate::tensor::{Scalar, Tensor};
+
+/// Products under this many multiply-adds stay on one thread.
+const PARALLEL_MACS: usize = 1 << 18;
+const ROWS_PER_BLOCK: usize = 128;
+
+/// `c[m, n] = a · b` for row-major `c`; strides in elements.
+pub fn gemm_strided<T: Scalar>(c: &mut [T], a: &[T], a_strides: [usize; 2], b: &[T], b_strides: [usize; 2], [m, n, k]: [usize; 3]) {
+    assert_eq!(c.len(), m * n);
+    if m == 0 || n == 0 || k == 0 {
+        return;
+    }
+    let last = |rows: usize, cols: usize, s: [usize; 2]| (rows - 1) * s[0] + (cols - 1) * s[1];
+    assert!(a.len() > last(m, k, a_strides) && b.len() > last(k, n, b_strides), "gemm reads inside its operands");
+    let block = |row: usize, c: &mut [T]| {
+        let rows = c.len() / n;
+        // SAFETY: `c` holds rows × n elements; the asserts above bound every read of `a` and `b`; strides are positive.
+        unsafe {
+            gemm::gemm(
+                rows,
+                n,
+                k,
+                c.as_mut_ptr(),
+                1,
+                n as isize,
+                false,
+                a.as_ptr().add(row * a_strides[0]),
+                a_strides[1] as isize,
+                a_strides[0] as isize,
+                b.as_ptr(),
+                b_strides[1] as isize,
+                b_strides[0] as isize,
+                T::ZERO,
+                T::ONE,
+                false,
+                false,
+                false,
+                gemm::Parallelism::None,
+            );
+        }
+    };
+    if m * n * k < PARALLEL_MACS {
+        block(0, c);
+    } else {
+        let rows = if m >= 2 * ROWS_PER_BLOCK { ROWS_PER_BLOCK } else { m.div_ceil(4).max(8) };
+        c.par_chunks_mut(rows * n).enumerate().for_each(|(i, c)| block(i * rows, c));
+    }
+}
+
+pub fn matmul<T: Scalar>(a: &Tensor, ra: Read, b: &Tensor, rb: Read, [m, n, k]: [usize; 3]) -> Tensor {
+    let mut c = zero_vec::<T>(m * n);
+    let strides = |r: Read, rows: usize, cols: usize| if r == Read::Plain { [cols, 1] } else { [1, rows] };
+    gemm_strided(&mut c, a.as_slice::<T>(), strides(ra, m, k), b.as_slice::<T>(), strides(rb, k, n), [m, n, k]);
+    Tensor::from_vec(&[m, n], c)
+}

@@ -1,0 +1,162 @@
+//! Host implementation. Every sum is cut into chunks whose bounds depend on the shape alone and whose partial sums
+//! are added in order, so the result is the same for any number of threads.
+
+use rayon::prelude::*;
+
+use crate::device::cpu::{PARALLEL_ELEMENTS, for_chunks, stale_vec, zero_vec};
+use crate::tensor::{Scalar, Tensor};
+
+/// Adjacent dimensions that are all kept or all summed, as (size, kept).
+fn runs(large: &[usize], small: &[usize]) -> Vec<(usize, bool)> {
+    let mut runs: Vec<(usize, bool)> = Vec::new();
+    for (l, s) in large.iter().zip(small) {
+        if *l == 1 {
+            continue;
+        }
+        match runs.last_mut() {
+            Some((size, kept)) if *kept == (l == s) => *size *= l,
+            _ => runs.push((*l, l == s)),
+        }
+    }
+    runs
+}
+
+/// Splits runs into `[outer, mid, inner]` where only `mid` is summed, peeling more than one summed run recursively.
+fn sum_runs<T: Scalar>(x: &[T], runs: &[(usize, bool)]) -> Vec<T> {
+    let Some(last) = runs.iter().rposition(|(_, kept)| !kept) else {
+        return x.to_vec();
+    };
+    let inner: usize = runs[last + 1..].iter().map(|r| r.0).product();
+    let mid = runs[last].0;
+    let outer: usize = runs[..last].iter().map(|r| r.0).product();
+    let partial = sum_middle(x, outer, mid, inner);
+    let mut rest: Vec<(usize, bool)> = runs[..last].to_vec();
+    rest.extend_from_slice(&runs[last + 1..]);
+    if rest.iter().all(|(_, kept)| *kept) { partial } else { sum_runs(&partial, &rest) }
+}
+
+/// `out[o, i] = Σ_m x[o, m, i]`.
+fn sum_middle<T: Scalar>(x: &[T], outer: usize, mid: usize, inner: usize) -> Vec<T> {
+    let mut out = zero_vec::<T>(outer * inner);
+    if x.is_empty() {
+        return out;
+    }
+    let one = |rows: &[T], out: &mut [T]| {
+        if inner == 1 {
+            out[0] = sum_slice(rows);
+        } else {
+            for row in rows.chunks_exact(inner) {
+                for (o, v) in out.iter_mut().zip(row) {
+                    *o += *v;
+                }
+            }
+        }
+    };
+    // Long columns are cut so that several threads can share one; 64 cuts keep the partial sums small.
+    let cut = mid.div_ceil(64).max(PARALLEL_ELEMENTS / (8 * inner).max(1)).max(1);
+    if outer * 4 >= 64 || mid <= cut {
+        if x.len() < PARALLEL_ELEMENTS {
+            x.chunks_exact(mid * inner).zip(out.chunks_exact_mut(inner)).for_each(|(r, o)| one(r, o));
+        } else {
+            x.par_chunks_exact(mid * inner).zip(out.par_chunks_exact_mut(inner)).for_each(|(r, o)| one(r, o));
+        }
+        return out;
+    }
+    for (rows, out) in x.chunks_exact(mid * inner).zip(out.chunks_exact_mut(inner)) {
+        let parts: Vec<Vec<T>> = rows
+            .par_chunks(cut * inner)
+            .map(|part| {
+                let mut sum = vec![T::ZERO; inner];
+                one(part, &mut sum);
+                sum
+            })
+            .collect();
+        for part in parts {
+            for (o, v) in out.iter_mut().zip(part) {
+                *o += v;
+            }
+        }
+    }
+    out
+}
+
+/// Sum of a slice through 16 interleaved partial sums: vectorised, fixed order, smaller rounding error.
+fn sum_slice<T: Scalar>(x: &[T]) -> T {
+    let mut lanes = [T::ZERO; 16];
+    let chunks = x.chunks_exact(16);
+    let tail = chunks.remainder();
+    for c in chunks {
+        for (l, v) in lanes.iter_mut().zip(c) {
+            *l += *v;
+        }
+    }
+    let mut sum = T::ZERO;
+    for v in lanes.iter().chain(tail) {
+        sum += *v;
+    }
+    sum
+}
+
+pub fn sum_to<T: Scalar>(x: &Tensor, shape: &[usize]) -> Tensor {
+    Tensor::from_vec(shape, sum_runs(x.as_slice::<T>(), &runs(x.shape(), shape)))
+}
+
+pub fn broadcast_to<T: Scalar>(x: &Tensor, shape: &[usize]) -> Tensor {
+    let src = x.as_slice::<T>();
+    let len: usize = shape.iter().product();
+    let mut out = stale_vec::<T>(len);
+    if len == 0 {
+        return Tensor::from_vec(shape, out);
+    }
+    // The innermost run is either copied from `inner` values or filled from one.
+    let runs = runs(shape, x.shape());
+    let (inner, inner_kept) = runs.last().copied().unwrap_or((1, true));
+    let outer = &runs[..runs.len().saturating_sub(1)];
+    let source_row = |mut row: usize| {
+        let (mut at, mut stride) = (0, if inner_kept { inner } else { 1 });
+        for (size, kept) in outer.iter().rev() {
+            if *kept {
+                at += row % size * stride;
+                stride *= size;
+            }
+            row /= size;
+        }
+        at
+    };
+    let rows_per_chunk = ((1 << 13) / inner).max(1);
+    for_chunks(&mut out, rows_per_chunk * inner, |at, chunk| {
+        for (i, row) in chunk.chunks_mut(inner).enumerate() {
+            let from = source_row(at / inner + i);
+            if inner_kept {
+                row.copy_from_slice(&src[from..from + inner]);
+            } else {
+                row.fill(src[from]);
+            }
+        }
+    });
+    Tensor::from_vec(shape, out)
+}
+
+pub fn channel_dot<T: Scalar>(u: &Tensor, v: &Tensor) -> Tensor {
+    let (n, c) = (u.dim(0), u.dim(u.rank() - 1));
+    let (a, b) = (u.as_slice::<T>(), v.as_slice::<T>());
+    let mut out = zero_vec::<T>(n * c);
+    if a.is_empty() {
+        return Tensor::from_vec(&[n, c], out);
+    }
+    let per_sample = a.len() / n;
+    let one = |sample: usize, out: &mut [T]| {
+        let (a, b) = (&a[sample * per_sample..][..per_sample], &b[sample * per_sample..][..per_sample]);
+        for (p, q) in a.chunks_exact(c).zip(b.chunks_exact(c)) {
+            for ((o, p), q) in out.iter_mut().zip(p).zip(q) {
+                *o += *p * *q;
+            }
+        }
+    };
+    if a.len() < PARALLEL_ELEMENTS {
+        out.chunks_mut(c).enumerate().for_each(|(i, o)| one(i, o));
+    } else {
+        out.par_chunks_mut(c).enumerate().for_each(|(i, o)| one(i, o));
+    }
+    Tensor::from_vec(&[n, c], out)
+}

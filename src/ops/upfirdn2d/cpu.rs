@@ -1,0 +1,83 @@
+//! Host implementation: the filter is separable, so each output row is a weighted sum of whole input rows (contiguous
+//! over pixels and channels) followed by a weighted sum of pixels within that row, which stays in the L1 cache.
+
+use rayon::prelude::*;
+
+use super::Upfirdn2d;
+use crate::device::cpu::{PARALLEL_ELEMENTS, stale_vec};
+use crate::tensor::{Scalar, Tensor};
+
+/// For each output index along one axis, the input indices and coefficients that make it.
+pub(crate) fn axis_table<T: Scalar>(spec: &Upfirdn2d, axis: usize, input: usize, output: usize, gain: f64) -> Vec<Vec<(usize, T)>> {
+    let taps = spec.taps();
+    (0..output)
+        .map(|o| {
+            (0..taps.len())
+                .filter_map(|t| {
+                    let at = (o * spec.down + t) as isize - spec.pad[axis][0];
+                    let hit = at >= 0 && at % spec.up as isize == 0 && (at as usize / spec.up) < input;
+                    let tap = if spec.flip { taps[t] } else { taps[taps.len() - 1 - t] };
+                    hit.then(|| (at as usize / spec.up, T::from_f64(tap * gain)))
+                })
+                .collect()
+        })
+        .collect()
+}
+
+/// `out = Σ coefficient · row`, rows of `out.len()` elements at `index · out.len()` of `src`.
+#[inline]
+fn weighted_rows<T: Scalar>(out: &mut [T], src: &[T], terms: &[(usize, T)]) {
+    let n = out.len();
+    let row = |i: usize| &src[i * n..][..n];
+    match *terms {
+        [] => out.fill(T::ZERO),
+        [(i, p)] => {
+            for (o, a) in out.iter_mut().zip(row(i)) {
+                *o = *a * p;
+            }
+        }
+        [(i, p), (j, q)] => {
+            for ((o, a), b) in out.iter_mut().zip(row(i)).zip(row(j)) {
+                *o = *a * p + *b * q;
+            }
+        }
+        [(i, p), (j, q), (k, r), (l, s)] => {
+            for ((((o, a), b), c), d) in out.iter_mut().zip(row(i)).zip(row(j)).zip(row(k)).zip(row(l)) {
+                *o = (*a * p + *b * q) + (*c * r + *d * s);
+            }
+        }
+        _ => {
+            out.fill(T::ZERO);
+            for &(i, p) in terms {
+                for (o, a) in out.iter_mut().zip(row(i)) {
+                    *o += *a * p;
+                }
+            }
+        }
+    }
+}
+
+pub fn upfirdn2d<T: Scalar>(x: &Tensor, spec: &Upfirdn2d, [n, oh, ow, c]: [usize; 4]) -> Tensor {
+    let (h, w) = (x.dim(1), x.dim(2));
+    let src = x.as_slice::<T>();
+    let rows = axis_table::<T>(spec, 0, h, oh, spec.gain);
+    let columns = axis_table::<T>(spec, 1, w, ow, 1.0);
+    let mut out = stale_vec::<T>(n * oh * ow * c);
+    if out.is_empty() {
+        return Tensor::from_vec(&[n, oh, ow, c], out);
+    }
+    let one_row = |index: usize, out: &mut [T], line: &mut Vec<T>| {
+        line.resize(w * c, T::ZERO);
+        weighted_rows(line, &src[index / oh * h * w * c..][..h * w * c], &rows[index % oh]);
+        for (o, terms) in out.chunks_exact_mut(c).zip(&columns) {
+            weighted_rows(o, line, terms);
+        }
+    };
+    if src.len() + out.len() < PARALLEL_ELEMENTS {
+        let mut line = Vec::new();
+        out.chunks_exact_mut(ow * c).enumerate().for_each(|(i, o)| one_row(i, o, &mut line));
+    } else {
+        out.par_chunks_exact_mut(ow * c).enumerate().for_each_init(Vec::new, |line, (i, o)| one_row(i, o, line));
+    }
+    Tensor::from_vec(&[n, oh, ow, c], out)
+}

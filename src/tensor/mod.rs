@@ -1,0 +1,241 @@
+//! L2: n-dimensional arrays without history. A `Tensor` is a contiguous, immutable, cheaply cloned view
+//! (`shape`, `offset`) into shared storage, in row-major order of its shape. Activations are channels-last
+//! `[N, H, W, C]`, convolution weights `[C_out, k_h, k_w, C_in]`.
+
+use std::sync::Arc;
+
+use crate::device::Device;
+use crate::device::cpu::{self, Element};
+use crate::error::{Error, Result};
+
+/// Element type of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DType {
+    F32,
+    F64,
+}
+
+/// Host memory of one tensor or slab; returns to the buffer pool when dropped.
+#[derive(Debug)]
+pub struct HostBuffer<T: Element>(Vec<T>);
+
+impl<T: Element> Drop for HostBuffer<T> {
+    fn drop(&mut self) {
+        cpu::recycle(std::mem::take(&mut self.0));
+    }
+}
+
+impl<T: Element> std::ops::Deref for HostBuffer<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        &self.0
+    }
+}
+
+impl<T: Element> std::ops::DerefMut for HostBuffer<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut self.0
+    }
+}
+
+/// Shared memory behind tensors.
+#[derive(Clone, Debug)]
+pub enum Storage {
+    F32(Arc<HostBuffer<f32>>),
+    F64(Arc<HostBuffer<f64>>),
+}
+
+/// Element types that a tensor can hold, tied to their storage.
+pub trait Scalar: Element {
+    const DTYPE: DType;
+    fn store(buffer: Arc<HostBuffer<Self>>) -> Storage;
+    fn view(storage: &Storage) -> Option<&[Self]>;
+    fn unique(storage: &mut Storage) -> Option<&mut [Self]>;
+}
+
+macro_rules! scalar {
+    ($t:ty, $variant:ident) => {
+        impl Scalar for $t {
+            const DTYPE: DType = DType::$variant;
+            fn store(buffer: Arc<HostBuffer<Self>>) -> Storage {
+                Storage::$variant(buffer)
+            }
+            fn view(storage: &Storage) -> Option<&[Self]> {
+                match storage {
+                    Storage::$variant(b) => Some(b),
+                    _ => None,
+                }
+            }
+            fn unique(storage: &mut Storage) -> Option<&mut [Self]> {
+                match storage {
+                    Storage::$variant(b) => Arc::get_mut(b).map(|b| &mut **b),
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+scalar!(f32, F32);
+scalar!(f64, F64);
+
+/// An n-dimensional array. Cloning shares the memory.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    shape: Vec<usize>,
+    offset: usize,
+    storage: Storage,
+}
+
+impl Tensor {
+    /// Takes `data`, row-major of `shape`. Panics if the lengths differ: that is a bug of the caller.
+    pub fn from_vec<T: Scalar>(shape: &[usize], data: Vec<T>) -> Tensor {
+        assert_eq!(shape.iter().product::<usize>(), data.len(), "a tensor's data must fill its shape {shape:?}");
+        Tensor { shape: shape.to_vec(), offset: 0, storage: T::store(Arc::new(HostBuffer(data))) }
+    }
+
+    /// Copies a slice.
+    pub fn from_slice<T: Scalar>(shape: &[usize], data: &[T]) -> Tensor {
+        let mut v = cpu::stale_vec(data.len());
+        v.copy_from_slice(data);
+        Tensor::from_vec(shape, v)
+    }
+
+    /// A tensor filled with `value`.
+    pub fn full(shape: &[usize], value: f64, dtype: DType) -> Tensor {
+        let n = shape.iter().product();
+        match dtype {
+            DType::F32 => {
+                let mut v = cpu::stale_vec::<f32>(n);
+                v.fill(value as f32);
+                Tensor::from_vec(shape, v)
+            }
+            DType::F64 => Tensor::from_vec(shape, vec![value; n]),
+        }
+    }
+
+    pub fn zeros(shape: &[usize], dtype: DType) -> Tensor {
+        Tensor::full(shape, 0.0, dtype)
+    }
+
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Size of dimension `i`.
+    pub fn dim(&self, i: usize) -> usize {
+        self.shape[i]
+    }
+
+    pub fn rank(&self) -> usize {
+        self.shape.len()
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub fn dtype(&self) -> DType {
+        match self.storage {
+            Storage::F32(_) => DType::F32,
+            Storage::F64(_) => DType::F64,
+        }
+    }
+
+    pub fn device(&self) -> Device {
+        Device::Cpu
+    }
+
+    /// The elements of a host tensor. Panics when `T` is not its dtype: ops dispatch on `dtype()` first.
+    pub fn as_slice<T: Scalar>(&self) -> &[T] {
+        let all = T::view(&self.storage).expect("dispatch on dtype() before asking for elements");
+        &all[self.offset..self.offset + self.len()]
+    }
+
+    /// The elements, copied to the host.
+    pub fn to_vec<T: Scalar>(&self) -> Vec<T> {
+        self.as_slice::<T>().to_vec()
+    }
+
+    /// The elements as f64, whatever the dtype.
+    pub fn to_f64_vec(&self) -> Vec<f64> {
+        match self.dtype() {
+            DType::F32 => self.as_slice::<f32>().iter().map(|v| *v as f64).collect(),
+            DType::F64 => self.to_vec(),
+        }
+    }
+
+    /// The value of a tensor with one element.
+    pub fn item(&self) -> Result<f64> {
+        if self.len() != 1 {
+            return Err(Error::shape("item", format!("needs one element, got {:?}", self.shape)));
+        }
+        Ok(self.to_f64_vec()[0])
+    }
+
+    /// The same elements under another shape, without a copy.
+    pub fn reshape(&self, shape: &[usize]) -> Result<Tensor> {
+        if shape.iter().product::<usize>() != self.len() {
+            return Err(Error::shape("reshape", format!("{:?} cannot become {shape:?}", self.shape)));
+        }
+        Ok(Tensor { shape: shape.to_vec(), ..self.clone() })
+    }
+
+    /// Rows `start..start + len` of the first dimension, without a copy.
+    pub fn rows(&self, start: usize, len: usize) -> Result<Tensor> {
+        if self.shape.is_empty() || start + len > self.shape[0] {
+            return Err(Error::shape("rows", format!("{start}..{} of {:?}", start + len, self.shape)));
+        }
+        let inner: usize = self.shape[1..].iter().product();
+        let mut shape = self.shape.clone();
+        shape[0] = len;
+        Ok(Tensor { shape, offset: self.offset + start * inner, storage: self.storage.clone() })
+    }
+
+    /// `len` elements from `start` of the flat order, as `shape`, without a copy: how a parameter is seen in its slab.
+    pub fn segment(&self, start: usize, shape: &[usize]) -> Result<Tensor> {
+        let len: usize = shape.iter().product();
+        if start + len > self.len() {
+            return Err(Error::shape("segment", format!("{start}..{} of {} elements", start + len, self.len())));
+        }
+        Ok(Tensor { shape: shape.to_vec(), offset: self.offset + start, storage: self.storage.clone() })
+    }
+
+    /// The elements for writing, when nothing else refers to the memory: parameters between two graphs.
+    pub fn as_mut_slice<T: Scalar>(&mut self) -> Result<&mut [T]> {
+        let (offset, len) = (self.offset, self.len());
+        let all = T::unique(&mut self.storage)
+            .ok_or(Error::Shape { op: "as_mut_slice", problem: "the memory is still referred to by a graph or a view".into() })?;
+        Ok(&mut all[offset..offset + len])
+    }
+
+    /// The same values in another dtype.
+    pub fn to_dtype(&self, dtype: DType) -> Tensor {
+        match (self.dtype(), dtype) {
+            (a, b) if a == b => self.clone(),
+            (_, DType::F64) => Tensor::from_vec(&self.shape, self.to_f64_vec()),
+            (_, DType::F32) => Tensor::from_vec(&self.shape, self.as_slice::<f64>().iter().map(|v| *v as f32).collect()),
+        }
+    }
+}
+
+/// Runs `$body` with `$t` bound to the element type of `$dtype`.
+#[macro_export]
+macro_rules! on_dtype {
+    ($dtype:expr, $t:ident => $body:expr) => {
+        match $dtype {
+            $crate::tensor::DType::F32 => {
+                type $t = f32;
+                $body
+            }
+            $crate::tensor::DType::F64 => {
+                type $t = f64;
+                $body
+            }
+        }
+    };
+}
