@@ -6,6 +6,7 @@ pub mod conv2d;
 pub mod elementwise;
 pub mod layout;
 pub mod matmul;
+pub mod optimizer;
 pub mod random;
 pub mod reduce;
 pub mod upfirdn2d;
