@@ -9,3 +9,4 @@ pub mod nn;
 pub mod ops;
 pub mod tensor;
 pub mod training;
+pub mod unlearning;
