@@ -1,7 +1,9 @@
 //! recant: makes a pre-trained StyleGAN2 stop generating what its user marks as undesired.
 
 pub mod autograd;
+pub mod data;
 pub mod device;
 pub mod error;
+pub mod io;
 pub mod ops;
 pub mod tensor;
