@@ -6,8 +6,10 @@ pub mod conv2d;
 pub mod elementwise;
 pub mod layout;
 pub mod matmul;
+pub mod pool2d;
 pub mod random;
 pub mod reduce;
+pub mod resize;
 pub mod upfirdn2d;
 
 use crate::error::{Error, Result};
