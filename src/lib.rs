@@ -3,5 +3,8 @@
 pub mod autograd;
 pub mod device;
 pub mod error;
+pub mod losses;
+pub mod models;
+pub mod nn;
 pub mod ops;
 pub mod tensor;

@@ -7,6 +7,7 @@ pub mod elementwise;
 pub mod layout;
 pub mod matmul;
 pub mod pool2d;
+pub mod optimizer;
 pub mod random;
 pub mod reduce;
 pub mod resize;

@@ -107,3 +107,8 @@ pub fn concat(parts: &[&Var], axis: usize) -> Result<Var> {
     let values: Vec<_> = parts.iter().map(|p| p.value()).collect();
     Ok(Var::from_op(ops::concat(&values, axis)?, parts, ConcatRule(axis)))
 }
+
+/// The same value as a node of its own, so that a gradient can be asked for this use of it alone.
+pub fn alias(x: &Var) -> Var {
+    Var::from_op(x.value().clone(), &[x], ReshapeRule)
+}

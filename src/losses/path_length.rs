@@ -1,0 +1,42 @@
+//! Path-length regularisation (StyleGAN2 §3.2, as rosinality computes it).
+
+use crate::autograd::{Order, Var, add, add_scalar, broadcast_to, grad_seeded, mean, powf, reshape, scale, square, sub, sum_to, zeros_like};
+use crate::error::Result;
+use crate::tensor::Tensor;
+
+/// What one evaluation gives.
+pub struct PathLength {
+    /// `mean_n (length_n − m')²`, one element, differentiable; `m'` is the updated running mean, part of the graph.
+    pub penalty: Var,
+    /// The updated running mean, a number.
+    pub running_mean: f64,
+    /// Mean length of this batch.
+    pub mean_length: f64,
+}
+
+/// Step of the running mean towards the batch's mean length.
+pub const DECAY: f64 = 0.01;
+
+/// `ws`: the style of each layer, nodes that `images` depends on. `y` `[N, H, W, 3]`: normal noise already divided by
+/// √(H·W). `length_n = sqrt(mean_layers Σ_d (∂ Σ images·y / ∂ w)²)`.
+pub fn path_length(images: &Var, ws: &[Var], y: &Tensor, running_mean: f64) -> Result<PathLength> {
+    let targets: Vec<&Var> = ws.iter().collect();
+    let seed = Var::constant(y.to_dtype(images.dtype()));
+    let gradients = grad_seeded(&[images], &[seed], &targets, Order::Differentiable)?;
+    let n = images.dim(0);
+    let mut energy: Option<Var> = None;
+    for (g, w) in gradients.into_iter().zip(ws) {
+        let e = sum_to(&square(&g.unwrap_or_else(|| zeros_like(w)))?, &[n, 1])?;
+        energy = Some(match energy {
+            None => e,
+            Some(sum) => add(&sum, &e)?,
+        });
+    }
+    let energy = energy.expect("a generator has style layers");
+    let lengths = powf(&scale(&energy, 1.0 / ws.len() as f64)?, 0.5)?;
+    let batch_mean = mean(&lengths)?;
+    // m' = m + decay (mean − m), with the gradient flowing through the batch's mean.
+    let updated = add_scalar(&scale(&batch_mean, DECAY)?, running_mean * (1.0 - DECAY))?;
+    let penalty = reshape(&mean(&square(&sub(&lengths, &broadcast_to(&updated, lengths.shape())?)?)?)?, &[1])?;
+    Ok(PathLength { penalty, running_mean: updated.item()?, mean_length: batch_mean.item()? })
+}

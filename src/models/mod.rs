@@ -1,0 +1,3 @@
+//! L6: networks.
+
+pub mod stylegan2;

@@ -1,0 +1,8 @@
+//! L5: what networks are built from: parameter slabs, equalised layers, optimiser state.
+
+pub mod layers;
+pub mod optimizer;
+pub mod params;
+
+pub use optimizer::AdamState;
+pub use params::{Layout, ParamSlab, Params, Segment};

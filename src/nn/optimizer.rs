@@ -1,0 +1,47 @@
+//! Optimiser state beside a parameter slab.
+
+use std::sync::Arc;
+
+use super::params::{Layout, ParamSlab};
+use crate::autograd::Var;
+use crate::error::Result;
+use crate::ops::optimizer::{Adam, Pull, Slabs, adam_step};
+use crate::tensor::Tensor;
+
+/// Adam's moments and step count for one network. With β1 = 0 there is no first moment.
+#[derive(Clone, Debug)]
+pub struct AdamState {
+    pub adam: Adam,
+    pub step: u64,
+    pub first_moment: Option<ParamSlab>,
+    pub second_moment: ParamSlab,
+}
+
+impl AdamState {
+    pub fn new(layout: &Arc<Layout>, adam: Adam) -> AdamState {
+        AdamState { adam, step: 0, first_moment: (adam.beta1 > 0.0).then(|| ParamSlab::zeros(layout)), second_moment: ParamSlab::zeros(layout) }
+    }
+
+    /// A copy that shares no memory.
+    pub fn deep_clone(&self) -> AdamState {
+        AdamState {
+            first_moment: self.first_moment.as_ref().map(ParamSlab::deep_clone),
+            second_moment: self.second_moment.deep_clone(),
+            ..*self
+        }
+    }
+
+    /// One step on `params` with one gradient per parameter; see `ops::optimizer::adam_step` for what is returned.
+    pub fn step(&mut self, params: &mut ParamSlab, ema: Option<(&mut ParamSlab, f64)>, grads: &[Var], pull: Pull) -> Result<f64> {
+        self.step += 1;
+        let grads: Vec<Tensor> = grads.iter().map(|g| g.value().clone()).collect();
+        let offsets = params.layout().offsets();
+        let slabs = Slabs {
+            params: params.values_mut(),
+            first_moment: self.first_moment.as_mut().map(ParamSlab::values_mut),
+            second_moment: self.second_moment.values_mut(),
+            ema: ema.map(|(e, decay)| (e.values_mut(), decay)),
+        };
+        adam_step(slabs, &grads, &offsets, pull, self.adam, self.step)
+    }
+}

@@ -1,0 +1,83 @@
+//! One pass over a network's parameter slab: regulariser gradient, Adam, EMA, and the sum the next step needs.
+//!
+//! StyleGAN2's Adam has β1 = 0, so there is no first moment: `v ← β2 v + (1 − β2) g²`,
+//! `θ ← θ − lr · g / (sqrt(v / (1 − β2^t)) + eps)`, `ema ← ema + (1 − decay)(θ − ema)`. With β1 > 0 (classifiers) the
+//! first moment is a slab of its own.
+
+mod cpu;
+
+use crate::error::{Error, Result};
+use crate::tensor::Tensor;
+
+/// Adam's numbers.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Adam {
+    pub lr: f64,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f64,
+}
+
+/// What pulls at the parameters besides the loss, in one slab layout with them.
+#[derive(Clone, Copy)]
+pub enum Pull<'a> {
+    None,
+    /// `λ F (θ − anchor)`, the gradient of `(λ/2) Σ F (θ − anchor)²`.
+    Ewc { anchor: &'a Tensor, fisher: &'a Tensor, lambda: f64 },
+    /// `coefficient · 2 w_p (θ − centroid)`, where `coefficient` is the derivative of a repulsion loss by
+    /// `Σ_p w_p ‖θ_p − centroid_p‖²` and `w_p` the weight of segment `p`.
+    Centroid { centroid: &'a Tensor, weights: &'a [f64], coefficient: f64 },
+    /// `strength · sign(θ)`, the gradient of `strength Σ |θ|`.
+    L1 { strength: f64 },
+}
+
+/// The slabs of one step; all of one length.
+pub struct Slabs<'a> {
+    pub params: &'a mut Tensor,
+    /// Required when `beta1 > 0`.
+    pub first_moment: Option<&'a mut Tensor>,
+    pub second_moment: &'a mut Tensor,
+    /// The running mean of the parameters and its decay.
+    pub ema: Option<(&'a mut Tensor, f64)>,
+}
+
+/// One step. `grads[p]` is the gradient of segment `p`, which lies at `offsets[p]` of the slab; `step` counts from 1.
+///
+/// Returns, in f64 and a fixed order of summation: for `Pull::Ewc` the penalty `(λ/2) Σ F (θ − anchor)²` of the
+/// parameters before the step; for `Pull::Centroid` the weighted squared distance `Σ_p w_p ‖θ_p − centroid_p‖²` after
+/// it; for `Pull::L1` the norm before it; else 0.
+pub fn adam_step(slabs: Slabs, grads: &[Tensor], offsets: &[usize], pull: Pull, adam: Adam, step: u64) -> Result<f64> {
+    let total: usize = grads.iter().map(Tensor::len).sum();
+    if slabs.params.len() != total || slabs.second_moment.len() != total || offsets.len() != grads.len() {
+        return Err(Error::shape("adam_step", format!("gradients of {total} elements for a slab of {}", slabs.params.len())));
+    }
+    if adam.beta1 > 0.0 && slabs.first_moment.is_none() {
+        return Err(Error::shape("adam_step", "beta1 > 0 needs a slab for the first moment"));
+    }
+    cpu::adam_step(slabs, grads, offsets, pull, adam, step)
+}
+
+/// `Σ_p w_p ‖θ_p − centroid_p‖²` in f64, fixed order; one weight per segment.
+pub fn weighted_squared_distance(params: &Tensor, centroid: &Tensor, offsets: &[usize], weights: &[f64]) -> Result<f64> {
+    if params.len() != centroid.len() || offsets.len() != weights.len() {
+        return Err(Error::shape("weighted_squared_distance", format!("{} and {} elements", params.len(), centroid.len())));
+    }
+    Ok(cpu::weighted_squared_distance(params, centroid, offsets, weights))
+}
+
+/// `(λ/2) Σ F (θ − anchor)²` in f64 and its gradient `λ F (θ − anchor)`, in one pass.
+pub fn ewc(params: &Tensor, anchor: &Tensor, fisher: &Tensor, lambda: f64) -> Result<(f64, Tensor)> {
+    if params.len() != anchor.len() || params.len() != fisher.len() {
+        return Err(Error::shape("ewc", format!("slabs of {}, {} and {} elements", params.len(), anchor.len(), fisher.len())));
+    }
+    Ok(cpu::ewc(params, anchor, fisher, lambda))
+}
+
+/// `into += weight · g²` per segment: how squared per-sample gradients become a Fisher diagonal.
+pub fn accumulate_squares(into: &mut Tensor, grads: &[Tensor], offsets: &[usize], weight: f64) -> Result<()> {
+    let total: usize = grads.iter().map(Tensor::len).sum();
+    if into.len() != total || offsets.len() != grads.len() {
+        return Err(Error::shape("accumulate_squares", format!("gradients of {total} elements for a slab of {}", into.len())));
+    }
+    cpu::accumulate_squares(into, grads, offsets, weight)
+}
