@@ -1,3 +1,5 @@
 //! L6: networks.
 
+pub mod classifier;
+pub mod lenet;
 pub mod stylegan2;

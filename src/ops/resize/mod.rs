@@ -5,6 +5,8 @@
 
 mod cpu;
 
+use std::fmt;
+
 use crate::error::{Error, Result};
 use crate::on_dtype;
 use crate::tensor::Tensor;
@@ -20,6 +22,16 @@ pub enum Resize {
     AntialiasedBilinear,
     /// The cubic with a = −0.5 as wide as the scale: Pillow's `BICUBIC`, which clean-fid uses (resize.py).
     AntialiasedBicubic,
+}
+
+impl fmt::Display for Resize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Resize::Bilinear => "bilinear without antialiasing",
+            Resize::AntialiasedBilinear => "antialiased bilinear",
+            Resize::AntialiasedBicubic => "antialiased bicubic",
+        })
+    }
 }
 
 /// Weights of one axis: for every output position the first input position and the weights from there on.
