@@ -1,0 +1,323 @@
+//! L7': one iteration of StyleGAN2 training, for pre-training and both stages of the method.
+//!
+//! Order within an iteration, as rosinality train.py: D (adversarial), D (R1, every 16), G (adversarial, with the
+//! stage's regulariser), G (path length, every 4), EMA. Regularisers fire at iteration 0. All randomness of an
+//! iteration is drawn beforehand into `Inputs`, so an iteration is a function.
+
+mod run;
+
+pub use run::{Batches, Progress, run};
+
+use crate::autograd::{Order, Var, concat, grad_or_zero, scale};
+use crate::error::{Error, Result};
+use crate::losses::{discriminator_loss, generator_loss, path_length, r1_penalty};
+use crate::models::stylegan2::{Discriminator, Generator, StyleGan2Config, Styles};
+use crate::nn::{AdamState, ParamSlab, Params};
+use crate::ops::optimizer::{Adam, Pull};
+use crate::ops::random::Random;
+use crate::tensor::Tensor;
+
+/// Numbers of the training loop; the defaults are rosinality's and the paper's.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Hyper {
+    pub batch: usize,
+    /// Learning rate before the lazy-regularisation ratios.
+    pub lr: f64,
+    pub r1_weight: f64,
+    pub r1_every: u64,
+    pub path_weight: f64,
+    pub path_every: u64,
+    /// The path-length batch is `batch / path_shrink`.
+    pub path_shrink: usize,
+    /// EMA of the generator per iteration.
+    pub ema_decay: f64,
+    /// Probability that a batch mixes two styles.
+    pub mixing: f64,
+}
+
+impl Default for Hyper {
+    fn default() -> Hyper {
+        Hyper {
+            batch: 16,
+            lr: 0.002,
+            r1_weight: 10.0,
+            r1_every: 16,
+            path_weight: 2.0,
+            path_every: 4,
+            path_shrink: 2,
+            ema_decay: 0.5_f64.powf(32.0 / 10_000.0),
+            mixing: 0.9,
+        }
+    }
+}
+
+impl Hyper {
+    /// Adam for a network that is also stepped every `every` iterations by its lazy regulariser.
+    fn adam(&self, every: u64) -> Adam {
+        let ratio = every as f64 / (every as f64 + 1.0);
+        Adam { lr: self.lr * ratio, beta1: 0.0, beta2: 0.99_f64.powf(ratio), eps: 1e-8 }
+    }
+
+    pub fn generator_adam(&self) -> Adam {
+        self.adam(self.path_every)
+    }
+
+    pub fn discriminator_adam(&self) -> Adam {
+        self.adam(self.r1_every)
+    }
+
+    /// The same numbers if they are usable.
+    pub fn checked(self) -> Result<Hyper> {
+        let positive = [("--lr", self.lr), ("--ema-decay", self.ema_decay)];
+        if let Some((name, v)) = positive.iter().find(|(_, v)| !(v.is_finite() && *v > 0.0)) {
+            return Err(Error::config(*name, format!("{v} must be a positive number")));
+        }
+        if !(self.r1_weight >= 0.0 && self.path_weight >= 0.0 && self.ema_decay < 1.0 && (0.0..=1.0).contains(&self.mixing)) {
+            return Err(Error::config("--r1, --path, --mixing", "weights must be ≥ 0, mixing in 0..1, EMA decay below 1"));
+        }
+        if !Discriminator::accepts_batch(self.batch) || self.path_shrink == 0 || self.r1_every == 0 || self.path_every == 0 {
+            return Err(Error::config("--batch", format!("{} must be 1, 2, 3 or a multiple of 4, and intervals at least 1", self.batch)));
+        }
+        Ok(self)
+    }
+}
+
+/// Everything that training changes: what a checkpoint holds.
+#[derive(Clone, Debug)]
+pub struct GanState {
+    pub config: StyleGan2Config,
+    pub g: ParamSlab,
+    pub g_ema: ParamSlab,
+    pub d: ParamSlab,
+    pub g_optim: AdamState,
+    pub d_optim: AdamState,
+    /// Iterations done.
+    pub iteration: u64,
+    pub mean_path_length: f64,
+    pub rng: Random,
+}
+
+impl GanState {
+    /// A fresh pair; the EMA starts as a copy of the generator.
+    pub fn init(config: &StyleGan2Config, hyper: &Hyper, seed: u64) -> GanState {
+        let (g, d) = (Generator::new(config.clone()), Discriminator::new(config.clone()));
+        let mut init = Random::new(seed, streams::INIT);
+        let g_slab = ParamSlab::init(g.layout(), &mut init);
+        GanState {
+            config: config.clone(),
+            g_ema: g_slab.deep_clone(),
+            d: ParamSlab::init(d.layout(), &mut init),
+            g_optim: AdamState::new(g.layout(), hyper.generator_adam()),
+            d_optim: AdamState::new(d.layout(), hyper.discriminator_adam()),
+            g: g_slab,
+            iteration: 0,
+            mean_path_length: 0.0,
+            rng: Random::new(seed, streams::TRAINING),
+        }
+    }
+}
+
+/// Streams of random numbers by use: two uses never share numbers, whatever the seeds.
+pub mod streams {
+    pub const INIT: u64 = 1;
+    pub const TRAINING: u64 = 2;
+    pub const BATCHES: u64 = 3;
+    pub const FEEDBACK: u64 = 4;
+    pub const FISHER: u64 = 5;
+    pub const EVALUATION: u64 = 6;
+    pub const SAMPLES: u64 = 7;
+    pub const TOY: u64 = 8;
+}
+
+/// Random inputs of the path-length step.
+pub struct PathInputs {
+    pub styles: Styles,
+    pub noise: Vec<Tensor>,
+    /// `[n, H, W, 3]`, already divided by √(H·W).
+    pub y: Tensor,
+}
+
+/// Everything that an iteration reads besides the state.
+pub struct Inputs {
+    /// `[batch, H, W, 3]` in [−1, 1].
+    pub real: Tensor,
+    pub d_styles: Styles,
+    pub d_noise: Vec<Tensor>,
+    pub g_styles: Styles,
+    pub g_noise: Vec<Tensor>,
+    pub r1: bool,
+    pub path: Option<PathInputs>,
+}
+
+/// What one iteration measured.
+#[derive(Clone, Copy, Debug, Default, serde::Serialize)]
+pub struct Losses {
+    pub d: f64,
+    pub g: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub r1: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<f64>,
+    pub mean_path_length: f64,
+    /// The regulariser's own number (EWC penalty, repulsion distance), if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub regulariser: Option<f64>,
+}
+
+/// What a stage adds to the generator's step. The optimiser pass applies `pull` and hands the sum it reduced to
+/// `observe`; `path_pull` is what the path-length step applies: nothing, or a measurement.
+pub trait Regulariser {
+    fn pull(&self) -> Pull<'_>;
+    fn path_pull(&self) -> Pull<'_> {
+        Pull::None
+    }
+    /// `sum` is what the pass of `pull` reduced; the number to log is returned.
+    fn observe(&mut self, _sum: f64) -> Result<Option<f64>> {
+        Ok(None)
+    }
+    fn observe_path(&mut self, _sum: f64) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Plain training.
+pub struct NoRegulariser;
+
+impl Regulariser for NoRegulariser {
+    fn pull(&self) -> Pull<'_> {
+        Pull::None
+    }
+}
+
+/// The networks and numbers of a training run.
+pub struct Trainer {
+    pub generator: Generator,
+    pub discriminator: Discriminator,
+    pub hyper: Hyper,
+}
+
+impl Trainer {
+    pub fn new(config: &StyleGan2Config, hyper: Hyper) -> Trainer {
+        Trainer { generator: Generator::new(config.clone()), discriminator: Discriminator::new(config.clone()), hyper }
+    }
+
+    /// Latents for `n` images, mixed with the run's probability.
+    pub fn draw_styles(&self, n: usize, rng: &mut Random) -> Styles {
+        let config = self.generator.config();
+        let z1 = rng.normal(&[n, config.latent]);
+        if (rng.unit() as f64) < self.hyper.mixing {
+            let z2 = rng.normal(&[n, config.latent]);
+            // Uniform in 1 … layers − 1, one draw for the batch.
+            let crossover = 1 + rng.below(config.style_layers() - 1);
+            Styles::Mixed { z1, z2, crossover }
+        } else {
+            Styles::One(z1)
+        }
+    }
+
+    /// Draws the random part of iteration `state.iteration` from the state's generator.
+    pub fn draw_inputs(&self, state: &mut GanState, real: Tensor) -> Inputs {
+        let (h, n, i) = (&self.hyper, self.hyper.batch, state.iteration);
+        let rng = &mut state.rng;
+        Inputs {
+            real,
+            d_styles: self.draw_styles(n, rng),
+            d_noise: self.generator.draw_noise(n, rng),
+            g_styles: self.draw_styles(n, rng),
+            g_noise: self.generator.draw_noise(n, rng),
+            r1: h.r1_weight > 0.0 && i.is_multiple_of(h.r1_every),
+            path: (h.path_weight > 0.0 && i.is_multiple_of(h.path_every)).then(|| {
+                let n = (n / h.path_shrink).max(1);
+                let s = self.generator.config().size;
+                let styles = self.draw_styles(n, rng);
+                let noise = self.generator.draw_noise(n, rng);
+                let y = Var::constant(rng.normal(&[n, s, s, 3]));
+                PathInputs { styles, noise, y: scale(&y, 1.0 / s as f64).expect("a scaled tensor").value().clone() }
+            }),
+        }
+    }
+
+    /// One whole iteration on `state`.
+    pub fn iteration(&self, state: &mut GanState, inputs: &Inputs, regulariser: &mut dyn Regulariser) -> Result<Losses> {
+        let mut losses = Losses { d: self.discriminator_step(state, inputs)?, ..Losses::default() };
+        if inputs.r1 {
+            losses.r1 = Some(self.r1_step(state, &inputs.real)?);
+        }
+        let (g, logged) = self.generator_step(state, inputs, regulariser)?;
+        (losses.g, losses.regulariser) = (g, logged);
+        if let Some(path) = &inputs.path {
+            losses.path = Some(self.path_step(state, path, regulariser)?);
+        }
+        losses.mean_path_length = state.mean_path_length;
+        state.iteration += 1;
+        let finite = [Some(losses.d), Some(losses.g), losses.r1, losses.path, losses.regulariser].into_iter().flatten().all(f64::is_finite);
+        if !finite {
+            return Err(Error::Diverged {
+                what: "training".into(),
+                step: state.iteration as usize,
+                problem: format!("a loss is not a finite number (D {}, G {}, R1 {:?}, path {:?}); lower --lr, or raise --r1", losses.d, losses.g, losses.r1, losses.path),
+            });
+        }
+        Ok(losses)
+    }
+
+    fn discriminator_step(&self, state: &mut GanState, inputs: &Inputs) -> Result<f64> {
+        let fake = self.generator.forward(&state.g.constants(), &inputs.d_styles, &inputs.d_noise)?;
+        let (loss, grads) = {
+            let params = state.d.leaves();
+            let images = concat(&[&Var::constant(inputs.real.clone()), &fake], 0)?;
+            let loss = discriminator_loss(&self.discriminator.forward(&params, &images, 2)?)?;
+            (loss.item()?, gradients(&loss, &params)?)
+        };
+        state.d_optim.step(&mut state.d, None, &grads, Pull::None)?;
+        Ok(loss)
+    }
+
+    fn r1_step(&self, state: &mut GanState, real: &Tensor) -> Result<f64> {
+        let (penalty, grads) = {
+            let params = state.d.leaves();
+            let images = Var::leaf(real.clone());
+            let logits = self.discriminator.forward(&params, &images, 1)?;
+            let penalty = r1_penalty(&logits, &images)?;
+            let loss = scale(&penalty, self.hyper.r1_weight / 2.0 * self.hyper.r1_every as f64)?;
+            (penalty.item()?, gradients(&loss, &params)?)
+        };
+        state.d_optim.step(&mut state.d, None, &grads, Pull::None)?;
+        Ok(penalty)
+    }
+
+    fn generator_step(&self, state: &mut GanState, inputs: &Inputs, regulariser: &mut dyn Regulariser) -> Result<(f64, Option<f64>)> {
+        let (loss, grads) = {
+            let params = state.g.leaves();
+            let images = self.generator.forward(&params, &inputs.g_styles, &inputs.g_noise)?;
+            let loss = generator_loss(&self.discriminator.forward(&state.d.constants(), &images, 1)?)?;
+            (loss.item()?, gradients(&loss, &params)?)
+        };
+        // The EMA follows the last generator step of the iteration.
+        let ema = inputs.path.is_none().then_some((&mut state.g_ema, self.hyper.ema_decay));
+        let sum = state.g_optim.step(&mut state.g, ema, &grads, regulariser.pull())?;
+        Ok((loss, regulariser.observe(sum)?))
+    }
+
+    fn path_step(&self, state: &mut GanState, inputs: &PathInputs, regulariser: &mut dyn Regulariser) -> Result<f64> {
+        let (penalty, grads) = {
+            let params = state.g.leaves();
+            let ws = self.generator.styles(&params, &inputs.styles)?;
+            let images = self.generator.synthesis(&params, &ws, &inputs.noise)?;
+            let path = path_length(&images, &ws, &inputs.y, state.mean_path_length)?;
+            state.mean_path_length = path.running_mean;
+            let loss = scale(&path.penalty, self.hyper.path_weight * self.hyper.path_every as f64)?;
+            (path.penalty.item()?, gradients(&loss, &params)?)
+        };
+        let ema = Some((&mut state.g_ema, self.hyper.ema_decay));
+        let sum = state.g_optim.step(&mut state.g, ema, &grads, regulariser.path_pull())?;
+        regulariser.observe_path(sum)?;
+        Ok(penalty)
+    }
+}
+
+/// Gradients by all parameters. One without a path to the loss gets zeros, so that Adam's second moment decays for it
+/// too (as the reference's `0 · output` terms have it).
+fn gradients(loss: &Var, params: &Params) -> Result<Vec<Var>> {
+    grad_or_zero(&[loss], &params.all(), Order::Last)
+}
