@@ -129,3 +129,99 @@ pub fn avg_pool2d_transpose(g: &Tensor, window: Window, divisor: Divisor, size: 
     check_output(OP, g, window, size)?;
     Ok(on_dtype!(g.dtype(), T => cpu::avg_pool2d_transpose::<T>(g, window, divisor, size)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::random::Random;
+
+    /// Odd sizes, windows that overlap, leave gaps, reach into the padding, are not square, or leave a rest.
+    const WINDOWS: [(Window, [usize; 2]); 6] = [
+        (Window::square(2, 2, 0), [6, 4]),
+        (Window::square(3, 2, 1), [7, 6]),
+        (Window::square(3, 1, 1), [5, 4]),
+        (Window::square(2, 3, 0), [9, 8]),
+        (Window { kernel: [3, 2], stride: [1, 2], padding: [1, 0] }, [4, 7]),
+        (Window { kernel: [1, 4], stride: [2, 1], padding: [0, 2] }, [3, 5]),
+    ];
+
+    /// The elements of each window of each output element, by the definition: (taps, elements of `x`).
+    fn windows(x: &Tensor, w: Window) -> Vec<Vec<(usize, usize)>> {
+        let [n, h, wd, c]: [usize; 4] = x.shape().try_into().unwrap();
+        let out = |axis: usize, len: usize| (len + 2 * w.padding[axis] - w.kernel[axis]) / w.stride[axis] + 1;
+        let mut all = Vec::new();
+        for (b, y, xo, k) in (0..n).flat_map(|b| {
+            (0..out(0, h)).flat_map(move |y| (0..out(1, wd)).flat_map(move |xo| (0..c).map(move |k| (b, y, xo, k))))
+        }) {
+            let mut window = Vec::new();
+            for tap in 0..w.kernel[0] * w.kernel[1] {
+                let qy = (y * w.stride[0] + tap / w.kernel[1]) as isize - w.padding[0] as isize;
+                let qx = (xo * w.stride[1] + tap % w.kernel[1]) as isize - w.padding[1] as isize;
+                if (0..h as isize).contains(&qy) && (0..wd as isize).contains(&qx) {
+                    window.push((tap, ((b * h + qy as usize) * wd + qx as usize) * c + k));
+                }
+            }
+            all.push(window);
+        }
+        all
+    }
+
+    #[test]
+    fn pools_as_defined() {
+        for (i, (w, size)) in WINDOWS.into_iter().enumerate() {
+            let x = Random::new(5, i as u64).normal(&[2, size[0], size[1], 3]);
+            let v = x.to_f64_vec();
+            let (max, taps) = (max_pool2d(&x, w).unwrap().to_f64_vec(), max_pool2d_taps(&x, w).unwrap());
+            let gathered = gather_taps(&x, &taps, w).unwrap().to_f64_vec();
+            let inside = avg_pool2d(&x, w, Divisor::Inside).unwrap().to_f64_vec();
+            let kernel = avg_pool2d(&x, w, Divisor::Kernel).unwrap().to_f64_vec();
+            let expected = windows(&x, w);
+            assert_eq!(max.len(), expected.len(), "{w:?}");
+            for (o, window) in expected.iter().enumerate() {
+                let best = window.iter().copied().reduce(|a, b| if v[b.1] > v[a.1] { b } else { a }).unwrap();
+                let sum: f64 = window.iter().map(|e| v[e.1]).sum();
+                assert_eq!((max[o], gathered[o]), (v[best.1], v[best.1]), "{w:?} at {o}");
+                assert_eq!(taps.to_f64_vec()[o], best.0 as f64, "{w:?} at {o}");
+                assert!((inside[o] - sum / window.len() as f64).abs() < 1e-6, "{w:?} at {o}");
+                assert!((kernel[o] - sum / (w.kernel[0] * w.kernel[1]) as f64).abs() < 1e-6, "{w:?} at {o}");
+            }
+        }
+    }
+
+    /// `⟨g, A x⟩ = ⟨Aᵀ g, x⟩`
+    #[test]
+    fn transposes_are_adjoint() {
+        for (i, (w, size)) in WINDOWS.into_iter().enumerate() {
+            let mut r = Random::new(6, i as u64);
+            let x = r.normal(&[2, size[0], size[1], 3]).to_dtype(DType::F64);
+            let taps = max_pool2d_taps(&x, w).unwrap();
+            let g = r.normal(taps.shape()).to_dtype(DType::F64);
+            let dot = |a: &Tensor, b: &Tensor| a.to_f64_vec().iter().zip(b.to_f64_vec()).map(|(a, b)| a * b).sum::<f64>();
+            let mut pairs = vec![(gather_taps(&x, &taps, w).unwrap(), scatter_taps(&g, &taps, w, size).unwrap())];
+            for d in [Divisor::Inside, Divisor::Kernel] {
+                pairs.push((avg_pool2d(&x, w, d).unwrap(), avg_pool2d_transpose(&g, w, d, size).unwrap()));
+            }
+            for (k, (y, z)) in pairs.iter().enumerate() {
+                let (left, right) = (dot(&g, y), dot(z, &x));
+                assert!((left - right).abs() < 1e-12 * left.abs().max(1.0), "{w:?}, pair {k}: {left} and {right}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_nan_is_not_hidden() {
+        let x = Tensor::from_vec(&[1, 1, 3, 1], vec![1.0_f32, f32::NAN, 2.0]);
+        let w = Window::whole([1, 3]);
+        assert!(max_pool2d(&x, w).unwrap().item().unwrap().is_nan());
+        assert_eq!(max_pool2d_taps(&x, w).unwrap().item().unwrap(), 1.0);
+    }
+
+    #[test]
+    fn unusable_windows_are_refused() {
+        let x = Tensor::zeros(&[1, 3, 3, 1], DType::F32);
+        for w in [Window::square(4, 1, 0), Window::square(0, 1, 0), Window::square(2, 0, 0), Window::square(2, 1, 2)] {
+            assert!(max_pool2d(&x, w).is_err(), "{w:?}");
+        }
+        assert!(avg_pool2d_transpose(&x, Window::square(2, 2, 0), Divisor::Kernel, [4, 4]).is_err());
+    }
+}
