@@ -4,6 +4,7 @@ pub mod autograd;
 pub mod device;
 pub mod error;
 pub mod losses;
+pub mod metrics;
 pub mod models;
 pub mod nn;
 pub mod ops;
