@@ -1,0 +1,123 @@
+//! Diagonal Fisher information of the generator: the mean over samples of squared per-sample gradients.
+//!
+//! The discriminator's minibatch standard deviation couples the samples of a group, so a per-sample gradient of the
+//! official estimator runs through all images of its group. Groups are evaluated alone: one forward pass and as many
+//! backward passes as members, each over the group only, which is 1/8 of the official loop's work at 32 samples.
+
+use crate::autograd::{Order, Var, grad_or_zero, scale, slice, softplus};
+use crate::error::{Error, Result};
+use crate::models::stylegan2::{Generator, Styles};
+use crate::nn::ParamSlab;
+use crate::ops::layout;
+use crate::ops::optimizer::accumulate_squares;
+use crate::ops::random::Random;
+use crate::tensor::Tensor;
+use crate::training::Trainer;
+
+/// The function whose per-sample gradient is squared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
+pub enum Estimator {
+    /// The raw logit of D (the official code).
+    Logit,
+    /// `log σ(logit)`, the log-likelihood of "real" (Li et al. 2020, the paper's text).
+    Bce,
+}
+
+/// Which parameters get a Fisher value; the others get zero, so EWC leaves them free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
+pub enum Coverage {
+    /// All parameters (the paper's text).
+    All,
+    /// The styled convolutions from 8×8 upward, `convs.*` (the official code).
+    Convs,
+}
+
+/// How samples share D's minibatch standard deviation while the Fisher is estimated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
+pub enum Grouping {
+    /// Groups of four, as in training (the official code): gradients contain their group's cross terms.
+    Batch,
+    /// Every sample alone: gradients of one sample each, a quarter of the work.
+    Alone,
+}
+
+/// How the Fisher is estimated.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct FisherSpec {
+    pub estimator: Estimator,
+    pub coverage: Coverage,
+    pub grouping: Grouping,
+    pub samples: usize,
+}
+
+impl Default for FisherSpec {
+    /// The official code's.
+    fn default() -> FisherSpec {
+        FisherSpec { estimator: Estimator::Logit, coverage: Coverage::Convs, grouping: Grouping::Batch, samples: 32 }
+    }
+}
+
+/// Rows `indices` of a tensor's first dimension.
+fn rows(t: &Tensor, indices: &[usize]) -> Result<Tensor> {
+    let parts = indices.iter().map(|&i| t.rows(i, 1)).collect::<Result<Vec<_>>>()?;
+    layout::concat(&parts.iter().collect::<Vec<_>>(), 0)
+}
+
+fn styles_of(styles: &Styles, indices: &[usize]) -> Result<Styles> {
+    Ok(match styles {
+        Styles::One(z) => Styles::One(rows(z, indices)?),
+        Styles::Mixed { z1, z2, crossover } => Styles::Mixed { z1: rows(z1, indices)?, z2: rows(z2, indices)?, crossover: *crossover },
+    })
+}
+
+/// The Fisher diagonal of `g` as judged by `d`, for samples drawn from `rng`.
+pub fn fisher_diagonal(nets: &Trainer, g: &ParamSlab, d: &ParamSlab, spec: FisherSpec, rng: &mut Random) -> Result<ParamSlab> {
+    if spec.samples == 0 {
+        return Err(Error::config("--fisher-samples", "needs at least one sample"));
+    }
+    let styles = nets.draw_styles(spec.samples, rng);
+    let noise = nets.generator.draw_noise(spec.samples, rng);
+    fisher_of(nets, g, d, spec, &styles, &noise)
+}
+
+/// As `fisher_diagonal`, for given samples.
+pub fn fisher_of(nets: &Trainer, g: &ParamSlab, d: &ParamSlab, spec: FisherSpec, styles: &Styles, noise: &[Tensor]) -> Result<ParamSlab> {
+    let n = spec.samples;
+    let members = match spec.grouping {
+        Grouping::Alone => 1,
+        Grouping::Batch => n.min(4),
+    };
+    if n % members != 0 {
+        return Err(Error::config("--fisher-samples", format!("{n} must be a multiple of 4 when D groups samples")));
+    }
+    let groups = n / members;
+    let mut fisher = ParamSlab::zeros(g.layout());
+    let segments = g.layout().segments();
+    let covered = |name: &str| spec.coverage == Coverage::All || Generator::is_conv(name);
+    let offsets = g.layout().offsets();
+    for group in 0..groups {
+        let indices: Vec<usize> = (0..members).map(|m| group + m * groups).collect();
+        let params = g.leaves();
+        let maps = noise.iter().map(|t| rows(t, &indices)).collect::<Result<Vec<_>>>()?;
+        let images = nets.generator.forward(&params, &styles_of(styles, &indices)?, &maps)?;
+        let logits = nets.discriminator.forward(&d.constants(), &images, 1)?;
+        let targets: Vec<&Var> = params.all().into_iter().zip(segments).filter(|(_, s)| covered(&s.name)).map(|(v, _)| v).collect();
+        for m in 0..members {
+            let logit = slice(&logits, 0, m, 1)?;
+            let objective = match spec.estimator {
+                Estimator::Logit => logit,
+                Estimator::Bce => softplus(&scale(&logit, -1.0)?)?,
+            };
+            let mut found = grad_or_zero(&[&objective], &targets, Order::Last)?.into_iter();
+            let grads: Vec<Tensor> = segments
+                .iter()
+                .map(|s| match covered(&s.name) {
+                    true => found.next().expect("one gradient per target").value().clone(),
+                    false => Tensor::zeros(&s.shape, crate::tensor::DType::F32),
+                })
+                .collect();
+            accumulate_squares(fisher.values_mut(), &grads, &offsets, 1.0 / n as f64)?;
+        }
+    }
+    Ok(fisher)
+}

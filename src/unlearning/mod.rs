@@ -1,0 +1,9 @@
+//! L8: Adapt-then-Unlearn (arXiv 2309.14054) and what it is compared with.
+
+pub mod adapt;
+pub mod extrapolate;
+pub mod feedback;
+pub mod fisher;
+pub mod repulsion;
+pub mod schedule;
+pub mod unlearn;

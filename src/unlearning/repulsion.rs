@@ -1,0 +1,171 @@
+//! The repulsion losses of stage 2 (paper eq. 5–7): functions of the squared distance D to the adapted models.
+//!
+//! `Σ_j ‖θ − θ_j‖² = k ‖θ − θ̄‖² + const`, so any number of adapted models costs one centroid, and the distance for the
+//! next step is reduced by the optimiser pass of this one.
+
+use crate::error::{Error, Result};
+use crate::nn::ParamSlab;
+use crate::ops::optimizer::{Pull, weighted_squared_distance};
+use crate::training::Regulariser;
+
+/// Which function of the distance, with its numbers.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// `γ exp(−α D)`
+    El2 { gamma: f64, alpha: f64 },
+    /// `−γ D`, unbounded below.
+    Nl2 { gamma: f64 },
+    /// `γ / D`, singular at D = 0.
+    Il2 { gamma: f64 },
+}
+
+impl Kind {
+    /// The same numbers if they are usable.
+    pub fn checked(self) -> Result<Kind> {
+        let (gamma, alpha) = match self {
+            Kind::El2 { gamma, alpha } => (gamma, alpha),
+            Kind::Nl2 { gamma } | Kind::Il2 { gamma } => (gamma, 1.0),
+        };
+        for (name, v) in [("--gamma", gamma), ("--alpha", alpha)] {
+            if !(v.is_finite() && v > 0.0) {
+                return Err(Error::config(name, format!("{v} must be a positive number: a negative one would attract to what is to be unlearned")));
+            }
+        }
+        Ok(self)
+    }
+
+    /// The loss at squared distance `d`.
+    pub fn loss(self, d: f64) -> f64 {
+        match self {
+            Kind::El2 { gamma, alpha } => gamma * (-alpha * d).exp(),
+            Kind::Nl2 { gamma } => -gamma * d,
+            Kind::Il2 { gamma } => gamma / d,
+        }
+    }
+
+    /// Its derivative by `d`.
+    pub fn slope(self, d: f64) -> f64 {
+        match self {
+            Kind::El2 { gamma, alpha } => -alpha * gamma * (-alpha * d).exp(),
+            Kind::Nl2 { gamma } => -gamma,
+            Kind::Il2 { gamma } => -gamma / (d * d),
+        }
+    }
+}
+
+/// What "distance to the adapted models" means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
+pub enum Distance {
+    /// The paper's: mean over models of `‖θ − θ_j‖²`.
+    L2,
+    /// The same divided by the number of parameters.
+    Mean,
+    /// The official code's: `(k/2) (1/P) Σ_p Σ_j ‖θ_p − θ_jp‖² / n_p` over the P tensors. Converting γ between the two:
+    /// this sums over the k models and multiplies by k/2 where a mean divides by k.
+    Official,
+}
+
+/// The repulsion from a set of adapted models, as a regulariser of the generator's step.
+pub struct Repulsion {
+    kind: Kind,
+    centroid: ParamSlab,
+    /// Weight of each segment's `‖θ_p − centroid_p‖²`.
+    weights: Vec<f64>,
+    /// What the spread of the adapted models around their centroid adds to the distance.
+    spread: f64,
+    /// Distance of the current parameters.
+    distance: f64,
+    /// Distance at the start.
+    start: f64,
+    /// A distance beyond this multiple of the start is a run-away.
+    runaway: f64,
+    steps: usize,
+}
+
+/// `Σ_j θ_j / k`, in f64.
+pub fn centroid(models: &[ParamSlab]) -> Result<ParamSlab> {
+    let first = models.first().ok_or_else(|| Error::config("--adapted", "needs at least one adapted model (k ≥ 1)"))?;
+    if models.iter().any(|m| m.layout().len() != first.layout().len()) {
+        return Err(Error::config("--adapted", "the adapted models are not of one size"));
+    }
+    let k = models.len() as f64;
+    let mean = (0..first.layout().len()).map(|i| (models.iter().map(|m| m.as_slice()[i] as f64).sum::<f64>() / k) as f32);
+    ParamSlab::from_values(first.layout(), mean.collect())
+}
+
+impl Repulsion {
+    /// `runaway`: the multiple of the starting distance at which training is stopped.
+    pub fn new(kind: Kind, distance: Distance, adapted: &[ParamSlab], start: &ParamSlab, runaway: f64) -> Result<Repulsion> {
+        let kind = kind.checked()?;
+        let centroid = centroid(adapted)?;
+        if centroid.layout().len() != start.layout().len() {
+            return Err(Error::config("--adapted", format!("adapted models have {} parameters, the generator {}", centroid.layout().len(), start.layout().len())));
+        }
+        let (k, layout) = (adapted.len() as f64, start.layout());
+        let tensors = layout.segments().len() as f64;
+        let weights: Vec<f64> = layout
+            .segments()
+            .iter()
+            .map(|s| match distance {
+                Distance::L2 => 1.0,
+                Distance::Mean => 1.0 / layout.len() as f64,
+                Distance::Official => k * k / (2.0 * tensors * s.len() as f64),
+            })
+            .collect();
+        let offsets = layout.offsets();
+        let to_centroid = |m: &ParamSlab| weighted_squared_distance(m.values(), centroid.values(), &offsets, &weights);
+        let spread = adapted.iter().map(to_centroid).sum::<Result<f64>>()? / k;
+        let distance = to_centroid(start)? + spread;
+        if matches!(kind, Kind::Il2 { .. }) && distance <= 1e-12 {
+            return Err(Error::config("--repulsion il2", "the start equals the adapted models, where 1/distance has its pole; adapt for more iterations"));
+        }
+        Ok(Repulsion { kind, centroid, weights, spread, distance, start: distance, runaway, steps: 0 })
+    }
+
+    /// The current squared distance D.
+    pub fn distance(&self) -> f64 {
+        self.distance
+    }
+
+    /// The current loss.
+    pub fn loss(&self) -> f64 {
+        self.kind.loss(self.distance)
+    }
+
+    fn pull_by(&self, coefficient: f64) -> Pull<'_> {
+        Pull::Centroid { centroid: self.centroid.values(), weights: &self.weights, coefficient }
+    }
+
+    fn move_to(&mut self, sum: f64) -> Result<()> {
+        self.distance = sum + self.spread;
+        self.steps += 1;
+        let stop = |problem: String| Err(Error::Diverged { what: "repulsion".into(), step: self.steps, problem });
+        if !self.distance.is_finite() || !self.kind.slope(self.distance).is_finite() {
+            return stop("the distance to the adapted models is not a finite number; lower --gamma".into());
+        }
+        if self.distance > self.runaway * self.start {
+            return stop(format!(
+                "the distance to the adapted models grew from {:.4} to {:.4}: the repulsion runs away; lower --gamma or use el2",
+                self.start, self.distance
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl Regulariser for Repulsion {
+    fn pull(&self) -> Pull<'_> {
+        self.pull_by(self.kind.slope(self.distance))
+    }
+    fn path_pull(&self) -> Pull<'_> {
+        self.pull_by(0.0)
+    }
+    fn observe(&mut self, sum: f64) -> Result<Option<f64>> {
+        self.move_to(sum)?;
+        Ok(Some(self.distance))
+    }
+    fn observe_path(&mut self, sum: f64) -> Result<()> {
+        self.move_to(sum)
+    }
+}

@@ -1,0 +1,41 @@
+//! Stage 2: train the original GAN on the positive samples, repelled from the adapted models.
+
+use crate::error::Result;
+use crate::nn::ParamSlab;
+use crate::training::{Batches, GanState, NoRegulariser, Progress, Regulariser, Trainer, run};
+
+use super::adapt::{Optimiser, Start, stage_start};
+use super::repulsion::{Distance, Kind, Repulsion};
+
+/// Numbers of stage 2.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+pub struct UnlearnSpec {
+    pub iterations: u64,
+    /// `None` is the ablation: positives only.
+    pub repulsion: Option<Kind>,
+    pub distance: Distance,
+    /// The multiple of the starting distance at which a run-away is stopped.
+    pub runaway: f64,
+    pub optimiser: Optimiser,
+    pub start: Start,
+    pub seed: u64,
+}
+
+/// Runs stage 2; `resumed` continues an interrupted run. The unlearned weights are the result's `g_ema`.
+pub fn unlearn(
+    trainer: &Trainer,
+    pretrained: &GanState,
+    adapted: &[ParamSlab],
+    positives: &mut dyn Batches,
+    spec: &UnlearnSpec,
+    resumed: Option<GanState>,
+    on_iteration: &mut dyn FnMut(&Progress) -> Result<()>,
+) -> Result<GanState> {
+    let mut state = resumed.unwrap_or_else(|| stage_start(pretrained, spec.start, spec.optimiser, trainer, spec.seed));
+    let mut regulariser: Box<dyn Regulariser> = match spec.repulsion {
+        None => Box::new(NoRegulariser),
+        Some(kind) => Box::new(Repulsion::new(kind, spec.distance, adapted, &state.g, spec.runaway)?),
+    };
+    run(trainer, &mut state, positives, &mut *regulariser, spec.iterations, on_iteration)?;
+    Ok(state)
+}
