@@ -6,6 +6,7 @@ pub mod device;
 pub mod error;
 pub mod io;
 pub mod losses;
+pub mod metrics;
 pub mod models;
 pub mod nn;
 pub mod ops;

@@ -1,3 +1,6 @@
 //! L6: networks.
 
+pub mod classifier;
+pub mod inception;
+pub mod lenet;
 pub mod stylegan2;
