@@ -490,9 +490,9 @@ fn gather_as<T: Scalar, const N: usize>(bytes: &[u8], view: &View, number: impl 
         out.extend((0..row).map(|i| T::from_f64(number(elements[start + i * step]))));
         // The next row: count up like an odometer.
         let Some(axis) = (0..rows.len()).rev().find(|a| index[*a] + 1 < rows[*a]) else { break };
-        for later in axis + 1..rows.len() {
-            start -= index[later] * view.strides[later];
-            index[later] = 0;
+        for (count, stride) in index[axis + 1..].iter_mut().zip(&view.strides[axis + 1..]) {
+            start -= *count * stride;
+            *count = 0;
         }
         index[axis] += 1;
         start += view.strides[axis];
