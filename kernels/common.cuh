@@ -7,7 +7,7 @@
 //   SHARED(float, tile, [64][65]);      a variable of static size
 //   DYNAMIC_SHARED(Stages, stages);     a pointer to the launch's dynamic shared memory
 #  define SHARED(T, name, ...) __shared__ __align__(alignof(T) < 16 ? 16 : alignof(T)) T name __VA_ARGS__
-#  define DYNAMIC_SHARED(T, name)                                 \
+#  define DYNAMIC_SHARED(T, name)                                           \
     extern __shared__ __align__(1024) unsigned char dynamic_shared_bytes[]; \
     T* name = reinterpret_cast<T*>(dynamic_shared_bytes)
 #endif

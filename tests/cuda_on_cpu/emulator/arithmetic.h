@@ -8,14 +8,10 @@
 #include <cstdint>
 #include <type_traits>
 
-#define CUDA_ON_CPU_VECTOR(T, name, alignment_2, alignment_4)             \
-  struct alignas(alignment_2) name##2 {                                   \
-    T x, y;                                                               \
-  };                                                                      \
-  struct alignas(alignment_4) name##4 {                                   \
-    T x, y, z, w;                                                         \
-  };                                                                      \
-  inline name##2 make_##name##2(T x, T y) { return {x, y}; }              \
+#define CUDA_ON_CPU_VECTOR(T, name, alignment_2, alignment_4) \
+  struct alignas(alignment_2) name##2 { T x, y; };            \
+  struct alignas(alignment_4) name##4 { T x, y, z, w; };      \
+  inline name##2 make_##name##2(T x, T y) { return {x, y}; }  \
   inline name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
 CUDA_ON_CPU_VECTOR(float, float, 8, 16)
 CUDA_ON_CPU_VECTOR(int, int, 8, 16)

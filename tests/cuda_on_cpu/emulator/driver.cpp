@@ -175,28 +175,28 @@ class Launch {
 // The attributes of an H100/H200 that host code has reason to ask for. Others are an error, not a zero.
 std::optional<int> device_attribute(int attribute) {
   static const std::map<int, int> values = {
-      {1, 1024},           // MAX_THREADS_PER_BLOCK
-      {2, 1024},           // MAX_BLOCK_DIM_X
-      {5, 0x7fffffff},     // MAX_GRID_DIM_X
-      {6, 65535},          // MAX_GRID_DIM_Y
-      {8, 48 << 10},       // MAX_SHARED_MEMORY_PER_BLOCK
-      {10, 32},            // WARP_SIZE
-      {12, 65536},         // MAX_REGISTERS_PER_BLOCK
-      {13, 1980000},       // CLOCK_RATE, kHz
-      {16, 4},             // MULTIPROCESSOR_COUNT: few, so that persistent kernels loop
-      {36, 2619000},       // MEMORY_CLOCK_RATE, kHz
-      {37, 5120},          // GLOBAL_MEMORY_BUS_WIDTH, bits
-      {38, 50 << 20},      // L2_CACHE_SIZE
-      {39, 2048},          // MAX_THREADS_PER_MULTIPROCESSOR
-      {41, 1},             // UNIFIED_ADDRESSING
-      {75, 9},             // COMPUTE_CAPABILITY_MAJOR
-      {76, 0},             // COMPUTE_CAPABILITY_MINOR
-      {81, 228 << 10},     // MAX_SHARED_MEMORY_PER_MULTIPROCESSOR
-      {82, 65536},         // MAX_REGISTERS_PER_MULTIPROCESSOR
-      {95, 0},             // COOPERATIVE_LAUNCH: not modelled
-      {97, 227 << 10},     // MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
-      {106, 32},           // MAX_BLOCKS_PER_MULTIPROCESSOR
-      {115, 1},            // MEMORY_POOLS_SUPPORTED
+      {1, 1024},        // MAX_THREADS_PER_BLOCK
+      {2, 1024},        // MAX_BLOCK_DIM_X
+      {5, 0x7fffffff},  // MAX_GRID_DIM_X
+      {6, 65535},       // MAX_GRID_DIM_Y
+      {8, 48 << 10},    // MAX_SHARED_MEMORY_PER_BLOCK
+      {10, 32},         // WARP_SIZE
+      {12, 65536},      // MAX_REGISTERS_PER_BLOCK
+      {13, 1980000},    // CLOCK_RATE, kHz
+      {16, 4},          // MULTIPROCESSOR_COUNT: few, so that persistent kernels loop
+      {36, 2619000},    // MEMORY_CLOCK_RATE, kHz
+      {37, 5120},       // GLOBAL_MEMORY_BUS_WIDTH, bits
+      {38, 50 << 20},   // L2_CACHE_SIZE
+      {39, 2048},       // MAX_THREADS_PER_MULTIPROCESSOR
+      {41, 1},          // UNIFIED_ADDRESSING
+      {75, 9},          // COMPUTE_CAPABILITY_MAJOR
+      {76, 0},          // COMPUTE_CAPABILITY_MINOR
+      {81, 228 << 10},  // MAX_SHARED_MEMORY_PER_MULTIPROCESSOR
+      {82, 65536},      // MAX_REGISTERS_PER_MULTIPROCESSOR
+      {95, 0},          // COOPERATIVE_LAUNCH: not modelled
+      {97, 227 << 10},  // MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+      {106, 32},        // MAX_BLOCKS_PER_MULTIPROCESSOR
+      {115, 1},         // MEMORY_POOLS_SUPPORTED
   };
   auto found = values.find(attribute);
   if (found == values.end()) return std::nullopt;
@@ -238,17 +238,17 @@ void cuda_on_cpu_memory(size_t* in_use, size_t* peak) {
 int cuInit(unsigned) { return kSuccess; }
 int cuDriverGetVersion(int* version) { return *version = 13000, kSuccess; }
 int cuGetErrorName(int result, const char** name) {
-  *name = result == kSuccess               ? "CUDA_SUCCESS"
-          : result == kInvalidValue        ? "CUDA_ERROR_INVALID_VALUE"
-          : result == kOutOfMemory         ? "CUDA_ERROR_OUT_OF_MEMORY"
-          : result == kInvalidDevice       ? "CUDA_ERROR_INVALID_DEVICE"
-          : result == kInvalidImage        ? "CUDA_ERROR_INVALID_IMAGE"
-          : result == kInvalidHandle       ? "CUDA_ERROR_INVALID_HANDLE"
-          : result == kNotFound            ? "CUDA_ERROR_NOT_FOUND"
-          : result == kLaunchFailed        ? "CUDA_ERROR_LAUNCH_FAILED"
-          : result == kCaptureUnsupported  ? "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"
-          : result == kCaptureIsolation    ? "CUDA_ERROR_STREAM_CAPTURE_ISOLATION"
-                                           : "CUDA_ERROR_UNKNOWN";
+  *name = result == kSuccess              ? "CUDA_SUCCESS"
+          : result == kInvalidValue       ? "CUDA_ERROR_INVALID_VALUE"
+          : result == kOutOfMemory        ? "CUDA_ERROR_OUT_OF_MEMORY"
+          : result == kInvalidDevice      ? "CUDA_ERROR_INVALID_DEVICE"
+          : result == kInvalidImage       ? "CUDA_ERROR_INVALID_IMAGE"
+          : result == kInvalidHandle      ? "CUDA_ERROR_INVALID_HANDLE"
+          : result == kNotFound           ? "CUDA_ERROR_NOT_FOUND"
+          : result == kLaunchFailed       ? "CUDA_ERROR_LAUNCH_FAILED"
+          : result == kCaptureUnsupported ? "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"
+          : result == kCaptureIsolation   ? "CUDA_ERROR_STREAM_CAPTURE_ISOLATION"
+                                          : "CUDA_ERROR_UNKNOWN";
   return kSuccess;
 }
 int cuGetErrorString(int, const char** text) { return *text = last_error().c_str(), kSuccess; }
@@ -456,7 +456,8 @@ int cuTensorMapEncodeTiled(void* out, int type, unsigned rank, void* base, const
     if (element_strides[d] != 1) return refuse(kInvalidValue, "tensor map: element strides are not modelled");
     if (d && map.stride[d] % 16) return refuse(kInvalidValue, "tensor map: strides must be multiples of 16 bytes");
   }
-  if (box[0] * map.element_bytes % 16) return refuse(kInvalidValue, "tensor map: box rows must be multiples of 16 bytes");
+  if (box[0] * map.element_bytes % 16)
+    return refuse(kInvalidValue, "tensor map: box rows must be multiples of 16 bytes");
   std::memcpy(out, &map, sizeof map);
   return kSuccess;
 }

@@ -105,17 +105,17 @@ constexpr int launch_bound(int max_threads = 1024, int = 0) { return max_threads
 #define gridDim (::cuda_on_cpu::current_block.grid)
 
 // SHARED(float, tile, [64][65]): one variable per block and per place in the source.
-#define SHARED(T, name, ...)                                                                                \
-  auto& name = *[] {                                                                                        \
-    static constexpr char key = 0;                                                                          \
-    return static_cast<T(*) __VA_ARGS__>(                                                                   \
-        ::cuda_on_cpu::shared_variable(&key, sizeof(T __VA_ARGS__), alignof(T) < 16 ? 16 : alignof(T)));    \
+#define SHARED(T, name, ...)                                                                             \
+  auto& name = *[] {                                                                                     \
+    static constexpr char key = 0;                                                                       \
+    return static_cast<T(*) __VA_ARGS__>(                                                                \
+        ::cuda_on_cpu::shared_variable(&key, sizeof(T __VA_ARGS__), alignof(T) < 16 ? 16 : alignof(T))); \
   }()
 #define DYNAMIC_SHARED(T, name) T* name = static_cast<T*>(::cuda_on_cpu::dynamic_shared())
 
 // The build writes one of these for each `extern "C" __global__` function it finds, behind the source itself.
-#define CUDA_ON_CPU_ENTRY(stem, kernel, ...)                                                  \
-  static const ::cuda_on_cpu::Registration cuda_on_cpu_entry_##kernel({                       \
-      stem, #kernel, ::cuda_on_cpu::launch_bound(__VA_ARGS__),                                \
-      &::cuda_on_cpu::Signature<decltype(&kernel)>::call<&kernel>,                            \
-      ::cuda_on_cpu::Signature<decltype(&kernel)>::sizes, ::cuda_on_cpu::Signature<decltype(&kernel)>::count});
+#define CUDA_ON_CPU_ENTRY(stem, kernel, ...)                           \
+  static const ::cuda_on_cpu::Registration cuda_on_cpu_entry_##kernel( \
+      {stem, #kernel, ::cuda_on_cpu::launch_bound(__VA_ARGS__),        \
+       &::cuda_on_cpu::Signature<decltype(&kernel)>::call<&kernel>,    \
+       ::cuda_on_cpu::Signature<decltype(&kernel)>::sizes, ::cuda_on_cpu::Signature<decltype(&kernel)>::count});

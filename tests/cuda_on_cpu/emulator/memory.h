@@ -45,7 +45,8 @@ inline unsigned atomicInc(unsigned* address, unsigned limit) {
 // A vector access must be aligned to its size on the device; on the host only the instruction set decides.
 template <class T>
 const T* cuda_on_cpu_aligned(const T* address) {
-  if (reinterpret_cast<uintptr_t>(address) % sizeof(T)) cuda_on_cpu::fail("misaligned address %p", (const void*)address);
+  if (reinterpret_cast<uintptr_t>(address) % sizeof(T))
+    cuda_on_cpu::fail("misaligned address %p", (const void*)address);
   return address;
 }
 template <class T>

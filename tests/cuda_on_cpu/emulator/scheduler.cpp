@@ -360,7 +360,8 @@ std::string BlockRunner::describe_deadlock() const {
   const uint3 b = current_block.index;
   std::string text = format("block (%u,%u,%u): deadlock, %u of %u threads never finish:", b.x, b.y, b.z, live_, count_);
   for (auto& [place, threads] : by_place)
-    text += format("\n  %zu thread(s) %s, from %u to %u", threads.size(), place.c_str(), threads.front(), threads.back());
+    text +=
+        format("\n  %zu thread(s) %s, from %u to %u", threads.size(), place.c_str(), threads.front(), threads.back());
   return text;
 }
 
@@ -470,7 +471,8 @@ static std::string check_geometry(const KernelEntry& kernel, const LaunchGeometr
   uint64_t threads = uint64_t(g.block.x) * g.block.y * g.block.z, blocks = uint64_t(g.grid.x) * g.grid.y * g.grid.z;
   if (!threads || threads > kMaxThreadsPerBlock) return format("a block of %llu threads", (unsigned long long)threads);
   if (threads > uint64_t(kernel.max_threads))
-    return format("a block of %llu threads, __launch_bounds__ says %d", (unsigned long long)threads, kernel.max_threads);
+    return format("a block of %llu threads, __launch_bounds__ says %d", (unsigned long long)threads,
+                  kernel.max_threads);
   if (!blocks || g.grid.x > 0x7fffffffu || g.grid.y > 0xffff || g.grid.z > 0xffff)
     return format("a grid of %u x %u x %u blocks", g.grid.x, g.grid.y, g.grid.z);
   if (g.dynamic_shared_bytes > kMaxSharedPerBlock)

@@ -80,7 +80,7 @@ inline void ldmatrix_x2_trans(unsigned (&registers)[2], const void* row, CUDA_ON
 
 inline void mma_m16n8k16_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], CUDA_ON_CPU_HERE) {
   using namespace cuda_on_cpu;
-  auto place = [](const MmaSlot& lane, int group, int quad, float (&am)[16][16], float (&bm)[16][8]) {
+  auto place = [](const MmaSlot& lane, int group, int quad, float(&am)[16][16], float(&bm)[16][8]) {
     for (int i = 0; i < 8; i++)
       am[group + i / 2 % 2 * 8][quad * 2 + i % 2 + i / 4 * 8] = bf16_half(lane.a[i / 2], i % 2);
     for (int i = 0; i < 4; i++) bm[quad * 2 + i % 2 + i / 2 * 8][group] = bf16_half(lane.b[i / 2], i % 2);
@@ -90,7 +90,7 @@ inline void mma_m16n8k16_bf16(float (&d)[4], const unsigned (&a)[4], const unsig
 
 inline void mma_m16n8k8_tf32(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], CUDA_ON_CPU_HERE) {
   using namespace cuda_on_cpu;
-  auto place = [](const MmaSlot& lane, int group, int quad, float (&am)[16][8], float (&bm)[8][8]) {
+  auto place = [](const MmaSlot& lane, int group, int quad, float(&am)[16][8], float(&bm)[8][8]) {
     for (int i = 0; i < 4; i++) am[group + i % 2 * 8][quad + i / 2 * 4] = tf32_operand(lane.a[i]);
     for (int i = 0; i < 2; i++) bm[quad + i * 4][group] = tf32_operand(lane.b[i]);
   };

@@ -2,8 +2,8 @@
 #include "common.cuh"
 
 __device__ __forceinline__ unsigned pack_bf16(float low, float high) {
-  return unsigned(__bfloat16_as_ushort(__float2bfloat16(low))) |
-         unsigned(__bfloat16_as_ushort(__float2bfloat16(high))) << 16;
+  return unsigned(__bfloat16_as_ushort(__float2bfloat16(low))) | unsigned(__bfloat16_as_ushort(__float2bfloat16(high)))
+                                                                     << 16;
 }
 
 __device__ __forceinline__ void store_d(float* d, const float (&fragment)[4]) {

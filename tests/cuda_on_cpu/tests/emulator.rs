@@ -185,11 +185,18 @@ fn tf32_drops_thirteen_bits_of_each_operand() {
 
 #[test]
 fn tma_and_wgmma_multiply_ragged_matrices() {
-    for shape in [[64, 64, 64], [100, 72, 200], [1, 8, 264]] {
-        for order in ORDERS {
-            let (got, expected) = with_order(order, || matmul_sm90::run("test_matmul_sm90", shape))
-                .expect("a product");
-            assert_eq!(got, expected, "{shape:?} {order:?}");
+    for (kernel, tile_columns) in [
+        ("test_matmul_sm90_64", 64),
+        ("test_matmul_sm90_128", 128),
+        ("test_matmul_sm90_256", 256),
+    ] {
+        for shape in [[64, 256, 64], [100, 72, 200], [1, 8, 264]] {
+            for order in ORDERS {
+                let (got, expected) =
+                    with_order(order, || matmul_sm90::run(kernel, tile_columns, shape))
+                        .expect("a product");
+                assert_eq!(got, expected, "{kernel} {shape:?} {order:?}");
+            }
         }
     }
 }
@@ -297,7 +304,7 @@ fn a_module_has_the_kernels_of_its_file_alone() {
         )))
         .expect("a module");
     assert!(other.load_function("test_reverse").is_err());
-    assert!(other.load_function("test_matmul_sm90").is_ok());
+    assert!(other.load_function("test_matmul_sm90_64").is_ok());
 }
 
 #[test]

@@ -90,14 +90,14 @@ fn uninitialised_shared_memory_gives_nan() {
 
 #[test]
 fn missing_mbarrier_wait_gives_nan() {
-    let (got, _) = matmul_sm90::run("mutant_missing_load_wait", [64, 64, 64]).expect("it ends");
+    let (got, _) = matmul_sm90::run("mutant_missing_load_wait", 64, [64, 64, 64]).expect("it ends");
     assert!(got.iter().all(|v| v.is_nan()));
 }
 
 #[test]
 fn stage_released_before_its_product_is_done_gives_a_wrong_result() {
     let (got, expected) =
-        matmul_sm90::run("mutant_missing_product_wait", [64, 64, 640]).expect("it ends");
+        matmul_sm90::run("mutant_missing_product_wait", 64, [64, 64, 640]).expect("it ends");
     assert_ne!(got, expected);
 }
 

@@ -6,8 +6,11 @@ use super::{Geometry, Gpu, bf16_bits};
 
 const TILE: u32 = 64;
 const STAGES: u32 = 3;
+
 /// sizeof(Stages) in kernels/hopper.cu: the tiles, and the barriers up to the alignment of 1024 bytes.
-const DYNAMIC_SHARED: u32 = STAGES * 2 * TILE * TILE * 2 + 1024;
+fn dynamic_shared(tile_columns: u32) -> u32 {
+    STAGES * (TILE + tile_columns) * TILE * 2 + 1024
+}
 
 #[repr(transparent)]
 #[derive(Clone, Copy)]
@@ -15,10 +18,16 @@ struct TensorMap(sys::CUtensorMap);
 // SAFETY: the driver's own type for a kernel parameter of this kind, passed by value.
 unsafe impl DeviceRepr for TensorMap {}
 
-fn tensor_map(gpu: &Gpu, matrix: &CudaSlice<u16>, rows: u64, columns: u64) -> TensorMap {
+fn tensor_map(
+    gpu: &Gpu,
+    matrix: &CudaSlice<u16>,
+    [rows, columns]: [u64; 2],
+    tile_rows: u32,
+) -> TensorMap {
     let (pointer, _guard) = matrix.device_ptr(&gpu.stream);
     let mut map = std::mem::MaybeUninit::zeroed();
-    let (extent, strides, tile, steps) = ([columns, rows], [columns * 2], [TILE, TILE], [1u32, 1]);
+    let (extent, strides, tile, steps) =
+        ([columns, rows], [columns * 2], [TILE, tile_rows], [1u32, 1]);
     // SAFETY: the arrays have as many elements as the rank asks for, and the map is written before it is read.
     unsafe {
         sys::cuTensorMapEncodeTiled(
@@ -41,14 +50,18 @@ fn tensor_map(gpu: &Gpu, matrix: &CudaSlice<u16>, rows: u64, columns: u64) -> Te
     }
 }
 
-/// c[m][n] and what it should be, for small integers, which bf16 and f32 sums hold exactly.
-pub fn run(kernel: &str, [m, n, k]: [usize; 3]) -> Result<(Vec<f32>, Vec<f32>), String> {
+/// c[m][n] and what it should be, computed in tiles of 64 rows and `tile_columns`, for small integers, which bf16 and f32 sums hold exactly.
+pub fn run(
+    kernel: &str,
+    tile_columns: u32,
+    [m, n, k]: [usize; 3],
+) -> Result<(Vec<f32>, Vec<f32>), String> {
     let gpu = Gpu::with_kernels("hopper");
     let function = gpu.function(kernel);
     function
         .set_attribute(
             sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-            DYNAMIC_SHARED as i32,
+            dynamic_shared(tile_columns) as i32,
         )
         .expect("so much shared memory");
     let element = |i: usize, period: usize| (i % period) as f32 - 2.0;
@@ -56,17 +69,17 @@ pub fn run(kernel: &str, [m, n, k]: [usize; 3]) -> Result<(Vec<f32>, Vec<f32>), 
     let b: Vec<f32> = (0..n * k).map(|i| element(i, 7)).collect();
     let on_device = |x: &[f32]| gpu.upload(&x.iter().map(|&x| bf16_bits(x)).collect::<Vec<_>>());
     let (device_a, device_b) = (on_device(&a), on_device(&b));
-    let map_a = tensor_map(&gpu, &device_a, m as u64, k as u64);
-    let map_b = tensor_map(&gpu, &device_b, n as u64, k as u64);
+    let map_a = tensor_map(&gpu, &device_a, [m as u64, k as u64], TILE);
+    let map_b = tensor_map(&gpu, &device_b, [n as u64, k as u64], tile_columns);
     let mut c = gpu.uninitialised::<f32>(m * n);
     let (rows, columns, depth) = (m as i32, n as i32, k as i32);
-    let blocks = [(n as u32).div_ceil(TILE), (m as u32).div_ceil(TILE)];
+    let blocks = [(n as u32).div_ceil(tile_columns), (m as u32).div_ceil(TILE)];
     gpu.launch(
         &function,
         Geometry {
             blocks,
             threads: 256,
-            dynamic_shared: DYNAMIC_SHARED,
+            dynamic_shared: dynamic_shared(tile_columns),
         },
         |args| {
             args.arg(&map_a)
