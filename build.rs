@@ -43,13 +43,32 @@ fn main() {
     if Path::new(".cuda/pyvenv.cfg").exists() {
         println!("cargo::rerun-if-changed=.cuda/pyvenv.cfg");
     }
-    if let Err(message) = build() {
-        println!("cargo::error={message}");
-        std::process::exit(1);
+    match build() {
+        Ok(()) => {}
+        // cargo shows this line alone, as long as the script itself ends well.
+        Err(Failure::Setting(message)) => println!("cargo::error={message}"),
+        Err(Failure::Kernels(message, output)) => {
+            println!("cargo::error={message}");
+            eprintln!("{output}");
+            std::process::exit(1);
+        }
     }
 }
 
-fn build() -> Result<(), String> {
+enum Failure {
+    /// Something to change in the environment, in one line.
+    Setting(String),
+    /// What nvcc said about the kernels, whole.
+    Kernels(String, String),
+}
+
+impl From<String> for Failure {
+    fn from(message: String) -> Failure {
+        Failure::Setting(message)
+    }
+}
+
+fn build() -> Result<(), Failure> {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
     let sources = files("kernels", "cu")?;
     let archs = env::var("RECANT_CUDA_ARCHS").unwrap_or_else(|_| DEFAULT_ARCHS.into());
@@ -60,7 +79,7 @@ fn build() -> Result<(), String> {
     // Where tests find what ptxas says about each kernel's registers and spills: <stem>.ptxas.
     println!("cargo::rustc-env=RECANT_KERNEL_BUILD={}", out.display());
     let table = table(&sources, compiler.as_ref(), &archs, &out);
-    fs::write(out.join("kernels.rs"), table).map_err(|e| format!("{}: {e}", out.display()))
+    fs::write(out.join("kernels.rs"), table).map_err(|e| format!("{}: {e}", out.display()).into())
 }
 
 /// The nvcc to use, or none where that is allowed. Says so in one line when there is none to be found.
@@ -134,7 +153,7 @@ impl Nvcc {
         Ok(found)
     }
 
-    fn compile(&self, sources: &[PathBuf], targets: &[String], out: &Path) -> Result<(), String> {
+    fn compile(&self, sources: &[PathBuf], targets: &[String], out: &Path) -> Result<(), Failure> {
         let mut flags: Vec<String> = ["--fatbin", "-std=c++20", "-O3", "-Werror", "all-warnings"]
             .map(String::from)
             .into();
@@ -159,11 +178,10 @@ impl Nvcc {
                 scope.spawn(|| {
                     while let Some(source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
                         if let Err(text) = self.compile_if_stale(source, &flags, context, out) {
-                            eprintln!("{text}");
                             failed
                                 .lock()
                                 .expect("no panic")
-                                .push(source.display().to_string());
+                                .push((source.display().to_string(), text));
                         }
                     }
                 });
@@ -172,13 +190,11 @@ impl Nvcc {
         let mut failed = failed.into_inner().expect("no panic");
         failed.sort();
         if failed.is_empty() {
-            Ok(())
-        } else {
-            Err(format!(
-                "nvcc refuses {}; its output follows",
-                failed.join(", ")
-            ))
+            return Ok(());
         }
+        let (names, texts): (Vec<String>, Vec<String>) = failed.into_iter().unzip();
+        let message = format!("nvcc refuses {}; its output follows", names.join(", "));
+        Err(Failure::Kernels(message, texts.concat()))
     }
 
     fn compile_if_stale(
@@ -265,7 +281,8 @@ fn table(sources: &[PathBuf], compiler: Option<&Nvcc>, archs: &str, out: &Path) 
         )
         .expect("a string takes any text");
     }
-    let version = compiler.and_then(|nvcc| nvcc.version.lines().find(|line| line.contains("release")));
+    let version =
+        compiler.and_then(|nvcc| nvcc.version.lines().find(|line| line.contains("release")));
     text += "];\n/// What `nvcc --version` says of the nvcc that made them.\n";
     writeln!(text, "pub const COMPILER: Option<&str> = {version:?};")
         .expect("a string takes any text");

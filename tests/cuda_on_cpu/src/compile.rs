@@ -362,6 +362,17 @@ fn link(
     units: &[Unit],
     library: &Path,
 ) -> Result<PathBuf, String> {
+    let mut key = DefaultHasher::new();
+    units
+        .iter()
+        .for_each(|unit| (&unit.object, unit.key).hash(&mut key));
+    let (key, key_file) = (
+        format!("{:016x}", key.finish()),
+        library.with_extension("so.key"),
+    );
+    if library.exists() && fs::read_to_string(&key_file).ok().as_deref() == Some(&key) {
+        return Ok(library.to_path_buf());
+    }
     let fresh = library.with_extension(format!("so.{}", std::process::id()));
     let mut command = Command::new(compiler);
     // The name under which cudarc's dlopen finds the library once it is loaded.
@@ -375,6 +386,7 @@ fn link(
     command.args(instrument.sanitizer_flag());
     run(&mut command)?;
     fs::rename(&fresh, library).map_err(|e| format!("{}: {e}", library.display()))?;
+    fs::write(&key_file, key).map_err(|e| format!("{}: {e}", key_file.display()))?;
     Ok(library.to_path_buf())
 }
 

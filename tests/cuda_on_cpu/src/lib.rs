@@ -85,8 +85,11 @@ fn set_order(order: Order) {
     unsafe { symbol::<unsafe extern "C" fn(c_int, u64)>(b"cuda_on_cpu_set_schedule")(kind, seed) }
 }
 
-/// What the emulator said about the last driver call that failed on this OS thread.
+/// What the emulator said about the last driver call that failed on this OS thread. Nothing on a real driver.
 pub fn last_error() -> String {
+    if !is_emulated() {
+        return String::new();
+    }
     let mut text = vec![0u8; 2048];
     // SAFETY: the signature is that of cuda_on_cpu_last_error in emulator/driver.cpp, which writes at most the size.
     unsafe {
@@ -122,6 +125,16 @@ unsafe fn symbol<F: Copy>(name: &[u8]) -> F {
     let symbol: Symbol<F> =
         unsafe { library().get(name) }.expect("the emulator exports its own functions");
     *symbol
+}
+
+/// Whether a test that asks about the emulator itself has to stop here, because a real driver was asked for. Says so.
+pub fn skip_on_driver(test: &str) -> bool {
+    if !is_emulated() {
+        eprintln!(
+            "{test}: not run, it asks about the emulator and {DEVICE_VARIABLE} asks for the driver"
+        );
+    }
+    !is_emulated()
 }
 
 /// A module image that the stand-in driver takes for the kernels of `kernels/<stem>.cu`. No real driver takes it.
@@ -165,6 +178,22 @@ pub fn rerun(instrument: Instrument, arguments: &[&str]) -> Rerun {
         output: String::from_utf8_lossy(&output.stdout).into_owned()
             + &String::from_utf8_lossy(&output.stderr),
     }
+}
+
+/// Runs the tests of the calling binary again under a sanitizer, all but those whose name contains `sanitizer`, and
+/// fails with the process's output where it finds something. One such test per sanitizer makes a test file watched.
+pub fn assert_clean(instrument: Instrument) {
+    if skip_on_driver("sanitizer") {
+        return;
+    }
+    let run = rerun(instrument, &["--skip", "sanitizer"]);
+    assert!(run.success, "{instrument:?}:\n{}", run.output);
+    // A filter that leaves nothing over would be clean as well.
+    assert!(
+        !run.output.contains("running 0 tests"),
+        "no test was run again:\n{}",
+        run.output
+    );
 }
 
 /// Built on first use, kept beside the plain library, one per kind.

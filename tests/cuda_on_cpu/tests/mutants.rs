@@ -41,6 +41,9 @@ fn assert_error(result: Result<Vec<f32>, String>, parts: &[&str]) {
 
 #[test]
 fn missing_barrier_gives_a_wrong_result_in_every_order() {
+    if cuda_on_cpu::skip_on_driver("missing_barrier_gives_a_wrong_result_in_every_order") {
+        return;
+    }
     let x = numbers(64, 1);
     let reversed: Vec<f32> = x.iter().rev().copied().collect();
     for order in ORDERS {
@@ -54,6 +57,9 @@ fn missing_barrier_gives_a_wrong_result_in_every_order() {
 
 #[test]
 fn divergent_barrier_is_an_error_that_names_both_lines() {
+    if cuda_on_cpu::skip_on_driver("divergent_barrier_is_an_error_that_names_both_lines") {
+        return;
+    }
     assert_error(
         run_on("mutant_divergent_barrier", &numbers(64, 1)),
         &["divergent barrier", "collectives.cu:", "others wait at"],
@@ -62,6 +68,9 @@ fn divergent_barrier_is_an_error_that_names_both_lines() {
 
 #[test]
 fn deadlock_lists_who_waits_where() {
+    if cuda_on_cpu::skip_on_driver("deadlock_lists_who_waits_where") {
+        return;
+    }
     assert_error(
         run("mutant_deadlock", grid(1, 32), 32),
         &["deadlock", "16 thread(s) at __syncthreads", "at __syncwarp"],
@@ -70,6 +79,9 @@ fn deadlock_lists_who_waits_where() {
 
 #[test]
 fn shuffle_from_a_lane_outside_the_mask_is_an_error() {
+    if cuda_on_cpu::skip_on_driver("shuffle_from_a_lane_outside_the_mask_is_an_error") {
+        return;
+    }
     assert_error(
         run("mutant_shuffle_from_outside", grid(1, 32), 32),
         &["reads lane 0, which takes no part"],
@@ -78,24 +90,37 @@ fn shuffle_from_a_lane_outside_the_mask_is_an_error() {
 
 #[test]
 fn missing_wait_for_an_async_copy_gives_nan() {
+    if cuda_on_cpu::skip_on_driver("missing_wait_for_an_async_copy_gives_nan") {
+        return;
+    }
     let y = run_on("mutant_missing_async_wait", &numbers(128, 1)).expect("it ends");
     assert!(y.iter().all(|v| v.is_nan()), "{y:?}");
 }
 
 #[test]
 fn uninitialised_shared_memory_gives_nan() {
+    if cuda_on_cpu::skip_on_driver("uninitialised_shared_memory_gives_nan") {
+        return;
+    }
     let y = run("mutant_uninitialised_shared", grid(1, 32), 32).expect("it ends");
     assert!(y.iter().all(|v| v.is_nan()), "{y:?}");
 }
 
 #[test]
 fn missing_mbarrier_wait_gives_nan() {
+    if cuda_on_cpu::skip_on_driver("missing_mbarrier_wait_gives_nan") {
+        return;
+    }
     let (got, _) = matmul_sm90::run("mutant_missing_load_wait", 64, [64, 64, 64]).expect("it ends");
     assert!(got.iter().all(|v| v.is_nan()));
 }
 
 #[test]
 fn stage_released_before_its_product_is_done_gives_a_wrong_result() {
+    if cuda_on_cpu::skip_on_driver("stage_released_before_its_product_is_done_gives_a_wrong_result")
+    {
+        return;
+    }
     let (got, expected) =
         matmul_sm90::run("mutant_missing_product_wait", 64, [64, 64, 640]).expect("it ends");
     assert_ne!(got, expected);
@@ -103,6 +128,9 @@ fn stage_released_before_its_product_is_done_gives_a_wrong_result() {
 
 #[test]
 fn dependence_on_the_order_of_blocks_shows() {
+    if cuda_on_cpu::skip_on_driver("dependence_on_the_order_of_blocks_shows") {
+        return;
+    }
     let results = [Order::Ascending, Order::Descending].map(|order| {
         with_order(order, || run("mutant_order_of_blocks", grid(5, 1), 1)).expect("it ends")
     });
@@ -111,6 +139,9 @@ fn dependence_on_the_order_of_blocks_shows() {
 
 #[test]
 fn dynamic_shared_memory_that_was_not_asked_for_is_an_error() {
+    if cuda_on_cpu::skip_on_driver("dynamic_shared_memory_that_was_not_asked_for_is_an_error") {
+        return;
+    }
     let gpu = Gpu::with_kernels("collectives");
     let (mut y, n) = (gpu.zeros::<f32>(32), 32i32);
     let result = gpu.launch(&gpu.function("test_dynamic_shared"), grid(1, 32), |args| {
@@ -167,6 +198,9 @@ fn process_enough_dynamic_shared() {
 
 #[test]
 fn address_sanitizer_finds_overruns() {
+    if cuda_on_cpu::skip_on_driver("address_sanitizer_finds_overruns") {
+        return;
+    }
     for process in [
         "process_global_overrun",
         "process_shared_overrun",
@@ -214,6 +248,9 @@ fn process_full_barrier() {
 
 #[test]
 fn thread_sanitizer_finds_races() {
+    if cuda_on_cpu::skip_on_driver("thread_sanitizer_finds_races") {
+        return;
+    }
     for process in ["process_missing_barrier", "process_shared_race"] {
         let run = rerun(Instrument::Races, &["--exact", process, "--ignored"]);
         assert!(!run.success, "{process} passed:\n{}", run.output);

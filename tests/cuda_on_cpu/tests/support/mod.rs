@@ -9,6 +9,22 @@ use cudarc::driver::{
     LaunchArgs, LaunchConfig, ValidAsZeroBits,
 };
 
+/// Where the fatbins of the kernels lie, `<stem>.fatbin`, when the tests run on a real driver.
+const FATBINS_VARIABLE: &str = "RECANT_TEST_FATBINS";
+
+fn image(stem: &str) -> Vec<u8> {
+    if cuda_on_cpu::is_emulated() {
+        return cuda_on_cpu::image(stem);
+    }
+    let folder = std::env::var(FATBINS_VARIABLE).unwrap_or_else(|_| {
+        panic!("a real driver needs fatbins: set {FATBINS_VARIABLE} (README.md)")
+    });
+    let path = std::path::Path::new(&folder)
+        .join(stem)
+        .with_extension("fatbin");
+    std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
 pub struct Gpu {
     pub context: Arc<CudaContext>,
     pub stream: Arc<CudaStream>,
@@ -24,7 +40,7 @@ impl Gpu {
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().expect("a stream");
         let module = context
-            .load_module(cudarc::nvrtc::Ptx::from_binary(cuda_on_cpu::image(stem)))
+            .load_module(cudarc::nvrtc::Ptx::from_binary(image(stem)))
             .expect("a module");
         Gpu {
             context,
