@@ -6,7 +6,6 @@
 #pragma once
 #include "arithmetic.h"
 #include "execution.h"
-#include <atomic>
 
 namespace cuda_on_cpu {
 
@@ -155,8 +154,9 @@ inline unsigned __reduce_min_sync(unsigned mask, unsigned value, CUDA_ON_CPU_HER
 }
 // __activemask() is absent on purpose: its value depends on scheduling.
 
-inline void __threadfence() { std::atomic_thread_fence(std::memory_order_seq_cst); }
-inline void __threadfence_block() {}
+// The threads of a launch share one OS thread, so only the compiler could reorder. A forgotten fence is not seen.
+inline void __threadfence() { asm volatile("" ::: "memory"); }
+inline void __threadfence_block() { asm volatile("" ::: "memory"); }
 [[noreturn]] inline void __trap() { cuda_on_cpu::fail("__trap()"); }
 
 namespace ptx {
