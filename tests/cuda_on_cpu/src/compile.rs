@@ -70,6 +70,19 @@ pub fn library(
     )
 }
 
+/// Whether a kernel source compiles; makes nothing. The error is the text of the compiler.
+pub fn check(compiler: &Path, package: &Path, source: &Path) -> Result<(), String> {
+    let flags = common_flags(
+        Instrument::Nothing,
+        &package.join("emulator"),
+        &package.join("../../kernels"),
+    );
+    run(Command::new(compiler)
+        .args(flags)
+        .args(["-fsyntax-only", "-xc++"])
+        .arg(source))
+}
+
 fn units(
     instrument: Instrument,
     compiler: &Path,

@@ -56,8 +56,16 @@ pub enum Order {
     Shuffled(u64),
 }
 
-/// One of each kind: results must not depend on the order.
-pub const ORDERS: [Order; 3] = [Order::Ascending, Order::Descending, Order::Shuffled(1)];
+/// One order of each kind: results must not depend on the order. Under a sanitizer, which is slow and looks at every
+/// access of any one order, a single one.
+pub fn orders() -> &'static [Order] {
+    let all = &[Order::Ascending, Order::Descending, Order::Shuffled(1)];
+    if env::var_os(LIBRARY_VARIABLE).is_some() {
+        &all[2..]
+    } else {
+        all
+    }
+}
 
 /// Runs `work` with the launches of this OS thread in the given order. Without effect on a real driver.
 pub fn with_order<R>(order: Order, work: impl FnOnce() -> R) -> R {
@@ -194,6 +202,13 @@ pub fn assert_clean(instrument: Instrument) {
         "no test was run again:\n{}",
         run.output
     );
+}
+
+/// What the compiler says about a kernel source, or nothing when it is content. For tests that some source must not
+/// compile.
+pub fn compiler_complaint(source: &Path) -> Option<String> {
+    let compiler = Path::new(env!("CUDA_ON_CPU_COMPILER"));
+    compile::check(compiler, Path::new(env!("CARGO_MANIFEST_DIR")), source).err()
 }
 
 /// Built on first use, kept beside the plain library, one per kind.

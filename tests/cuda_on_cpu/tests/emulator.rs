@@ -105,3 +105,35 @@ fn entries_are_found_in_sources() {
     assert_eq!(found, [("plain", ""), ("bounded", "kThreads * (1 + 1), 2")]);
     assert!(cuda_on_cpu::entries("template <int N> __global__ void k() {}").is_err());
 }
+
+/// A kernel with one statement, as a source file of its own.
+fn complaint_about(name: &str, statement: &str) -> Option<String> {
+    let folder = std::env::temp_dir().join(format!("recant-{name}-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a temporary folder");
+    let source = folder.join(name).with_extension("cu");
+    let text = format!(
+        "#include \"common.cuh\"\nextern \"C\" __global__ void k(float* y) {{ {statement} }}\n"
+    );
+    std::fs::write(&source, text).expect("a temporary file");
+    let complaint = cuda_on_cpu::compiler_complaint(&source);
+    std::fs::remove_dir_all(&folder).expect("the temporary folder is ours");
+    complaint
+}
+
+#[test]
+fn what_has_no_emulation_does_not_compile() {
+    assert_eq!(
+        complaint_about("known", "ptx::cp_async_commit(); y[0] = __expf(1.0f);"),
+        None
+    );
+    for (name, statement) in [
+        ("wrapper", "ptx::wrapper_of_a_later_chip();"),
+        ("intrinsic", "y[0] = float(__activemask());"),
+        ("shared", "__shared__ float tile[4]; y[0] = tile[0];"),
+    ] {
+        assert!(
+            complaint_about(name, statement).is_some_and(|text| text.contains("error")),
+            "{name}"
+        );
+    }
+}

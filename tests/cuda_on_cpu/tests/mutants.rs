@@ -3,7 +3,7 @@
 //! What only a sanitizer sees runs in a process of its own: the tests marked as ignored are those processes, started by
 //! the tests below them.
 
-use cuda_on_cpu::{Instrument, ORDERS, Order, rerun, with_order};
+use cuda_on_cpu::{Instrument, Order, orders, rerun, with_order};
 use cudarc::driver::PushKernelArg;
 use support::{Geometry, Gpu, grid, matmul_sm90, numbers};
 
@@ -46,7 +46,7 @@ fn missing_barrier_gives_a_wrong_result_in_every_order() {
     }
     let x = numbers(64, 1);
     let reversed: Vec<f32> = x.iter().rev().copied().collect();
-    for order in ORDERS {
+    for &order in orders() {
         assert_ne!(
             with_order(order, || run_on("mutant_missing_barrier", &x)).expect("it ends"),
             reversed,

@@ -1,6 +1,6 @@
 //! kernels/random.cu: the published test vectors, the mapping from counters to elements, the distributions.
 
-use cuda_on_cpu::{ORDERS, with_order};
+use cuda_on_cpu::{orders, with_order};
 use cudarc::driver::{CudaSlice, DeviceRepr, PushKernelArg};
 use support::{Gpu, grid};
 
@@ -112,7 +112,7 @@ fn elements_are_addressed_by_counter() {
             count,
         };
         let expected: Vec<u32> = (0..count as usize).map(|i| word(&params, i)).collect();
-        for order in ORDERS {
+        for &order in orders() {
             let got = with_order(order, || generate::<u32>("random_bits_u32", params, None));
             assert_eq!(got, expected, "{count} {order:?}");
         }

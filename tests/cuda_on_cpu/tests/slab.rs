@@ -1,6 +1,6 @@
 //! kernels/ewc.cu, repulsion.cu and optimizer.cu against loops in double precision.
 
-use cuda_on_cpu::{ORDERS, with_order};
+use cuda_on_cpu::{orders, with_order};
 use cudarc::driver::{CudaSlice, DeviceRepr, PushKernelArg};
 use support::{Geometry, Gpu, bf16_bits, grid, numbers};
 
@@ -152,9 +152,13 @@ impl Pass {
 }
 
 fn in_every_order<R: PartialEq + std::fmt::Debug>(run: impl Fn() -> R) -> R {
-    let [first, second, third] = ORDERS.map(|order| with_order(order, &run));
-    assert_eq!(first, second, "descending");
-    assert_eq!(first, third, "shuffled");
+    let mut results = orders()
+        .iter()
+        .map(|&order| (order, with_order(order, &run)));
+    let (_, first) = results.next().expect("an order");
+    for (order, result) in results {
+        assert_eq!(result, first, "{order:?}");
+    }
     first
 }
 
@@ -415,7 +419,7 @@ struct AdamCase {
     regularise: bool,
 }
 
-const STEPS: usize = 3;
+const STEPS: usize = 2;
 const BETA2: f32 = 0.99;
 const EPSILON: f32 = 1e-8;
 const LEARNING_RATE: f32 = 0.002;
