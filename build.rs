@@ -76,8 +76,18 @@ fn build() -> Result<(), Failure> {
     if let Some(nvcc) = &compiler {
         nvcc.compile(&sources, &targets(&archs)?, &out)?;
     }
-    // Where tests find what ptxas says about each kernel's registers and spills: <stem>.ptxas.
+    // Where tests find what ptxas says about each kernel's registers and spills, <stem>.ptxas, and of which kernels: the
+    // folder may hold reports of earlier builds.
+    let reports: Vec<String> = sources
+        .iter()
+        .filter(|_| compiler.is_some())
+        .map(|source| stem(source))
+        .collect();
     println!("cargo::rustc-env=RECANT_KERNEL_BUILD={}", out.display());
+    println!(
+        "cargo::rustc-env=RECANT_KERNEL_REPORTS={}",
+        reports.join(",")
+    );
     let table = table(&sources, compiler.as_ref(), &archs, &out);
     fs::write(out.join("kernels.rs"), table).map_err(|e| format!("{}: {e}", out.display()).into())
 }

@@ -112,17 +112,18 @@ struct AdamSlabs {
   __nv_bfloat16* shadow;
 };
 
+__device__ __forceinline__ unsigned two_bf16(float low, float high) {
+  return unsigned(__bfloat16_as_ushort(__float2bfloat16_rn(low))) |
+         unsigned(__bfloat16_as_ushort(__float2bfloat16_rn(high))) << 16;
+}
+
 template <int N>
 __device__ __forceinline__ void store_shadow(__nv_bfloat16* shadow, int64_t i, const Lanes<N>& lanes) {
-  if constexpr (N == 4) {
-    const __nv_bfloat162 low = __floats2bfloat162_rn(lanes.v[0], lanes.v[1]);
-    const __nv_bfloat162 high = __floats2bfloat162_rn(lanes.v[2], lanes.v[3]);
-    auto* pairs = reinterpret_cast<__nv_bfloat162*>(shadow + i);
-    pairs[0] = low;
-    pairs[1] = high;
-  } else {
+  if constexpr (N == 4)
+    *reinterpret_cast<uint2*>(shadow + i) =
+        make_uint2(two_bf16(lanes.v[0], lanes.v[1]), two_bf16(lanes.v[2], lanes.v[3]));
+  else
     shadow[i] = __float2bfloat16_rn(lanes.v[0]);
-  }
 }
 
 template <typename Regulariser>

@@ -167,6 +167,8 @@ fn common_flags(instrument: Instrument, emulator: &Path, kernels: &Path) -> Vec<
     ]
     .map(String::from)
     .into();
+    // Kernels read float arrays as float4: nvcc allows that, C++ does not.
+    flags.push("-fno-strict-aliasing".into());
     // `#pragma unroll` is nvcc's; the vector ABI note is about calls between libraries, of which there are none.
     flags.extend(["-Wno-unknown-pragmas", "-Wno-psabi"].map(String::from));
     // Helpers that a kernel file does not use, and parameters that only device code uses.
