@@ -4,7 +4,7 @@
 //   block(b)  = philox4x32_10(counter = [b mod 2^32, b / 2^32, stream mod 2^32, stream / 2^32],
 //                             key     = [seed mod 2^32, seed / 2^32])          four words of 32 bits
 //   word(i)   = block(first + i / 4)[i mod 4]                                  output element i
-//   uniform   = ((word >> 9) + 1/2) 2^-23                                      in (0, 1), exact in f32, never 0 or 1
+//   uniform   = (f32(word >> 8) + 1/2) 2^-24, the sum rounded to f32           in (0, 1]: never 0, 1 once in 2^24
 //   normal    = Box-Muller on the pairs (0, 1) and (2, 3) of a block:
 //               r = sqrt(-2 ln uniform(first)), phi = 2 pi uniform(second); r cos phi, then r sin phi
 //
@@ -42,7 +42,7 @@ __device__ __forceinline__ uint4 random_block(const RandomParams& p, uint64_t bl
                        make_uint2(unsigned(p.seed), unsigned(p.seed >> 32)));
 }
 
-__device__ __forceinline__ float uniform(unsigned word) { return float(word >> 9) * 0x1p-23f + 0x1p-24f; }
+__device__ __forceinline__ float uniform(unsigned word) { return (float(word >> 8) + 0.5f) * 0x1p-24f; }
 
 __device__ __forceinline__ float2 normal_pair(unsigned first, unsigned second) {
   float radius = sqrtf(-2.0f * logf(uniform(first))), sine, cosine;
