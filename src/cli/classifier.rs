@@ -59,7 +59,7 @@ struct DataArgs {
 struct StatsArgs {
     #[command(flatten)]
     data: DataArgs,
-    /// Statistics file (npz)
+    /// Statistics file (safetensors)
     #[arg(long)]
     out: PathBuf,
 }
