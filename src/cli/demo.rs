@@ -202,7 +202,7 @@ impl Demo {
             iterations: self.iterations,
             repulsion: Some(el2),
             distance: Distance::L2,
-            runaway: 1e6,
+            runaway: 1.0,
             optimiser: Optimiser::Restore,
             start: Start::Ema,
             seed: self.seed,
