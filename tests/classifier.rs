@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use recant::data::mnist::{Mnist, Split};
 use recant::io::torch_file::TorchFile;
-use recant::models::classifier::{Augment, Classifier, ClassifierConfig, LabelledImages, Recipe, evaluate, train};
+use recant::models::classifier::{Augment, Classifier, ClassifierConfig, LabelledImages, Labels, Recipe, evaluate, train};
 use recant::ops::random::Random;
 use recant::tensor::{DType, Tensor};
 
@@ -38,15 +38,13 @@ fn the_official_lenet_says_what_it_said_in_pytorch() {
 fn the_official_lenet_on_all_test_digits() {
     let Some(folder) = real_data("the_official_lenet_on_all_test_digits") else { return };
     let digits = Mnist::read(folder.join("mnist"), Split::Test).unwrap().resized(32);
-    let labels: Vec<usize> = digits.labels.iter().map(|l| *l as usize).collect();
-    let data = LabelledImages { pixels: &digits.images, size: [32, 32], channels: 1, labels: &labels };
+    let labels: Vec<u32> = digits.labels.iter().map(|l| *l as u32).collect();
+    let data = LabelledImages { pixels: &digits.images, size: [32, 32], channels: 1, labels: Labels::Classes(&labels) };
     assert_eq!(evaluate(&official(&folder), data, 500).unwrap().accuracy(), 0.9907);
 }
 
 fn untrained(seed: u64) -> Classifier {
-    let config = ClassifierConfig::mnist();
-    let params = recant::nn::ParamSlab::init(&config.layout(), &mut Random::new(seed, 0));
-    Classifier::new(config, params).unwrap()
+    Classifier::init(ClassifierConfig::mnist(), &mut Random::new(seed, 0)).unwrap()
 }
 
 /// Parameters survive the way through PyTorch's names and shapes.
@@ -84,9 +82,9 @@ fn values_out_of_range_are_clamped() {
 }
 
 /// Two kinds of images, told apart by where they are bright.
-fn two_kinds(n: usize) -> (Vec<u8>, Vec<usize>) {
+fn two_kinds(n: usize) -> (Vec<u8>, Vec<u32>) {
     let mut r = Random::new(8, 0);
-    let labels: Vec<usize> = (0..n).map(|i| i % 2).collect();
+    let labels: Vec<u32> = (0..n as u32).map(|i| i % 2).collect();
     let pixels = labels.iter().flat_map(|k| (0..16 * 16).map(|p| if (p % 16 < 8) == (*k == 0) { 160 } else { 60 }).collect::<Vec<usize>>()).map(|v| (v + r.below(60)) as u8).collect();
     (pixels, labels)
 }
@@ -95,7 +93,7 @@ fn two_kinds(n: usize) -> (Vec<u8>, Vec<usize>) {
 #[test]
 fn training_learns_and_repeats() {
     let (pixels, labels) = two_kinds(64);
-    let data = LabelledImages { pixels: &pixels, size: [16, 16], channels: 1, labels: &labels };
+    let data = LabelledImages { pixels: &pixels, size: [16, 16], channels: 1, labels: Labels::Classes(&labels) };
     let config = ClassifierConfig { classes: vec!["left".into(), "right".into()], ..ClassifierConfig::mnist() };
     let recipe = Recipe { batch: 24, epochs: 6, augment: Augment { flip: false, shift: 1 }, ..Recipe::mnist() };
     let mut losses = Vec::new();
@@ -117,7 +115,7 @@ fn training_learns_and_repeats() {
 #[test]
 fn bad_input_is_refused_in_one_line() {
     let (pixels, labels) = two_kinds(4);
-    let data = LabelledImages { pixels: &pixels, size: [16, 16], channels: 1, labels: &labels };
+    let data = LabelledImages { pixels: &pixels, size: [16, 16], channels: 1, labels: Labels::Classes(&labels) };
     let mnist = ClassifierConfig::mnist();
     let mut failures = Vec::new();
     let mut refuse = |config: &ClassifierConfig, data: LabelledImages, recipe: Recipe, part: &str| {
@@ -127,9 +125,10 @@ fn bad_input_is_refused_in_one_line() {
         }
     };
     refuse(&ClassifierConfig { classes: vec!["one".into()], ..mnist.clone() }, data, Recipe::mnist(), "at least two");
-    refuse(&mnist, LabelledImages { labels: &[0, 1, 11, 0], ..data }, Recipe::mnist(), "class 11");
+    refuse(&mnist, LabelledImages { labels: Labels::Classes(&[0, 1, 11, 0]), ..data }, Recipe::mnist(), "class 11");
     refuse(&mnist, LabelledImages { size: [16, 15], ..data }, Recipe::mnist(), "16x15");
-    refuse(&mnist, LabelledImages { pixels: &[], labels: &[], ..data }, Recipe::mnist(), "0 labels");
+    refuse(&mnist, LabelledImages { pixels: &[], labels: Labels::Classes(&[]), ..data }, Recipe::mnist(), "0 labels");
+    refuse(&mnist, LabelledImages { labels: Labels::Attributes(&[0; 40]), ..data }, Recipe::mnist(), "attributes");
     refuse(&mnist, data, Recipe { batch: 0, ..Recipe::mnist() }, "--batch");
     let mut rgb = mnist.clone();
     rgb.preprocessing = recant::models::classifier::Preprocessing::rgb([32, 32]);
