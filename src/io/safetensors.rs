@@ -2,7 +2,6 @@
 //! written straight from it, so a network is never held twice.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
@@ -31,7 +30,7 @@ struct Header {
 /// The format's own limit.
 const MAX_HEADER: u64 = 100_000_000;
 
-fn header(path: &Path, file: &mut File, length: u64) -> Result<Header> {
+fn header(path: &Path, file: &mut impl Read, length: u64) -> Result<Header> {
     let no = |what: &str| Error::file(path, format!("is not a safetensors file ({what}); give one, or convert it first"));
     let cut = || Error::file(path, "is cut short or damaged: its tensors do not fill it; download or copy it again");
     let mut size = [0; 8];
@@ -75,7 +74,28 @@ fn strings(metadata: Metadata) -> BTreeMap<String, String> {
 /// Errors, each in one line: not a safetensors file, cut short, an element type without a number in it.
 pub fn read(path: impl AsRef<Path>) -> Result<Content> {
     let path = path.as_ref();
+    let (file, length) = super::open(path)?;
+    read_from(path, file, length)
+}
+
+/// Reads every tensor of a file that is part of the program; `name` stands for its path in errors.
+pub fn read_embedded(name: &str, bytes: &[u8]) -> Result<Content> {
+    read_from(Path::new(name), std::io::Cursor::new(bytes), bytes.len() as u64)
+}
+
+/// Whether a file starts as this format does: a length, then `{`.
+pub fn recognises(path: impl AsRef<Path>) -> Result<bool> {
+    let path = path.as_ref();
     let (mut file, length) = super::open(path)?;
+    let mut head = [0; 9];
+    if length < head.len() as u64 {
+        return Ok(false);
+    }
+    file.read_exact(&mut head).map_err(|e| Error::io(path, e))?;
+    Ok(head[8] == b'{' && u64::from_le_bytes(head[..8].try_into().expect("eight bytes")) <= MAX_HEADER)
+}
+
+fn read_from(path: &Path, mut file: impl Read + Seek, length: u64) -> Result<Content> {
     let header = header(path, &mut file, length)?;
     let mut infos: Vec<(String, &TensorInfo)> = header.metadata.tensors().into_iter().collect();
     infos.sort_by_key(|(_, info)| info.data_offsets);
