@@ -187,6 +187,19 @@ mod tests {
         refused(Mnist::read(scratch.path(), Split::Train), &["train-labels", "no digit"]);
     }
 
+    /// The classifiers' input, as torchvision's Resize made it.
+    #[test]
+    fn resized_as_pillow_does() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/nets/lenet_mnist_first64.npz");
+        let arrays = crate::io::npz::read(path).unwrap();
+        let bytes = |name: &str| match &arrays[name].values {
+            crate::io::npz::Values::U8(v) => v.clone(),
+            _ => panic!("{name} is uint8"),
+        };
+        let mnist = Mnist { images: bytes("images28"), height: 28, width: 28, labels: vec![0; 64] };
+        assert!(mnist.resized(32).images == bytes("images32"));
+    }
+
     #[test]
     fn real_mnist() {
         let Some(data) = real_data("real_mnist") else { return };

@@ -7,7 +7,7 @@
 pub mod checkpoint;
 mod run;
 
-pub use run::{Batches, Progress, run};
+pub use run::{Batches, DatasetBatches, Progress, TensorBatches, run};
 
 use crate::autograd::{Order, Var, concat, grad_or_zero, scale};
 use crate::error::{Error, Result};
