@@ -5,8 +5,8 @@ mod common;
 use std::path::PathBuf;
 
 use recant::data::mnist::{Mnist, Split};
-use recant::io::torch_file::TorchFile;
 use recant::models::classifier::{Augment, Classifier, ClassifierConfig, LabelledImages, Labels, Recipe, evaluate, train};
+use recant::models::resnet::ResNet;
 use recant::ops::random::Random;
 use recant::tensor::{DType, Tensor};
 
@@ -19,9 +19,9 @@ fn real_data(test: &str) -> Option<PathBuf> {
     folder
 }
 
+/// By way of PyTorch's file.
 fn official(folder: &std::path::Path) -> Classifier {
-    let tensors = TorchFile::open(folder.join("lenet_mnist_official.pth")).unwrap().tensors().unwrap();
-    Classifier::from_torch(ClassifierConfig::mnist(), &tensors).unwrap()
+    Classifier::read(folder.join("lenet_mnist_official.pth")).unwrap()
 }
 
 #[test]
@@ -59,6 +59,33 @@ fn parameters_go_both_ways() {
     cut.remove("fc.f7.bias");
     let problem = Classifier::from_torch(ClassifierConfig::mnist(), &cut).unwrap_err();
     assert!(problem.contains("fc.f7.bias"), "{problem}");
+}
+
+/// A file keeps parameters, running statistics and what the network looks at; what is none is refused by name.
+#[test]
+fn files_go_both_ways() {
+    let folder = std::env::temp_dir().join(format!("recant-classifier-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("net.safetensors");
+    let resnet = ClassifierConfig::resnet(ResNet::ResNet18, vec!["cat".into(), "dog".into()], 64);
+    for config in [ClassifierConfig::mnist(), resnet] {
+        let written = Classifier::init(config, &mut Random::new(2, 0)).unwrap();
+        written.write(&path).unwrap();
+        let read = Classifier::read(&path).unwrap();
+        assert_eq!(read.config(), written.config());
+        let (a, b) = (written.to_torch(), read.to_torch());
+        assert!(a.keys().eq(b.keys()) && a.iter().all(|(k, t)| t.to_f64_vec() == b[k].to_f64_vec()));
+    }
+    let mut tensors = Classifier::read(&path).unwrap().to_torch();
+    recant::io::safetensors::write(&path, &tensors, &Default::default()).unwrap();
+    let error = Classifier::read(&path).unwrap_err().to_string();
+    assert!(error.contains("does not say which classifier") && error.contains("net.safetensors"), "{error}");
+    tensors.remove("layer3.0.downsample.1.running_var");
+    recant::io::safetensors::write(&path, &tensors, &Default::default()).unwrap();
+    let resnet = ClassifierConfig::resnet(ResNet::ResNet18, vec!["cat".into(), "dog".into()], 64);
+    let error = Classifier::read_as(&path, resnet).unwrap_err().to_string();
+    assert!(error.contains("layer3.0.downsample.1.running_var"), "{error}");
+    std::fs::remove_dir_all(&folder).ok();
 }
 
 /// Grey and RGB of the same grey pixels are judged alike, up to the luma's weights, which sum to 0.9999.

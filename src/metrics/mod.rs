@@ -1,7 +1,9 @@
 //! L9: measurements of what a model makes.
 
 pub mod feature_stats;
+pub mod fid;
 pub mod frechet;
 
 pub use feature_stats::{FeatureStats, Statistics};
+pub use fid::{Extractor, FidProtocol, FidReport, Preparation, fid};
 pub use frechet::frechet_distance;

@@ -1,5 +1,6 @@
 //! Networks that judge images: what they look at, what their outputs mean, and how they are trained.
 
+mod file;
 mod preprocessing;
 mod train;
 
@@ -15,7 +16,7 @@ use crate::autograd::Var;
 use crate::error::{Error, Result};
 use crate::nn::{Layout, ParamSlab, Params};
 use crate::ops::random::Random;
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
 
 /// The network of a classifier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -145,10 +146,14 @@ impl Classifier {
         Ok(Classifier { config, params, buffers })
     }
 
-    /// Parameters and running statistics in PyTorch's names and shapes.
+    /// Parameters and running statistics in PyTorch's names and shapes. PyTorch also wants a count of batches beside
+    /// running statistics, which it uses only without a momentum: it is 0.
     pub fn to_torch(&self) -> BTreeMap<String, Tensor> {
         let mut all = self.params.to_torch();
-        all.append(&mut self.buffers.to_torch());
+        let buffers = self.buffers.to_torch();
+        let counts = buffers.keys().filter_map(|name| name.strip_suffix("running_mean"));
+        all.extend(counts.map(|layer| (format!("{layer}num_batches_tracked"), Tensor::zeros(&[], DType::F32))));
+        all.extend(buffers);
         all
     }
 
