@@ -59,7 +59,12 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<ExitCode> {
-    prepare(&cli.global)?;
+    let threads = prepare(&cli.global)?;
+    // The command itself runs on a thread of the pool: an op then starts without a hand-over between threads.
+    threads.install(|| dispatch(cli))
+}
+
+fn dispatch(cli: Cli) -> Result<ExitCode> {
     let global = &cli.global;
     match cli.command {
         Command::Train(c) => c.run(global),
@@ -69,7 +74,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
 }
 
 /// Checks the device, sets the number of threads, listens for Ctrl-C.
-fn prepare(global: &Global) -> Result<()> {
+fn prepare(global: &Global) -> Result<rayon::ThreadPool> {
     match global.device.as_str() {
         "auto" | "cpu" => {}
         other if other == "cuda" || other.strip_prefix("cuda:").is_some_and(|n| n.parse::<usize>().is_ok()) => {
@@ -77,11 +82,10 @@ fn prepare(global: &Global) -> Result<()> {
         }
         other => return Err(Error::config("--device", format!("'{other}' is not auto, cpu, cuda or cuda:N"))),
     }
-    if let Some(n) = global.threads {
-        if n == 0 {
-            return Err(Error::config("--threads", "must be at least 1"));
-        }
-        rayon::ThreadPoolBuilder::new().num_threads(n).build_global().map_err(|e| Error::config("--threads", e.to_string()))?;
+    if global.threads == Some(0) {
+        return Err(Error::config("--threads", "must be at least 1"));
     }
-    run_folder::listen_for_interrupt()
+    run_folder::listen_for_interrupt()?;
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(global.threads.unwrap_or(0));
+    pool.build().map_err(|e| Error::config("--threads", e.to_string()))
 }

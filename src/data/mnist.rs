@@ -78,6 +78,9 @@ impl Mnist {
 
 /// The file of a part, under the names that it is published with.
 fn find(folder: &Path, stem: &str, part: &str, dims: u8) -> Result<PathBuf> {
+    if !folder.is_dir() {
+        return Err(Error::file(folder, "is not a folder; give the folder of MNIST's four original files"));
+    }
     for dot in ['-', '.'] {
         for end in ["", ".gz"] {
             let path = folder.join(format!("{stem}-{part}{dot}idx{dims}-ubyte{end}"));
@@ -163,6 +166,7 @@ mod tests {
         let mnist = Mnist::read(scratch.path(), Split::Train).unwrap();
         assert_eq!((mnist.len(), mnist.height, mnist.width), (2, 3, 4));
         assert_eq!((mnist.images, mnist.labels), (pixels, vec![7, 9]));
+        refused(Mnist::read(scratch.path().join("none"), Split::Test), &["none", "is not a folder"]);
         refused(Mnist::read(scratch.path(), Split::Test), &["t10k-images-idx3-ubyte", "four original files"]);
     }
 
