@@ -5,19 +5,18 @@ use std::path::Path;
 
 use super::{Classifier, ClassifierConfig};
 use crate::error::{Error, Result};
+use crate::io::safetensors::{self, Content};
 use crate::io::torch_file::{TorchFile, without_module_prefix};
-use crate::io::safetensors;
-use crate::tensor::Tensor;
 
 /// Key of the configuration in a file's metadata.
-const CONFIG: &str = "classifier";
+const CONFIG: &str = "recant.classifier";
 
-fn tensors_of(path: &Path) -> Result<(BTreeMap<String, Tensor>, Option<String>)> {
-    if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("safetensors")) {
-        let mut content = safetensors::read(path)?;
-        return Ok((content.tensors, content.metadata.remove(CONFIG)));
+fn content_of(path: &Path) -> Result<Content> {
+    if safetensors::recognises(path)? {
+        return safetensors::read(path);
     }
-    Ok((without_module_prefix(TorchFile::open(path)?.tensors()?), None))
+    let tensors = without_module_prefix(TorchFile::open(path)?.tensors()?);
+    Ok(Content { tensors, metadata: BTreeMap::new() })
 }
 
 impl Classifier {
@@ -31,21 +30,22 @@ impl Classifier {
     /// safetensors), which is known by its names.
     pub fn read(path: impl AsRef<Path>) -> Result<Classifier> {
         let path = path.as_ref();
-        let (tensors, config) = tensors_of(path)?;
-        let config = match config {
-            Some(text) => serde_json::from_str(&text).map_err(|e| Error::file(path, format!("its classifier metadata cannot be read: {e}")))?,
-            None if tensors.contains_key("convnet.c1.weight") => ClassifierConfig::mnist(),
-            None => {
-                let problem = "does not say which classifier it is; give its network, classes and preprocessing";
-                return Err(Error::file(path, problem));
-            }
+        Classifier::from_content(&content_of(path)?).map_err(|problem| Error::file(path, problem))
+    }
+
+    /// As `read`, of a file's content. The error is the rest of a sentence about the file.
+    pub fn from_content(content: &Content) -> std::result::Result<Classifier, String> {
+        let config = match content.metadata.get(CONFIG) {
+            Some(text) => serde_json::from_str(text).map_err(|e| format!("its metadata {CONFIG} does not parse: {e}"))?,
+            None if content.tensors.contains_key("convnet.c1.weight") => ClassifierConfig::mnist(),
+            None => return Err("does not say which classifier it is; give its network, classes and preprocessing".into()),
         };
-        Classifier::from_torch(config, &tensors).map_err(|problem| Error::file(path, problem))
+        Classifier::from_torch(config, &content.tensors)
     }
 
     /// Reads a classifier's tensors under a given configuration.
     pub fn read_as(path: impl AsRef<Path>, config: ClassifierConfig) -> Result<Classifier> {
-        let (tensors, _) = tensors_of(path.as_ref())?;
-        Classifier::from_torch(config, &tensors).map_err(|problem| Error::file(path, problem))
+        let path = path.as_ref();
+        Classifier::from_torch(config, &content_of(path)?.tensors).map_err(|problem| Error::file(path, problem))
     }
 }

@@ -28,10 +28,11 @@ pub enum Architecture {
 }
 
 /// What the outputs mean.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Decision {
     /// One class per image: the largest output.
+    #[default]
     Largest,
     /// Attributes that an image has or has not, each by itself: outputs from 0 upwards. Trained towards −1 and 1.
     Signs,
@@ -43,6 +44,7 @@ pub struct ClassifierConfig {
     pub architecture: Architecture,
     /// One name per output.
     pub classes: Vec<String>,
+    #[serde(default)]
     pub decision: Decision,
     pub preprocessing: Preprocessing,
 }
