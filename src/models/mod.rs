@@ -3,4 +3,5 @@
 pub mod classifier;
 pub mod inception;
 pub mod lenet;
+pub mod resnet;
 pub mod stylegan2;
