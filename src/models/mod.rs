@@ -1,3 +1,4 @@
 //! L6: networks.
 
+pub mod mlp_gan;
 pub mod stylegan2;
