@@ -1,4 +1,6 @@
 //! L6: networks.
 
+pub mod classifier;
+pub mod lenet;
 pub mod mlp_gan;
 pub mod stylegan2;

@@ -3,6 +3,7 @@
 pub mod layers;
 pub mod optimizer;
 pub mod params;
+pub mod softmax;
 
 pub use optimizer::AdamState;
-pub use params::{Layout, ParamSlab, Params, Segment};
+pub use params::{Init, Layout, ParamSlab, Params, Segment};

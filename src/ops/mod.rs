@@ -6,9 +6,11 @@ pub mod conv2d;
 pub mod elementwise;
 pub mod layout;
 pub mod matmul;
+pub mod pool2d;
 pub mod optimizer;
 pub mod random;
 pub mod reduce;
+pub mod resize;
 pub mod upfirdn2d;
 
 use crate::error::{Error, Result};

@@ -4,6 +4,7 @@
 //! stage's regulariser), G (path length, every 4), EMA. Regularisers fire at iteration 0. All randomness of an
 //! iteration is drawn beforehand into `Inputs`, so an iteration is a function.
 
+pub mod checkpoint;
 mod run;
 pub mod steps;
 

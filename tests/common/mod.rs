@@ -38,6 +38,23 @@ pub fn npz(name: &str) -> Arrays {
     arrays
 }
 
+/// The f64 arrays of an npz file at their full precision, flat.
+pub fn npz_f64(name: &str) -> BTreeMap<String, Vec<f64>> {
+    let mut zip = zip::ZipArchive::new(std::fs::File::open(golden(name)).unwrap_or_else(|e| panic!("{name}: {e}"))).unwrap();
+    let mut arrays = BTreeMap::new();
+    for i in 0..zip.len() {
+        let mut entry = zip.by_index(i).unwrap();
+        let key = entry.name().unwrap().trim_end_matches(".npy").to_string();
+        let mut bytes = Vec::new();
+        entry.read_to_end(&mut bytes).unwrap();
+        let npy = npyz::NpyFile::new(&bytes[..]).unwrap();
+        if npy.dtype().descr().trim_matches('\'') == "<f8" {
+            arrays.insert(key, npy.into_vec::<f64>().unwrap());
+        }
+    }
+    arrays
+}
+
 /// All tensors of a safetensors file, f32.
 pub fn safetensors(name: &str) -> Arrays {
     let bytes = std::fs::read(golden(name)).unwrap_or_else(|e| panic!("{name}: {e}"));

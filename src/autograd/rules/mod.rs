@@ -5,6 +5,7 @@ mod conv2d;
 mod elementwise;
 mod layout;
 mod matmul;
+mod pool2d;
 mod reduce;
 mod upfirdn2d;
 
@@ -13,6 +14,7 @@ pub use conv2d::{Scales, conv2d, conv2d_transpose, conv2d_weight_grad};
 pub use elementwise::*;
 pub use layout::*;
 pub use matmul::matmul;
+pub use pool2d::{avg_pool2d, avg_pool2d_transpose, gather_taps, max_pool2d, scatter_taps};
 pub use reduce::*;
 pub use upfirdn2d::upfirdn2d;
 

@@ -1,0 +1,111 @@
+//! L10: the command line. One file per command; what they share is in `run_folder` and `output`.
+
+mod adapt;
+mod demo;
+mod evaluate;
+mod extrapolate;
+mod feedback;
+mod output;
+mod run_folder;
+mod sample;
+mod train;
+mod unlearn;
+
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::error::{Error, Result};
+
+/// Makes a pre-trained StyleGAN2 stop generating what you mark as undesired, without its training data.
+#[derive(Parser)]
+#[command(name = "recant", version, propagate_version = true)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options of every command.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Global {
+    /// Where to run: auto, cpu, cuda or cuda:N
+    #[arg(long, global = true, default_value = "auto")]
+    device: String,
+    /// Threads on the CPU (default: all cores)
+    #[arg(long, global = true)]
+    threads: Option<usize>,
+    /// Print a JSON summary as the last line of standard output
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// The whole method on the embedded MNIST model
+    Demo(demo::Demo),
+    /// Pre-train a StyleGAN2 (without a class: the retrained reference)
+    Train(train::Train),
+    /// Draw images from a model
+    Sample(sample::Sample),
+    /// Sample a model and mark each image as undesired or not
+    Feedback(feedback::FeedbackArgs),
+    /// Stage 1: adapt the model to the negatives, k times
+    Adapt(adapt::Adapt),
+    /// Stage 2: train on the positives, repelled from the adapted models
+    Unlearn(unlearn::Unlearn),
+    /// The baseline without training: away from the adapted models, for a list of γ
+    Extrapolate(extrapolate::Extrapolate),
+    /// PUL, histograms and distances of a model against its original
+    Evaluate(evaluate::Evaluate),
+}
+
+/// Parses, runs, prints errors. Exit codes: 0 ok, 1 a requested check failed, 2 an error.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => e.exit(),
+    };
+    match run(cli) {
+        Ok(code) => code,
+        Err(e) => {
+            eprintln!("recant: {e}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<ExitCode> {
+    prepare(&cli.global)?;
+    let global = &cli.global;
+    match cli.command {
+        Command::Demo(c) => c.run(global),
+        Command::Train(c) => c.run(global),
+        Command::Sample(c) => c.run(global),
+        Command::Feedback(c) => c.run(global),
+        Command::Adapt(c) => c.run(global),
+        Command::Unlearn(c) => c.run(global),
+        Command::Extrapolate(c) => c.run(global),
+        Command::Evaluate(c) => c.run(global),
+    }?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Checks the device, sets the number of threads, listens for Ctrl-C.
+fn prepare(global: &Global) -> Result<()> {
+    match global.device.as_str() {
+        "auto" | "cpu" => {}
+        other if other == "cuda" || other.strip_prefix("cuda:").is_some_and(|n| n.parse::<usize>().is_ok()) => {
+            return Err(Error::NoCuda { problem: "this build runs on the CPU only; use --device cpu".into() });
+        }
+        other => return Err(Error::config("--device", format!("'{other}' is not auto, cpu, cuda or cuda:N"))),
+    }
+    if let Some(n) = global.threads {
+        if n == 0 {
+            return Err(Error::config("--threads", "must be at least 1"));
+        }
+        rayon::ThreadPoolBuilder::new().num_threads(n).build_global().map_err(|e| Error::config("--threads", e.to_string()))?;
+    }
+    run_folder::listen_for_interrupt()
+}

@@ -1,0 +1,89 @@
+//! The folder of a long run: its resolved configuration, its metrics, its interruption.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use crate::io::atomic;
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// The first Ctrl-C asks the running loop to save and stop; the second ends the program at once.
+pub(super) fn listen_for_interrupt() -> Result<()> {
+    let set = ctrlc::set_handler(|| {
+        if INTERRUPTED.swap(true, Ordering::Relaxed) {
+            std::process::exit(2);
+        }
+    });
+    set.map_err(|e| Error::config("Ctrl-C", e.to_string()))
+}
+
+/// Whether Ctrl-C was pressed.
+pub(super) fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
+/// Ends a command that has nothing to save.
+pub(super) fn stop_if_interrupted() -> Result<()> {
+    if interrupted() { Err(Error::Interrupted { resume: None }) } else { Ok(()) }
+}
+
+/// A run's folder.
+pub(super) struct RunFolder {
+    path: PathBuf,
+    metrics: std::fs::File,
+}
+
+impl RunFolder {
+    /// Creates the folder, or with `resume` opens it, and writes `config.json`. A folder that holds a run is not
+    /// touched without `resume`; one that is resumed must have been made with the same configuration, except for
+    /// `free` keys (the length of the run).
+    pub fn create(path: &Path, resume: bool, config: &impl Serialize, free: &[&str]) -> Result<RunFolder> {
+        let file = path.join("config.json");
+        let config = serde_json::to_value(config).expect("plain data");
+        if file.exists() {
+            if !resume {
+                return Err(Error::file(path, "already holds a run; choose another --out, or continue it with --resume"));
+            }
+            let text = std::fs::read_to_string(&file).map_err(|e| Error::io(&file, e))?;
+            let old: serde_json::Value = serde_json::from_str(&text).map_err(|e| Error::file(&file, format!("does not parse: {e}")))?;
+            if let Some(key) = first_difference(&old, &config, free) {
+                let show = |v: &serde_json::Value| v.get(&key).map_or("nothing".into(), |v| v.to_string());
+                return Err(Error::config("--resume", format!("the run was started with {key} = {}, now it is {}; use the same options", show(&old), show(&config))));
+            }
+        } else if resume {
+            return Err(Error::file(path, "holds no run to resume (no config.json); leave out --resume"));
+        }
+        atomic::create_folder(path)?;
+        let text = serde_json::to_string_pretty(&config).expect("plain data");
+        atomic::write_bytes(&file, text.as_bytes())?;
+        let metrics = path.join("metrics.jsonl");
+        let metrics = OpenOptions::new().create(true).append(true).open(&metrics).map_err(|e| Error::io(&metrics, e))?;
+        Ok(RunFolder { path: path.to_path_buf(), metrics })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn file(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Appends one object to `metrics.jsonl`.
+    pub fn log(&mut self, record: &impl Serialize) -> Result<()> {
+        let mut line = serde_json::to_string(record).expect("plain data");
+        line.push('\n');
+        self.metrics.write_all(line.as_bytes()).map_err(|e| Error::io(self.path.join("metrics.jsonl"), e))
+    }
+}
+
+fn first_difference(old: &serde_json::Value, new: &serde_json::Value, free: &[&str]) -> Option<String> {
+    let (old, new) = (old.as_object()?, new.as_object()?);
+    let keys = old.keys().chain(new.keys()).filter(|k| !free.contains(&k.as_str()));
+    keys.into_iter().find(|k| old.get(*k) != new.get(*k)).cloned()
+}

@@ -1,0 +1,231 @@
+//! `recant train`: pre-trains a StyleGAN2 on a data set, or on a data set without a class.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde::Serialize;
+
+use super::output::{Progress, summary};
+use super::run_folder::{RunFolder, interrupted};
+use super::{Global, sample};
+use crate::data::{Dataset, Sampler, Source};
+use crate::error::{Error, Result};
+use crate::models::stylegan2::StyleGan2Config;
+use crate::tensor::Tensor;
+use crate::training::checkpoint::{Checkpoint, save_state};
+use crate::training::{self, GanState, Hyper, NoRegulariser, Trainer};
+
+/// Numbers of the training loop, as options.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct HyperArgs {
+    /// Images per batch: 1, 2, 3 or a multiple of 4
+    #[arg(long, default_value_t = 16)]
+    pub batch: usize,
+    /// Learning rate of both networks, before the lazy-regularisation ratios
+    #[arg(long, default_value_t = 0.002)]
+    pub lr: f64,
+    /// Weight of the R1 penalty
+    #[arg(long, default_value_t = 10.0)]
+    pub r1: f64,
+    /// Weight of the path-length penalty
+    #[arg(long, default_value_t = 2.0)]
+    pub path: f64,
+    /// EMA of the generator per iteration (default: half-life of 10,000 images at batch 32)
+    #[arg(long)]
+    pub ema_decay: Option<f64>,
+    /// Probability that a batch mixes two styles
+    #[arg(long, default_value_t = 0.9)]
+    pub mixing: f64,
+}
+
+impl HyperArgs {
+    pub fn hyper(&self) -> Result<Hyper> {
+        let base = Hyper::default();
+        Hyper {
+            batch: self.batch,
+            lr: self.lr,
+            r1_weight: self.r1,
+            path_weight: self.path,
+            ema_decay: self.ema_decay.unwrap_or(base.ema_decay),
+            mixing: self.mixing,
+            ..base
+        }
+        .checked()
+    }
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Train {
+    /// Training images: mnist:DIR, folder:DIR or npz:FILE
+    #[arg(long)]
+    data: String,
+    /// Leave out this class (repeatable): the reference that never saw it
+    #[arg(long)]
+    without: Vec<String>,
+    /// Image size in pixels: a power of two
+    #[arg(long, default_value_t = 32)]
+    size: usize,
+    /// Length of z and w
+    #[arg(long, default_value_t = 128)]
+    latent: usize,
+    /// Layers of the mapping network
+    #[arg(long, default_value_t = 8)]
+    mapping_layers: usize,
+    /// Channels by resolution, as 4:64,8:64,16:48,32:32 (default: the paper's full width)
+    #[arg(long)]
+    channels: Option<String>,
+    /// Iterations to do in all
+    #[arg(long, default_value_t = 200_000)]
+    iterations: u64,
+    /// Mirror images at random
+    #[arg(long)]
+    flip: bool,
+    #[command(flatten)]
+    hyper: HyperArgs,
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Save the state every so many iterations
+    #[arg(long, default_value_t = 1000)]
+    save_every: u64,
+    /// Folder for the model, samples and metrics
+    #[arg(long)]
+    out: PathBuf,
+    /// Continue the run in --out
+    #[arg(long)]
+    resume: bool,
+}
+
+#[derive(Serialize)]
+struct Config<'a> {
+    command: &'static str,
+    data: &'a str,
+    without: &'a [String],
+    network: &'a StyleGan2Config,
+    hyper: &'a Hyper,
+    flip: bool,
+    seed: u64,
+    iterations: u64,
+    save_every: u64,
+}
+
+/// One line of `metrics.jsonl`.
+#[derive(Serialize)]
+pub(super) struct Record {
+    iteration: u64,
+    seconds: f64,
+    #[serde(flatten)]
+    losses: training::Losses,
+}
+
+/// Saves, draws and logs a training run as it goes.
+pub(super) struct Recorder<'a> {
+    pub folder: &'a mut RunFolder,
+    pub model: PathBuf,
+    pub noise: &'a [Tensor],
+    pub metadata: BTreeMap<String, String>,
+    pub save_every: u64,
+    pub log_every: u64,
+    pub start: std::time::Instant,
+    pub progress: Progress,
+}
+
+impl Recorder<'_> {
+    pub fn on_iteration(&mut self, p: &training::Progress) -> Result<()> {
+        let i = p.state.iteration;
+        self.progress.at(i, || describe(&p.losses));
+        if i.is_multiple_of(self.log_every) || i == p.until || p.losses.r1.is_some() {
+            self.folder.log(&Record { iteration: i, seconds: self.start.elapsed().as_secs_f64(), losses: p.losses })?;
+        }
+        let stop = interrupted();
+        if stop || i == p.until || i.is_multiple_of(self.save_every) {
+            self.save(p.state)?;
+        }
+        if stop && i < p.until {
+            return Err(Error::Interrupted { resume: Some(self.model.clone()) });
+        }
+        Ok(())
+    }
+
+    pub fn save(&self, state: &GanState) -> Result<()> {
+        save_state(&self.model, state, self.noise, &self.metadata)
+    }
+}
+
+pub(super) fn describe(l: &training::Losses) -> String {
+    let regulariser = l.regulariser.map_or(String::new(), |r| format!(" reg {r:.4}"));
+    format!("D {:.3} G {:.3}{regulariser}", l.d, l.g)
+}
+
+impl Train {
+    pub fn run(&self, global: &Global) -> Result<()> {
+        let hyper = self.hyper.hyper()?;
+        let network = match &self.channels {
+            Some(table) => StyleGan2Config::with_channels(self.size, self.latent, self.mapping_layers, table)?,
+            None => StyleGan2Config { mapping_layers: self.mapping_layers, ..StyleGan2Config::full_width(self.size, self.latent)? }.checked()?,
+        };
+        if self.save_every == 0 {
+            return Err(Error::config("--save-every", "must be at least 1"));
+        }
+        let mut data = Dataset::load(&Source::parse(&self.data)?, self.size)?;
+        for class in &self.without {
+            data = data.without_class(class)?;
+        }
+        let config = Config {
+            command: "train",
+            data: &self.data,
+            without: &self.without,
+            network: &network,
+            hyper: &hyper,
+            flip: self.flip,
+            seed: self.seed,
+            iterations: self.iterations,
+            save_every: self.save_every,
+        };
+        let mut folder = RunFolder::create(&self.out, self.resume, &config, &["iterations", "save_every"])?;
+        let model = folder.file("model.safetensors");
+        let (mut state, noise) = self.start(&model, &network, &hyper)?;
+        println!("{} images, {} generator and {} discriminator parameters", data.len(), state.g.layout().len(), state.d.layout().len());
+        let trainer = Trainer::new(&network, hyper.clone());
+        let mut batches = Sampler::new(&data, hyper.batch, self.seed, self.flip)?;
+        batches.skip_to(state.iteration);
+        let start = std::time::Instant::now();
+        let samples = self.out.join("samples");
+        let mut recorder = Recorder {
+            progress: Progress::new("train", state.iteration, self.iterations),
+            folder: &mut folder,
+            model: model.clone(),
+            noise: &noise,
+            metadata: BTreeMap::new(),
+            save_every: self.save_every,
+            log_every: 10,
+            start,
+        };
+        training::run(&trainer, &mut state, &mut batches, &mut NoRegulariser, self.iterations, &mut |p| {
+            recorder.on_iteration(p)?;
+            let i = p.state.iteration;
+            if i.is_multiple_of(self.save_every) || i == p.until {
+                sample::write_grid(&trainer.generator, &p.state.g_ema, 100, 10, 1, &samples.join(format!("{i:07}.png")))?;
+            }
+            Ok(())
+        })?;
+        recorder.progress.finish();
+        println!("trained {} iterations: {}", state.iteration, model.display());
+        summary(global, &serde_json::json!({"model": model, "iterations": state.iteration, "seconds": start.elapsed().as_secs_f64(), "device": "cpu"}));
+        Ok(())
+    }
+
+    fn start(&self, model: &Path, network: &StyleGan2Config, hyper: &Hyper) -> Result<(GanState, Vec<Tensor>)> {
+        if self.resume && model.exists() {
+            let checkpoint = Checkpoint::open(model)?;
+            if checkpoint.config != *network {
+                return Err(Error::file(model, "holds a network of another size; use the options that the run was started with"));
+            }
+            let noise = checkpoint.noise.clone();
+            return Ok((checkpoint.into_state(model, hyper, self.seed)?, noise));
+        }
+        let state = GanState::init(network, hyper, self.seed);
+        let noise = crate::training::checkpoint::default_noise(network);
+        Ok((state, noise))
+    }
+}

@@ -1,0 +1,227 @@
+//! Pooling over windows of `[N, H, W, C]`. Average pooling is linear and comes with its transpose. Max pooling is a
+//! selection: `max_pool2d_taps` says which element of each window is the largest, and `gather_taps` /
+//! `scatter_taps` read and write by that choice. The two are transposes of each other and the choice is a constant to
+//! differentiation, so the family is closed.
+
+mod cpu;
+
+use crate::error::{Error, Result};
+use crate::on_dtype;
+use crate::tensor::{DType, Tensor};
+
+/// Geometry of the windows, per axis `[y, x]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Window {
+    pub kernel: [usize; 2],
+    pub stride: [usize; 2],
+    pub padding: [usize; 2],
+}
+
+/// What an average divides by at the border.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Divisor {
+    /// The whole kernel, padding included (PyTorch's default).
+    Kernel,
+    /// The elements inside the image only (TensorFlow; PyTorch's `count_include_pad=False`).
+    Inside,
+}
+
+impl Window {
+    /// The same kernel, stride and padding on both axes.
+    pub const fn square(kernel: usize, stride: usize, padding: usize) -> Window {
+        Window { kernel: [kernel; 2], stride: [stride; 2], padding: [padding; 2] }
+    }
+
+    /// One window over a whole image of `size`.
+    pub const fn whole(size: [usize; 2]) -> Window {
+        Window { kernel: size, stride: [1; 2], padding: [0; 2] }
+    }
+
+    /// `[H_out, W_out]` for an image of `size`. Windows that would reach past the padding are left out, and padding is
+    /// at most half a kernel, so that every window holds an element of the image.
+    fn output(&self, op: &'static str, size: [usize; 2]) -> Result<[usize; 2]> {
+        let mut out = [0; 2];
+        for axis in 0..2 {
+            let (kernel, stride, padding) = (self.kernel[axis], self.stride[axis], self.padding[axis]);
+            if kernel == 0 || stride == 0 || 2 * padding > kernel || size[axis] == 0 {
+                return Err(Error::shape(op, format!("{self:?} on {size:?}: needs a kernel, a stride, and padding up to half the kernel")));
+            }
+            let Some(room) = (size[axis] + 2 * padding).checked_sub(kernel) else {
+                return Err(Error::shape(op, format!("image {size:?} is smaller than the window {self:?}")));
+            };
+            out[axis] = room / stride + 1;
+        }
+        Ok(out)
+    }
+}
+
+fn rank4(op: &'static str, t: &Tensor) -> Result<[usize; 4]> {
+    t.shape().try_into().map_err(|_| Error::shape(op, format!("{:?}: needs rank 4", t.shape())))
+}
+
+/// Checks that `g` is shaped as the output of windows on images of `size`.
+fn check_output(op: &'static str, g: &Tensor, window: Window, size: [usize; 2]) -> Result<()> {
+    let out = window.output(op, size)?;
+    let shape = rank4(op, g)?;
+    if shape[1..3] != out {
+        return Err(Error::shape(op, format!("{:?} is no output of {window:?} on {size:?}", g.shape())));
+    }
+    Ok(())
+}
+
+fn check_taps(op: &'static str, like: &[usize], taps: &Tensor) -> Result<()> {
+    if taps.shape() != like || taps.dtype() != DType::F32 {
+        return Err(Error::shape(op, format!("taps {:?} of {:?} for windows {like:?}", taps.shape(), taps.dtype())));
+    }
+    Ok(())
+}
+
+/// Largest element of every window, per channel: `[N, H, W, C]` -> `[N, H_out, W_out, C]`. A NaN wins.
+pub fn max_pool2d(x: &Tensor, window: Window) -> Result<Tensor> {
+    const OP: &str = "max_pool2d";
+    let [_, h, w, _] = rank4(OP, x)?;
+    let out = window.output(OP, [h, w])?;
+    Ok(on_dtype!(x.dtype(), T => cpu::max_pool2d::<T>(x, window, out)))
+}
+
+/// Which element of each window is the largest (the first of equals): `k_y · kernel_x + k_x` as an f32, exact up to
+/// 2^24 elements per window. `[N, H_out, W_out, C]`.
+pub fn max_pool2d_taps(x: &Tensor, window: Window) -> Result<Tensor> {
+    const OP: &str = "max_pool2d_taps";
+    let [_, h, w, _] = rank4(OP, x)?;
+    let out = window.output(OP, [h, w])?;
+    if window.kernel[0] * window.kernel[1] > 1 << 24 {
+        return Err(Error::shape(OP, format!("{window:?} has more elements than f32 counts exactly")));
+    }
+    Ok(on_dtype!(x.dtype(), T => cpu::max_pool2d_taps::<T>(x, window, out)))
+}
+
+/// The element of each window that `taps` (of `max_pool2d_taps`, same window and sizes) names.
+pub fn gather_taps(x: &Tensor, taps: &Tensor, window: Window) -> Result<Tensor> {
+    const OP: &str = "gather_taps";
+    let [n, h, w, c] = rank4(OP, x)?;
+    let out = window.output(OP, [h, w])?;
+    check_taps(OP, &[n, out[0], out[1], c], taps)?;
+    Ok(on_dtype!(x.dtype(), T => cpu::gather_taps::<T>(x, taps, window)))
+}
+
+/// Adds each element of `g` `[N, H_out, W_out, C]` to the element of its window that `taps` names, in zeros
+/// `[N, H, W, C]` with `[H, W] = size`: the transpose of `gather_taps`.
+pub fn scatter_taps(g: &Tensor, taps: &Tensor, window: Window, size: [usize; 2]) -> Result<Tensor> {
+    const OP: &str = "scatter_taps";
+    check_output(OP, g, window, size)?;
+    check_taps(OP, g.shape(), taps)?;
+    Ok(on_dtype!(g.dtype(), T => cpu::scatter_taps::<T>(g, taps, window, size)))
+}
+
+/// Average of every window, per channel: `[N, H, W, C]` -> `[N, H_out, W_out, C]`.
+pub fn avg_pool2d(x: &Tensor, window: Window, divisor: Divisor) -> Result<Tensor> {
+    const OP: &str = "avg_pool2d";
+    let [_, h, w, _] = rank4(OP, x)?;
+    let out = window.output(OP, [h, w])?;
+    Ok(on_dtype!(x.dtype(), T => cpu::avg_pool2d::<T>(x, window, divisor, out)))
+}
+
+/// Spreads each element of `g` over its window, divided as `avg_pool2d` divides: its transpose, `[N, H, W, C]` with
+/// `[H, W] = size`.
+pub fn avg_pool2d_transpose(g: &Tensor, window: Window, divisor: Divisor, size: [usize; 2]) -> Result<Tensor> {
+    const OP: &str = "avg_pool2d_transpose";
+    check_output(OP, g, window, size)?;
+    Ok(on_dtype!(g.dtype(), T => cpu::avg_pool2d_transpose::<T>(g, window, divisor, size)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::random::Random;
+
+    /// Odd sizes, windows that overlap, leave gaps, reach into the padding, are not square, or leave a rest.
+    const WINDOWS: [(Window, [usize; 2]); 6] = [
+        (Window::square(2, 2, 0), [6, 4]),
+        (Window::square(3, 2, 1), [7, 6]),
+        (Window::square(3, 1, 1), [5, 4]),
+        (Window::square(2, 3, 0), [9, 8]),
+        (Window { kernel: [3, 2], stride: [1, 2], padding: [1, 0] }, [4, 7]),
+        (Window { kernel: [1, 4], stride: [2, 1], padding: [0, 2] }, [3, 5]),
+    ];
+
+    /// The elements of each window of each output element, by the definition: (taps, elements of `x`).
+    fn windows(x: &Tensor, w: Window) -> Vec<Vec<(usize, usize)>> {
+        let [n, h, wd, c]: [usize; 4] = x.shape().try_into().unwrap();
+        let out = |axis: usize, len: usize| (len + 2 * w.padding[axis] - w.kernel[axis]) / w.stride[axis] + 1;
+        let mut all = Vec::new();
+        for (b, y, xo, k) in (0..n).flat_map(|b| {
+            (0..out(0, h)).flat_map(move |y| (0..out(1, wd)).flat_map(move |xo| (0..c).map(move |k| (b, y, xo, k))))
+        }) {
+            let mut window = Vec::new();
+            for tap in 0..w.kernel[0] * w.kernel[1] {
+                let qy = (y * w.stride[0] + tap / w.kernel[1]) as isize - w.padding[0] as isize;
+                let qx = (xo * w.stride[1] + tap % w.kernel[1]) as isize - w.padding[1] as isize;
+                if (0..h as isize).contains(&qy) && (0..wd as isize).contains(&qx) {
+                    window.push((tap, ((b * h + qy as usize) * wd + qx as usize) * c + k));
+                }
+            }
+            all.push(window);
+        }
+        all
+    }
+
+    #[test]
+    fn pools_as_defined() {
+        for (i, (w, size)) in WINDOWS.into_iter().enumerate() {
+            let x = Random::new(5, i as u64).normal(&[2, size[0], size[1], 3]);
+            let v = x.to_f64_vec();
+            let (max, taps) = (max_pool2d(&x, w).unwrap().to_f64_vec(), max_pool2d_taps(&x, w).unwrap());
+            let gathered = gather_taps(&x, &taps, w).unwrap().to_f64_vec();
+            let inside = avg_pool2d(&x, w, Divisor::Inside).unwrap().to_f64_vec();
+            let kernel = avg_pool2d(&x, w, Divisor::Kernel).unwrap().to_f64_vec();
+            let expected = windows(&x, w);
+            assert_eq!(max.len(), expected.len(), "{w:?}");
+            for (o, window) in expected.iter().enumerate() {
+                let best = window.iter().copied().reduce(|a, b| if v[b.1] > v[a.1] { b } else { a }).unwrap();
+                let sum: f64 = window.iter().map(|e| v[e.1]).sum();
+                assert_eq!((max[o], gathered[o]), (v[best.1], v[best.1]), "{w:?} at {o}");
+                assert_eq!(taps.to_f64_vec()[o], best.0 as f64, "{w:?} at {o}");
+                assert!((inside[o] - sum / window.len() as f64).abs() < 1e-6, "{w:?} at {o}");
+                assert!((kernel[o] - sum / (w.kernel[0] * w.kernel[1]) as f64).abs() < 1e-6, "{w:?} at {o}");
+            }
+        }
+    }
+
+    /// `⟨g, A x⟩ = ⟨Aᵀ g, x⟩`
+    #[test]
+    fn transposes_are_adjoint() {
+        for (i, (w, size)) in WINDOWS.into_iter().enumerate() {
+            let mut r = Random::new(6, i as u64);
+            let x = r.normal(&[2, size[0], size[1], 3]).to_dtype(DType::F64);
+            let taps = max_pool2d_taps(&x, w).unwrap();
+            let g = r.normal(taps.shape()).to_dtype(DType::F64);
+            let dot = |a: &Tensor, b: &Tensor| a.to_f64_vec().iter().zip(b.to_f64_vec()).map(|(a, b)| a * b).sum::<f64>();
+            let mut pairs = vec![(gather_taps(&x, &taps, w).unwrap(), scatter_taps(&g, &taps, w, size).unwrap())];
+            for d in [Divisor::Inside, Divisor::Kernel] {
+                pairs.push((avg_pool2d(&x, w, d).unwrap(), avg_pool2d_transpose(&g, w, d, size).unwrap()));
+            }
+            for (k, (y, z)) in pairs.iter().enumerate() {
+                let (left, right) = (dot(&g, y), dot(z, &x));
+                assert!((left - right).abs() < 1e-12 * left.abs().max(1.0), "{w:?}, pair {k}: {left} and {right}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_nan_is_not_hidden() {
+        let x = Tensor::from_vec(&[1, 1, 3, 1], vec![1.0_f32, f32::NAN, 2.0]);
+        let w = Window::whole([1, 3]);
+        assert!(max_pool2d(&x, w).unwrap().item().unwrap().is_nan());
+        assert_eq!(max_pool2d_taps(&x, w).unwrap().item().unwrap(), 1.0);
+    }
+
+    #[test]
+    fn unusable_windows_are_refused() {
+        let x = Tensor::zeros(&[1, 3, 3, 1], DType::F32);
+        for w in [Window::square(4, 1, 0), Window::square(0, 1, 0), Window::square(2, 0, 0), Window::square(2, 1, 2)] {
+            assert!(max_pool2d(&x, w).is_err(), "{w:?}");
+        }
+        assert!(avg_pool2d_transpose(&x, Window::square(2, 2, 0), Divisor::Kernel, [4, 4]).is_err());
+    }
+}
