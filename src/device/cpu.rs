@@ -89,6 +89,36 @@ macro_rules! element {
 element!(f32);
 element!(f64);
 
+/// Instruction sets that hot loops are compiled for; chosen at run time, so one binary uses what the machine has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isa {
+    /// What every machine of the target has.
+    Portable,
+    /// AVX2 with fused multiply-add.
+    Avx2,
+    /// AVX-512 foundation.
+    Avx512,
+}
+
+impl Isa {
+    /// The widest set of this machine. The answer is cached by the standard library.
+    pub fn detect() -> Isa {
+        [Isa::Avx512, Isa::Avx2].into_iter().find(|isa| isa.is_present()).unwrap_or(Isa::Portable)
+    }
+
+    pub fn is_present(self) -> bool {
+        match self {
+            Isa::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => Isa::Avx2.is_present() && is_x86_feature_detected!("avx512f"),
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => false,
+        }
+    }
+}
+
 /// Freed buffers by (element type, length). A fresh allocation of an activation costs a page fault per 4 KiB, which
 /// is more than most elementwise passes over it; training asks for the same lengths in every iteration.
 static POOL: LazyLock<Mutex<Pool>> = LazyLock::new(Default::default);

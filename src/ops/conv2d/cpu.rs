@@ -1,29 +1,358 @@
-//! Host implementation.
+//! Host implementation. `conv2d` and `conv2d_transpose` are sums of windows of the input times panels of weights
+//! (`tile::gather`); a transposed convolution with stride `s` is `s²` of them, one per residue of the output
+//! coordinate. `conv2d_weight_grad` is a sum of outer products over pixels (`tile::outer`). No operand is unfolded:
+//! in channels-last order the taps of one kernel row lie together in the input.
+//!
+//! How work is cut depends on shapes alone and partial sums are added in order, so results do not depend on the
+//! number of threads.
+
+mod lanes;
+mod tile;
+
+use rayon::prelude::*;
 
 use super::{Conv2d, Extent};
-use crate::device::cpu::zero_vec;
+use crate::device::cpu::{Isa, PARALLEL_ELEMENTS, for_chunks, recycle, stale_vec, zero_vec};
 use crate::tensor::{Scalar, Tensor};
+use tile::{Columns, Gather, Outer, Pixels, Rows, Run, Tiles, line_width, outer_rows, panel_width};
 
-/// Visits every (x, w, g) index triple of the trilinear form once, with sample, input and output channel.
-fn visit(spec: Conv2d, e: Extent, mut f: impl FnMut(usize, usize, usize, [usize; 3])) {
-    for n in 0..e.n {
-        for py in 0..e.g[0] {
-            for px in 0..e.g[1] {
-                for ty in 0..e.k[0] {
-                    for tx in 0..e.k[1] {
-                        let qy = (py * spec.stride[0] + ty).wrapping_sub(spec.padding[0]);
-                        let qx = (px * spec.stride[1] + tx).wrapping_sub(spec.padding[1]);
-                        if qy >= e.x[0] || qx >= e.x[1] {
-                            continue;
-                        }
-                        for o in 0..e.g[2] {
-                            for i in 0..e.x[2] {
-                                let x = ((n * e.x[0] + qy) * e.x[1] + qx) * e.x[2] + i;
-                                let w = ((o * e.k[0] + ty) * e.k[1] + tx) * e.x[2] + i;
-                                let g = ((n * e.g[0] + py) * e.g[1] + px) * e.g[2] + o;
-                                f(x, w, g, [n, i, o]);
+/// Multiply-adds below which a call stays on its thread.
+const SERIAL_MACS: usize = 1 << 18;
+/// Multiply-adds that one task should have at least: tens of microseconds.
+const TASK_MACS: usize = 1 << 20;
+/// Tasks that a call is cut into when it has the work for it.
+const TASKS: usize = 32;
+/// Summands of one pass over a panel: the panel's part stays in the L1 cache.
+const PASS_VALUES: usize = 384;
+/// Input values that one task walks in a pass: they stay in the L2 cache.
+const TASK_INPUT_VALUES: usize = 48 << 10;
+
+/// Weight gradient: pixels whose input is copied together, and that one pass over the tiles takes.
+const PART_PIXELS: usize = 1024;
+const BLOCK_PIXELS: usize = 256;
+/// Pixels that one partial sum should have at least, and values of all partial sums together.
+const CHUNK_PIXELS: usize = 64;
+const PARTIAL_VALUES: usize = 1 << 20;
+/// Output channels of one task where channels are cut; a multiple of every tile's rows after division by 4.
+const GROUP_CHANNELS: usize = 48;
+
+/// Outputs of one residue class of a map between two images, and what each of them reads.
+struct Phase {
+    /// First output of the class and distance between its outputs, `[y, x]`.
+    first: [usize; 2],
+    every: [usize; 2],
+    /// How many outputs it has.
+    count: [usize; 2],
+    /// Input coordinate of the first tap of the first output, and distance between neighbouring outputs' taps.
+    start: [isize; 2],
+    stride: [usize; 2],
+    taps: [usize; 2],
+}
+
+impl Phase {
+    /// Input coordinates read along `axis` by the outputs `from..to` of the class.
+    fn reads(&self, axis: usize, from: usize, to: usize) -> std::ops::Range<isize> {
+        if from >= to || self.taps[axis] == 0 {
+            return 0..0;
+        }
+        let at = |i: usize| self.start[axis] + (i * self.stride[axis]) as isize;
+        at(from)..at(to - 1) + self.taps[axis] as isize
+    }
+
+    /// Indices in the class of the outputs in `range` of `axis`.
+    fn within(&self, axis: usize, range: &std::ops::Range<usize>) -> std::ops::Range<usize> {
+        let index = |at: usize| at.saturating_sub(self.first[axis]).div_ceil(self.every[axis]).min(self.count[axis]);
+        index(range.start)..index(range.end)
+    }
+}
+
+/// A part of the batch: whole images, or rows of one image.
+#[derive(Clone, Debug)]
+struct Part {
+    images: std::ops::Range<usize>,
+    rows: std::ops::Range<usize>,
+}
+
+/// Cuts `n` images of `height` rows into parts of about `rows` rows, evenly.
+fn parts(n: usize, height: usize, rows: usize) -> Vec<Part> {
+    let even = |total: usize, size: usize| total.div_ceil(total.div_ceil(size.max(1)).max(1)).max(1);
+    let cut = |total: usize, step: usize| (0..total).step_by(step).map(move |from| from..(from + step).min(total));
+    if rows >= height {
+        cut(n, even(n, rows / height.max(1))).map(|images| Part { images, rows: 0..height }).collect()
+    } else {
+        let step = even(height, rows);
+        (0..n).flat_map(|i| cut(height, step).map(move |rows| Part { images: i..i + 1, rows })).collect()
+    }
+}
+
+/// Smallest range that holds both; an empty range holds nothing.
+fn hull(a: std::ops::Range<isize>, b: std::ops::Range<isize>) -> std::ops::Range<isize> {
+    match (a.is_empty(), b.is_empty()) {
+        (true, _) => b,
+        (_, true) => a,
+        _ => a.start.min(b.start)..a.end.max(b.end),
+    }
+}
+
+/// What a part reads of the input: either the input itself, or a copy with zeros around it and the scale applied.
+struct Window<'a, T: Scalar> {
+    copy: Vec<T>,
+    whole: &'a [T],
+    /// Values per image and per row.
+    image: usize,
+    row: usize,
+    /// Coordinates of the first value.
+    origin: [isize; 2],
+}
+
+impl<'a, T: Scalar> Window<'a, T> {
+    /// `input` is `[N, h, w, c]`; `reads` is what is read of each image, `slack` how many values after the end.
+    fn new(input: &'a [T], [h, w, c]: [usize; 3], scale: Option<&[T]>, images: &std::ops::Range<usize>, reads: [std::ops::Range<isize>; 2], slack: usize) -> Self {
+        let [ys, xs] = reads;
+        let whole = &input[images.start * h * w * c..images.end * h * w * c];
+        let inside = ys.start >= 0 && ys.end <= h as isize && xs.start >= 0 && xs.end <= w as isize;
+        if inside && scale.is_none() && slack == 0 {
+            return Window { copy: Vec::new(), whole, image: h * w * c, row: w * c, origin: [0, 0] };
+        }
+        let (rows, row) = (ys.len(), xs.len() * c);
+        let mut copy = stale_vec::<T>(images.len() * rows * row + slack);
+        let used = copy.len() - slack;
+        copy[used..].fill(T::ZERO);
+        // Columns of the input that are read, and where they lie in a row of the copy.
+        let from = xs.start.clamp(0, w as isize);
+        let to = xs.end.clamp(from, w as isize);
+        let (left, width) = ((from - xs.start) as usize * c, (to - from) as usize * c);
+        for (i, image) in copy[..used].chunks_exact_mut((rows * row).max(1)).enumerate() {
+            let scale = scale.map(|s| &s[(images.start + i) * c..][..c]);
+            for (y, to) in ys.clone().zip(image.chunks_exact_mut(row)) {
+                if y < 0 || y >= h as isize || width == 0 {
+                    to.fill(T::ZERO);
+                    continue;
+                }
+                let source = &whole[((i * h + y as usize) * w + from as usize) * c..][..width];
+                to[..left].fill(T::ZERO);
+                to[left + width..].fill(T::ZERO);
+                match scale {
+                    None => to[left..left + width].copy_from_slice(source),
+                    Some(s) => {
+                        for (to, from) in to[left..left + width].chunks_exact_mut(c).zip(source.chunks_exact(c)) {
+                            for ((to, from), s) in to.iter_mut().zip(from).zip(s) {
+                                *to = *from * *s;
                             }
                         }
+                    }
+                }
+            }
+        }
+        Window { copy, whole: &[], image: rows * row, row, origin: [ys.start, xs.start] }
+    }
+
+    fn values(&self) -> &[T] {
+        if self.copy.is_empty() { self.whole } else { &self.copy }
+    }
+
+    /// Where the value of image `i` at `[y, x]`, channel 0 of `c`, lies.
+    fn at(&self, i: usize, y: isize, x: isize, c: usize) -> usize {
+        i * self.image + (y - self.origin[0]) as usize * self.row + (x - self.origin[1]) as usize * c
+    }
+}
+
+impl<T: Scalar> Drop for Window<'_, T> {
+    fn drop(&mut self) {
+        recycle(std::mem::take(&mut self.copy));
+    }
+}
+
+/// A map `[N, input] -> [N, output]` that is a dense gather in each of its phases.
+struct Map<'a> {
+    n: usize,
+    input: [usize; 3],
+    output: [usize; 3],
+    phases: &'a [Phase],
+}
+
+/// Panels of one phase: for each 16 (f64: 8) output channels, `[tap, input channel, output channel]`, which
+/// `line(to, tap, input channel, output channels)` fills.
+fn pack_panels<T: Scalar>(taps: usize, c_in: usize, c_out: usize, line: impl Fn(&mut [T], usize, usize, std::ops::Range<usize>) + Sync) -> Vec<T> {
+    let values = taps * c_in;
+    let full = c_out / panel_width::<T>() * panel_width::<T>();
+    let last = if full < c_out { line_width::<T>(c_out - full) } else { 0 };
+    let mut panels = stale_vec::<T>(values * (full + last));
+    let one = |panel: usize, to: &mut [T]| {
+        let channels = panel * panel_width::<T>()..((panel + 1) * panel_width::<T>()).min(c_out);
+        let width = to.len() / values;
+        for (k, to) in to.chunks_exact_mut(width).enumerate() {
+            let (used, rest) = to.split_at_mut(channels.len());
+            line(used, k / c_in, k % c_in, channels.clone());
+            rest.fill(T::ZERO);
+        }
+    };
+    if values > 0 {
+        let size = values * panel_width::<T>();
+        if panels.len() < PARALLEL_ELEMENTS {
+            panels.chunks_mut(size).enumerate().for_each(|(i, to)| one(i, to));
+        } else {
+            panels.par_chunks_mut(size).enumerate().for_each(|(i, to)| one(i, to));
+        }
+    }
+    panels
+}
+
+/// Cuts the summands of a window (`rows` kernel rows of `len` values, `pitch` apart) into passes.
+fn passes(rows: usize, len: usize, pitch: usize) -> Vec<(usize, Vec<Run>)> {
+    let total = rows * len;
+    let n = total.div_ceil(PASS_VALUES).max(1);
+    (0..n)
+        .map(|i| {
+            let (from, to) = (i * total / n, (i + 1) * total / n);
+            let mut runs = Vec::new();
+            let mut k = from;
+            while k < to {
+                let end = ((k / len + 1) * len).min(to);
+                runs.push(Run { offset: k / len * pitch + k % len, len: end - k });
+                k = end;
+            }
+            (from, runs)
+        })
+        .collect()
+}
+
+/// Runs a map whose packed weights are `panels`, one per phase.
+fn run_map<T: Scalar + Tiles>(map: &Map, x: &[T], scale_in: Option<&[T]>, panels: &[Vec<T>], scale_out: Option<&[T]>) -> Vec<T> {
+    let [h_out, w_out, c_out] = map.output;
+    let c_in = map.input[2];
+    let mut out = stale_vec::<T>(map.n * h_out * w_out * c_out);
+    if out.is_empty() {
+        return out;
+    }
+    let isa = Isa::detect();
+    let image_macs: usize = map.phases.iter().map(|p| p.count[0] * p.count[1] * p.taps[0] * p.taps[1]).sum::<usize>() * c_in * c_out;
+    let macs = map.n * image_macs;
+    let row_macs = image_macs.div_ceil(h_out).max(1);
+    let by_work = (macs / TASKS).max(TASK_MACS).div_ceil(row_macs);
+    let by_cache = TASK_INPUT_VALUES.div_ceil(w_out * c_in.clamp(1, PASS_VALUES));
+    let parts = parts(map.n, h_out, by_work.min(by_cache));
+    // When pixels alone make too few tasks, channels are cut as well.
+    let groups = if macs < SERIAL_MACS { 1 } else { (TASKS / 2 / parts.len()).clamp(1, (macs / parts.len() / TASK_MACS).max(1)) };
+    let per_group = c_out.div_ceil(panel_width::<T>()).div_ceil(groups) * panel_width::<T>();
+    let columns = map.phases.iter().fold(0..0, |all, p| hull(all, p.reads(1, 0, p.count[1])));
+    let mut tasks = Vec::with_capacity(parts.len() * groups);
+    let mut rest = &mut out[..];
+    for part in &parts {
+        let (mine, others) = rest.split_at_mut(part.images.len() * part.rows.len() * w_out * c_out);
+        rest = others;
+        tasks.extend(Columns::split(mine, c_out, per_group).map(|columns| (part, columns)));
+    }
+    let one = |rows: &mut Rows, (part, mut out): (&Part, Columns<T>)| {
+        let height = part.rows.len();
+        let lines = map.phases.iter().fold(0..0, |all, p| {
+            let mine = p.within(0, &part.rows);
+            hull(all, p.reads(0, mine.start, mine.end))
+        });
+        let window = Window::new(x, map.input, scale_in, &part.images, [lines, columns.clone()], 0);
+        for (phase, panels) in map.phases.iter().zip(panels) {
+            rows.clear();
+            for (i, sample) in part.images.clone().enumerate() {
+                for my in phase.within(0, &part.rows) {
+                    let to = (i * height + phase.first[0] + my * phase.every[0] - part.rows.start) * w_out + phase.first[1];
+                    let y = phase.start[0] + (my * phase.stride[0]) as isize;
+                    // A phase without taps reads nothing.
+                    let from = if phase.taps.contains(&0) { 0 } else { window.at(i, y, phase.start[1], c_in) };
+                    for mx in 0..phase.count[1] {
+                        rows.push(from + mx * phase.stride[1] * c_in, to + mx * phase.every[1], sample * c_out);
+                    }
+                }
+            }
+            let values = phase.taps[0] * phase.taps[1] * c_in;
+            let passes = passes(phase.taps[0], phase.taps[1] * c_in, window.row);
+            for (i, (from, runs)) in passes.iter().enumerate() {
+                for column in (0..out.count()).step_by(panel_width::<T>()) {
+                    let width = panel_width::<T>().min(out.count() - column);
+                    let panel = &panels[values * (out.first() + column) + from * line_width::<T>(width)..];
+                    let scale = scale_out.filter(|_| i + 1 == passes.len());
+                    tile::gather(isa, &Gather { input: window.values(), rows, runs, panel, accumulate: i > 0, scale }, &mut out, column, width);
+                }
+            }
+        }
+    };
+    if macs < SERIAL_MACS {
+        let mut rows = Rows::default();
+        tasks.into_iter().for_each(|t| one(&mut rows, t));
+    } else {
+        tasks.into_par_iter().for_each_init(Rows::default, |rows, t| one(rows, t));
+    }
+    out
+}
+
+fn slice_of<'a, T: Scalar>(t: Option<&'a Tensor>) -> Option<&'a [T]> {
+    t.map(Tensor::as_slice::<T>)
+}
+
+pub fn conv2d<T: Scalar + Tiles>(x: &Tensor, w: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d, e: Extent) -> Tensor {
+    let (taps, ci, ws) = (e.k[0] * e.k[1], e.x[2], w.as_slice::<T>());
+    let panels = pack_panels::<T>(taps, ci, e.g[2], |to, tap, i, outputs| {
+        for (to, o) in to.iter_mut().zip(outputs) {
+            *to = ws[(o * taps + tap) * ci + i];
+        }
+    });
+    let phase = Phase { first: [0, 0], every: [1, 1], count: [e.g[0], e.g[1]], start: spec.padding.map(|p| -(p as isize)), stride: spec.stride, taps: e.k };
+    let map = Map { n: e.n, input: e.x, output: e.g, phases: &[phase] };
+    let panels = [panels];
+    let y = run_map(&map, x.as_slice::<T>(), slice_of(a), &panels, slice_of(b));
+    panels.into_iter().for_each(recycle);
+    Tensor::from_vec(&[e.n, e.g[0], e.g[1], e.g[2]], y)
+}
+
+pub fn conv2d_transpose<T: Scalar + Tiles>(g: &Tensor, w: &Tensor, b: Option<&Tensor>, a: Option<&Tensor>, spec: Conv2d, e: Extent) -> Tensor {
+    let (ci, ws) = (e.x[2], w.as_slice::<T>());
+    let mut phases = Vec::with_capacity(spec.stride[0] * spec.stride[1]);
+    let mut panels = Vec::with_capacity(phases.capacity());
+    for ry in 0..spec.stride[0] {
+        for rx in 0..spec.stride[1] {
+            // Outputs q with (q + padding) mod stride = residue: with q + padding = stride · m + residue they read
+            // g[m − u] for the taps t = stride · u + residue, so ascending addresses are descending taps.
+            let r = [ry, rx];
+            let per_axis = |axis: usize| {
+                let (s, p) = (spec.stride[axis], spec.padding[axis]);
+                let taps = e.k[axis].saturating_sub(r[axis]).div_ceil(s);
+                let first = (r[axis] + s - p % s) % s;
+                let m = ((first + p) / s) as isize;
+                (first, e.x[axis].saturating_sub(first).div_ceil(s), m - taps as isize + 1, taps)
+            };
+            let ((fy, ny, sy, ty), (fx, nx, sx, tx)) = (per_axis(0), per_axis(1));
+            panels.push(pack_panels::<T>(ty * tx, e.g[2], ci, |to, tap, o, inputs| {
+                let t = [(ty - 1 - tap / tx) * spec.stride[0] + ry, (tx - 1 - tap % tx) * spec.stride[1] + rx];
+                to.copy_from_slice(&ws[((o * e.k[0] + t[0]) * e.k[1] + t[1]) * ci..][inputs]);
+            }));
+            phases.push(Phase { first: [fy, fx], every: spec.stride, count: [ny, nx], start: [sy, sx], stride: [1, 1], taps: [ty, tx] });
+        }
+    }
+    let map = Map { n: e.n, input: e.g, output: e.x, phases: &phases };
+    let z = run_map(&map, g.as_slice::<T>(), slice_of(b), &panels, slice_of(a));
+    panels.into_iter().for_each(recycle);
+    Tensor::from_vec(&[e.n, e.x[0], e.x[1], e.x[2]], z)
+}
+
+/// Copies channels `first..first + count` of image rows (`[sample, row]`) of `g` into panels of `MR` channels,
+/// `[panel, pixel, MR]`, scaled by `scale` `[N, C_out]`. Channels beyond `count` are zero.
+fn pack_grad<T: Scalar, const MR: usize>(to: &mut [T], g: &[T], rows: &[(usize, usize)], e: &Extent, first: usize, count: usize, scale: Option<&[T]>) {
+    let [h_out, w_out, c_out] = e.g;
+    for (panel, to) in to.chunks_exact_mut(rows.len() * w_out * MR).enumerate() {
+        let from = first + panel * MR;
+        let used = MR.min(count - panel * MR);
+        for (&(sample, y), to) in rows.iter().zip(to.chunks_exact_mut(w_out * MR)) {
+            let mut scales = [T::ONE; MR];
+            if let Some(s) = scale {
+                scales[..used].copy_from_slice(&s[sample * c_out + from..][..used]);
+            }
+            let row = &g[(sample * h_out + y) * w_out * c_out..][..w_out * c_out];
+            for (to, pixel) in to.as_chunks_mut::<MR>().0.iter_mut().zip(row.chunks_exact(c_out)) {
+                if let Some(values) = pixel[from..].first_chunk::<MR>().filter(|_| used == MR) {
+                    *to = std::array::from_fn(|r| values[r] * scales[r]);
+                } else {
+                    *to = [T::ZERO; MR];
+                    for r in 0..used {
+                        to[r] = pixel[from + r] * scales[r];
                     }
                 }
             }
@@ -31,33 +360,93 @@ fn visit(spec: Conv2d, e: Extent, mut f: impl FnMut(usize, usize, usize, [usize;
     }
 }
 
-fn scale_at<T: Scalar>(s: Option<&Tensor>, at: usize) -> T {
-    s.map_or(T::ONE, |s| s.as_slice::<T>()[at])
-}
+pub fn conv2d_weight_grad<T: Scalar + Tiles>(x: &Tensor, g: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d, e: Extent) -> Tensor {
+    let isa = Isa::detect();
+    let (xs, gs, a, b) = (x.as_slice::<T>(), g.as_slice::<T>(), slice_of::<T>(a), slice_of::<T>(b));
+    let ([h_out, w_out, c_out], c_in) = (e.g, e.x[2]);
+    let line = e.k[1] * c_in;
+    let values = e.k[0] * line;
+    let shape = [c_out, e.k[0], e.k[1], c_in];
+    let (size, pixels) = (c_out * values, e.n * h_out * w_out);
+    if size == 0 || pixels == 0 {
+        return Tensor::from_vec(&shape, zero_vec::<T>(size));
+    }
+    let macs = pixels * size;
+    // Few weights: pixels are cut and partial sums added. Many weights: output channels are cut instead, because
+    // adding partial sums of many weights would cost more than it spreads.
+    let chunks = if macs < SERIAL_MACS { 1 } else { (PARTIAL_VALUES / size).min(pixels / CHUNK_PIXELS).clamp(1, TASKS) };
+    let groups = if macs < SERIAL_MACS { 1 } else { c_out.div_ceil(GROUP_CHANNELS).min((TASKS / chunks).max(1)) };
+    let group = c_out.div_ceil(groups).next_multiple_of(GROUP_CHANNELS / 4);
+    let parts = parts(e.n, h_out, PART_PIXELS.min(pixels.div_ceil(chunks)).div_ceil(w_out));
+    let per_chunk = parts.len().div_ceil(chunks);
+    let chunks = parts.len().div_ceil(per_chunk);
+    let mut partial = stale_vec::<T>(chunks * size);
+    let mr = outer_rows(isa);
+    let slack = if line.is_multiple_of(panel_width::<T>()) { 0 } else { panel_width::<T>() };
 
-pub fn conv2d<T: Scalar>(x: &Tensor, w: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d, e: Extent) -> Tensor {
-    let (xs, ws) = (x.as_slice::<T>(), w.as_slice::<T>());
-    let mut y = zero_vec::<T>(e.n * e.g.iter().product::<usize>());
-    visit(spec, e, |xi, wi, gi, [n, i, o]| {
-        y[gi] += xs[xi] * ws[wi] * scale_at(a, n * e.x[2] + i) * scale_at(b, n * e.g[2] + o);
+    let one = |runs: &mut Pixels, parts: &[Part], first: usize, out: &mut [T]| {
+        let count = out.len() / values;
+        let mut accumulate = false;
+        for part in parts {
+            let reads = |axis: usize, from: usize, to: usize| {
+                let at = |i: usize| (i * spec.stride[axis]) as isize - spec.padding[axis] as isize;
+                at(from)..at(to - 1) + e.k[axis] as isize
+            };
+            let window = Window::new(xs, e.x, a, &part.images, [reads(0, part.rows.start, part.rows.end), reads(1, 0, w_out)], slack);
+            // Pixels are walked in blocks whose input stays in the L1 cache while all tiles of a kernel row pass.
+            let rows_per_block = (BLOCK_PIXELS / w_out).max(1);
+            let all: Vec<(usize, usize)> = part.images.clone().flat_map(|i| part.rows.clone().map(move |y| (i, y))).collect();
+            for block in all.chunks(rows_per_block) {
+                runs.clear(spec.stride[1] * c_in);
+                let mut grad = stale_vec::<T>(count.div_ceil(mr) * mr * block.len() * w_out);
+                match mr {
+                    2 => pack_grad::<T, 2>(&mut grad, gs, block, &e, first, count, b),
+                    6 => pack_grad::<T, 6>(&mut grad, gs, block, &e, first, count, b),
+                    _ => pack_grad::<T, 12>(&mut grad, gs, block, &e, first, count, b),
+                }
+                for &(i, y) in block {
+                    let top = (y * spec.stride[0]) as isize - spec.padding[0] as isize;
+                    runs.push(window.at(i - part.images.start, top, -(spec.padding[1] as isize), c_in), w_out);
+                }
+                for ty in 0..e.k[0] {
+                    for j in (0..line).step_by(panel_width::<T>()) {
+                        let width = panel_width::<T>().min(line - j);
+                        for (tile, grad) in grad.chunks_exact(mr * block.len() * w_out).enumerate() {
+                            let rows = mr.min(count - tile * mr);
+                            let job = Outer { input: &window.values()[ty * window.row + j..], pixels: runs, grad, accumulate, pitch: values, rows, width };
+                            tile::outer(isa, &job, &mut out[tile * mr * values + ty * line + j..]);
+                        }
+                    }
+                }
+                recycle(grad);
+                accumulate = true;
+            }
+        }
+    };
+    let mut tasks = Vec::with_capacity(chunks * groups);
+    for (parts, partial) in parts.chunks(per_chunk).zip(partial.chunks_exact_mut(size)) {
+        for (i, out) in partial.chunks_mut(group * values).enumerate() {
+            tasks.push((parts, i * group, out));
+        }
+    }
+    if macs < SERIAL_MACS {
+        let mut runs = Pixels::default();
+        tasks.into_iter().for_each(|(parts, first, out)| one(&mut runs, parts, first, out));
+    } else {
+        tasks.into_par_iter().for_each_init(Pixels::default, |runs, (parts, first, out)| one(runs, parts, first, out));
+    }
+    if chunks == 1 {
+        return Tensor::from_vec(&shape, partial);
+    }
+    let mut sum = stale_vec::<T>(size);
+    for_chunks(&mut sum, 1 << 12, |at, sum| {
+        sum.copy_from_slice(&partial[at..][..sum.len()]);
+        for later in partial.chunks_exact(size).skip(1) {
+            for (s, v) in sum.iter_mut().zip(&later[at..]) {
+                *s += *v;
+            }
+        }
     });
-    Tensor::from_vec(&[e.n, e.g[0], e.g[1], e.g[2]], y)
-}
-
-pub fn conv2d_transpose<T: Scalar>(g: &Tensor, w: &Tensor, b: Option<&Tensor>, a: Option<&Tensor>, spec: Conv2d, e: Extent) -> Tensor {
-    let (gs, ws) = (g.as_slice::<T>(), w.as_slice::<T>());
-    let mut z = zero_vec::<T>(e.n * e.x.iter().product::<usize>());
-    visit(spec, e, |xi, wi, gi, [n, i, o]| {
-        z[xi] += gs[gi] * ws[wi] * scale_at(a, n * e.x[2] + i) * scale_at(b, n * e.g[2] + o);
-    });
-    Tensor::from_vec(&[e.n, e.x[0], e.x[1], e.x[2]], z)
-}
-
-pub fn conv2d_weight_grad<T: Scalar>(x: &Tensor, g: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d, e: Extent) -> Tensor {
-    let (xs, gs) = (x.as_slice::<T>(), g.as_slice::<T>());
-    let mut v = zero_vec::<T>(e.g[2] * e.k[0] * e.k[1] * e.x[2]);
-    visit(spec, e, |xi, wi, gi, [n, i, o]| {
-        v[wi] += gs[gi] * xs[xi] * scale_at(a, n * e.x[2] + i) * scale_at(b, n * e.g[2] + o);
-    });
-    Tensor::from_vec(&[e.g[2], e.k[0], e.k[1], e.x[2]], v)
+    recycle(partial);
+    Tensor::from_vec(&shape, sum)
 }

@@ -1,0 +1,117 @@
+//! Vector registers: the compiler keeps arrays of these in registers where it would spill arrays of numbers.
+
+use crate::device::cpu::Element;
+
+/// A register of several elements.
+///
+/// # Safety
+/// Every function may only run where the register's instruction set is present; `load` and `store` touch `COUNT`
+/// elements at any alignment.
+pub unsafe trait Lanes: Copy {
+    type Item: Element;
+    const COUNT: usize;
+    unsafe fn splat(v: Self::Item) -> Self;
+    unsafe fn load(from: *const Self::Item) -> Self;
+    unsafe fn store(self, to: *mut Self::Item);
+    unsafe fn add(self, other: Self) -> Self;
+    unsafe fn mul(self, other: Self) -> Self;
+    /// `self · a + b`
+    unsafe fn mul_add(self, a: Self, b: Self) -> Self;
+}
+
+/// What every machine has: small arrays, vectorised by the compiler as far as its baseline goes.
+#[derive(Clone, Copy)]
+pub struct Plain<T, const N: usize>([T; N]);
+
+// SAFETY: needs no instruction set; `load` and `store` touch N elements.
+unsafe impl<T: Element, const N: usize> Lanes for Plain<T, N> {
+    type Item = T;
+    const COUNT: usize = N;
+    #[inline(always)]
+    unsafe fn splat(v: T) -> Self {
+        Plain([v; N])
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const T) -> Self {
+        // SAFETY: the caller's contract.
+        Plain(unsafe { from.cast::<[T; N]>().read_unaligned() })
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut T) {
+        // SAFETY: the caller's contract.
+        unsafe { to.cast::<[T; N]>().write_unaligned(self.0) }
+    }
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        Plain(std::array::from_fn(|i| self.0[i] + other.0[i]))
+    }
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self {
+        Plain(std::array::from_fn(|i| self.0[i] * other.0[i]))
+    }
+    #[inline(always)]
+    unsafe fn mul_add(self, a: Self, b: Self) -> Self {
+        // Where the baseline has no fused product it would be a library call per element.
+        if cfg!(target_arch = "aarch64") {
+            Plain(std::array::from_fn(|i| self.0[i].mul_add(a.0[i], b.0[i])))
+        } else {
+            Plain(std::array::from_fn(|i| self.0[i] * a.0[i] + b.0[i]))
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub use x86::*;
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::Lanes;
+    use std::arch::x86_64::*;
+
+    macro_rules! register {
+        ($name:ident, $of:ty, $item:ty, $count:literal, $splat:ident, $load:ident, $store:ident, $add:ident, $mul:ident, $fma:ident) => {
+            #[derive(Clone, Copy)]
+            pub struct $name($of);
+
+            // SAFETY: thin names for instructions that touch the whole register.
+            unsafe impl Lanes for $name {
+                type Item = $item;
+                const COUNT: usize = $count;
+                #[inline(always)]
+                unsafe fn splat(v: $item) -> Self {
+                    // SAFETY: the caller's contract, here and below.
+                    $name(unsafe { $splat(v) })
+                }
+                #[inline(always)]
+                unsafe fn load(from: *const $item) -> Self {
+                    // SAFETY: as above.
+                    $name(unsafe { $load(from) })
+                }
+                #[inline(always)]
+                unsafe fn store(self, to: *mut $item) {
+                    // SAFETY: as above.
+                    unsafe { $store(to, self.0) }
+                }
+                #[inline(always)]
+                unsafe fn add(self, other: Self) -> Self {
+                    // SAFETY: as above.
+                    $name(unsafe { $add(self.0, other.0) })
+                }
+                #[inline(always)]
+                unsafe fn mul(self, other: Self) -> Self {
+                    // SAFETY: as above.
+                    $name(unsafe { $mul(self.0, other.0) })
+                }
+                #[inline(always)]
+                unsafe fn mul_add(self, a: Self, b: Self) -> Self {
+                    // SAFETY: as above.
+                    $name(unsafe { $fma(self.0, a.0, b.0) })
+                }
+            }
+        };
+    }
+    register!(F32x8, __m256, f32, 8, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps, _mm256_mul_ps, _mm256_fmadd_ps);
+    register!(F64x4, __m256d, f64, 4, _mm256_set1_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_add_pd, _mm256_mul_pd, _mm256_fmadd_pd);
+    register!(F32x16, __m512, f32, 16, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps, _mm512_mul_ps, _mm512_fmadd_ps);
+    register!(F64x8, __m512d, f64, 8, _mm512_set1_pd, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_add_pd, _mm512_mul_pd, _mm512_fmadd_pd);
+}
