@@ -1,6 +1,7 @@
 //! L6: networks.
 
 pub mod classifier;
+pub mod inception;
 pub mod lenet;
 pub mod mlp_gan;
 pub mod stylegan2;
