@@ -1,6 +1,7 @@
 //! recant: makes a pre-trained StyleGAN2 stop generating what its user marks as undesired.
 
 pub mod autograd;
+pub mod cli;
 pub mod data;
 pub mod device;
 pub mod error;

@@ -1,15 +1,9 @@
 //! L10: the command line. One file per command; what they share is in `run_folder` and `output`.
 
-mod adapt;
-mod demo;
-mod evaluate;
-mod extrapolate;
-mod feedback;
 mod output;
 mod run_folder;
 mod sample;
 mod train;
-mod unlearn;
 
 use std::process::ExitCode;
 
@@ -43,22 +37,10 @@ pub(crate) struct Global {
 
 #[derive(Subcommand)]
 enum Command {
-    /// The whole method on the embedded MNIST model
-    Demo(demo::Demo),
     /// Pre-train a StyleGAN2 (without a class: the retrained reference)
     Train(train::Train),
     /// Draw images from a model
     Sample(sample::Sample),
-    /// Sample a model and mark each image as undesired or not
-    Feedback(feedback::FeedbackArgs),
-    /// Stage 1: adapt the model to the negatives, k times
-    Adapt(adapt::Adapt),
-    /// Stage 2: train on the positives, repelled from the adapted models
-    Unlearn(unlearn::Unlearn),
-    /// The baseline without training: away from the adapted models, for a list of γ
-    Extrapolate(extrapolate::Extrapolate),
-    /// PUL, histograms and distances of a model against its original
-    Evaluate(evaluate::Evaluate),
 }
 
 /// Parses, runs, prints errors. Exit codes: 0 ok, 1 a requested check failed, 2 an error.
@@ -77,23 +59,22 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<ExitCode> {
-    prepare(&cli.global)?;
+    let threads = prepare(&cli.global)?;
+    // The command itself runs on a thread of the pool: an op then starts without a hand-over between threads.
+    threads.install(|| dispatch(cli))
+}
+
+fn dispatch(cli: Cli) -> Result<ExitCode> {
     let global = &cli.global;
     match cli.command {
-        Command::Demo(c) => c.run(global),
         Command::Train(c) => c.run(global),
         Command::Sample(c) => c.run(global),
-        Command::Feedback(c) => c.run(global),
-        Command::Adapt(c) => c.run(global),
-        Command::Unlearn(c) => c.run(global),
-        Command::Extrapolate(c) => c.run(global),
-        Command::Evaluate(c) => c.run(global),
     }?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Checks the device, sets the number of threads, listens for Ctrl-C.
-fn prepare(global: &Global) -> Result<()> {
+fn prepare(global: &Global) -> Result<rayon::ThreadPool> {
     match global.device.as_str() {
         "auto" | "cpu" => {}
         other if other == "cuda" || other.strip_prefix("cuda:").is_some_and(|n| n.parse::<usize>().is_ok()) => {
@@ -101,11 +82,10 @@ fn prepare(global: &Global) -> Result<()> {
         }
         other => return Err(Error::config("--device", format!("'{other}' is not auto, cpu, cuda or cuda:N"))),
     }
-    if let Some(n) = global.threads {
-        if n == 0 {
-            return Err(Error::config("--threads", "must be at least 1"));
-        }
-        rayon::ThreadPoolBuilder::new().num_threads(n).build_global().map_err(|e| Error::config("--threads", e.to_string()))?;
+    if global.threads == Some(0) {
+        return Err(Error::config("--threads", "must be at least 1"));
     }
-    run_folder::listen_for_interrupt()
+    run_folder::listen_for_interrupt()?;
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(global.threads.unwrap_or(0));
+    pool.build().map_err(|e| Error::config("--threads", e.to_string()))
 }

@@ -9,12 +9,13 @@ use serde::Serialize;
 use super::output::{Progress, summary};
 use super::run_folder::{RunFolder, interrupted};
 use super::{Global, sample};
-use crate::data::{Dataset, Sampler, Source};
+use crate::data::dataset::{Flip, Source};
+use crate::data::mnist::Split;
 use crate::error::{Error, Result};
 use crate::models::stylegan2::StyleGan2Config;
 use crate::tensor::Tensor;
 use crate::training::checkpoint::{Checkpoint, save_state};
-use crate::training::{self, GanState, Hyper, NoRegulariser, Trainer};
+use crate::training::{self, DatasetBatches, GanState, Hyper, NoRegulariser, Trainer};
 
 /// Numbers of the training loop, as options.
 #[derive(Args, Clone, Debug)]
@@ -59,7 +60,7 @@ impl HyperArgs {
 pub(crate) struct Train {
     /// Training images: mnist:DIR, folder:DIR or npz:FILE
     #[arg(long)]
-    data: String,
+    data: Source,
     /// Leave out this class (repeatable): the reference that never saw it
     #[arg(long)]
     without: Vec<String>,
@@ -99,7 +100,7 @@ pub(crate) struct Train {
 #[derive(Serialize)]
 struct Config<'a> {
     command: &'static str,
-    data: &'a str,
+    data: String,
     without: &'a [String],
     network: &'a StyleGan2Config,
     hyper: &'a Hyper,
@@ -167,13 +168,13 @@ impl Train {
         if self.save_every == 0 {
             return Err(Error::config("--save-every", "must be at least 1"));
         }
-        let mut data = Dataset::load(&Source::parse(&self.data)?, self.size)?;
+        let mut data = self.data.read(Split::Train, Some(self.size))?;
         for class in &self.without {
-            data = data.without_class(class)?;
+            data = data.without_class(data.class(class)?)?;
         }
         let config = Config {
             command: "train",
-            data: &self.data,
+            data: self.data.to_string(),
             without: &self.without,
             network: &network,
             hyper: &hyper,
@@ -187,8 +188,8 @@ impl Train {
         let (mut state, noise) = self.start(&model, &network, &hyper)?;
         println!("{} images, {} generator and {} discriminator parameters", data.len(), state.g.layout().len(), state.d.layout().len());
         let trainer = Trainer::new(&network, hyper.clone());
-        let mut batches = Sampler::new(&data, hyper.batch, self.seed, self.flip)?;
-        batches.skip_to(state.iteration);
+        let flip = if self.flip { Flip::Random } else { Flip::Never };
+        let mut batches = DatasetBatches::new(&data, hyper.batch, flip, self.seed, state.iteration)?;
         let start = std::time::Instant::now();
         let samples = self.out.join("samples");
         let mut recorder = Recorder {

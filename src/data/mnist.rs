@@ -78,6 +78,9 @@ impl Mnist {
 
 /// The file of a part, under the names that it is published with.
 fn find(folder: &Path, stem: &str, part: &str, dims: u8) -> Result<PathBuf> {
+    if !folder.is_dir() {
+        return Err(Error::file(folder, "is not a folder; give the folder of MNIST's four original files"));
+    }
     for dot in ['-', '.'] {
         for end in ["", ".gz"] {
             let path = folder.join(format!("{stem}-{part}{dot}idx{dims}-ubyte{end}"));
@@ -163,6 +166,7 @@ mod tests {
         let mnist = Mnist::read(scratch.path(), Split::Train).unwrap();
         assert_eq!((mnist.len(), mnist.height, mnist.width), (2, 3, 4));
         assert_eq!((mnist.images, mnist.labels), (pixels, vec![7, 9]));
+        refused(Mnist::read(scratch.path().join("none"), Split::Test), &["none", "is not a folder"]);
         refused(Mnist::read(scratch.path(), Split::Test), &["t10k-images-idx3-ubyte", "four original files"]);
     }
 
@@ -185,6 +189,19 @@ mod tests {
         refused(Mnist::read(scratch.path(), Split::Train), &["train-labels", "1 labels for 2 images"]);
         scratch.file("train-labels-idx1-ubyte", &idx([0, 0, 8, 1], &[2], &[1, 10]));
         refused(Mnist::read(scratch.path(), Split::Train), &["train-labels", "no digit"]);
+    }
+
+    /// The classifiers' input, as torchvision's Resize made it.
+    #[test]
+    fn resized_as_pillow_does() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/nets/lenet_mnist_first64.npz");
+        let arrays = crate::io::npz::read(path).unwrap();
+        let bytes = |name: &str| match &arrays[name].values {
+            crate::io::npz::Values::U8(v) => v.clone(),
+            _ => panic!("{name} is uint8"),
+        };
+        let mnist = Mnist { images: bytes("images28"), height: 28, width: 28, labels: vec![0; 64] };
+        assert!(mnist.resized(32).images == bytes("images32"));
     }
 
     #[test]

@@ -1,3 +1,8 @@
 //! L6': data sets as 8-bit images in memory, and their way into batches.
 
+pub mod celeba;
+pub mod dataset;
+pub mod folder;
 pub mod mnist;
+
+pub use dataset::{Dataset, Flip, Sampler, SamplerState, Source};

@@ -5,6 +5,8 @@
 
 pub mod archive;
 pub mod atomic;
+pub mod image;
+pub mod npz;
 pub mod resample;
 pub mod safetensors;
 pub mod torch_file;

@@ -20,8 +20,7 @@ pub struct Content {
     pub metadata: BTreeMap<String, String>,
 }
 
-/// The header: where every tensor lies behind it, and the metadata. `Metadata`'s own fields are private to its crate,
-/// and its whole-file check wants the file in memory.
+/// A checked header, and where the tensors' data start. The crate's own check of a whole file wants it in memory.
 struct Header {
     metadata: Metadata,
     data_at: u64,

@@ -1,7 +1,9 @@
 //! L9: measurements of what a model makes.
 
+pub mod class_statistics;
 pub mod feature_stats;
 pub mod frechet;
+pub mod pul;
 
 pub use feature_stats::{FeatureStats, Statistics};
 pub use frechet::frechet_distance;

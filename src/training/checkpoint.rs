@@ -62,6 +62,11 @@ fn without_module(tensors: BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor>
 /// The seed of noise buffers where a file has none.
 const NOISE_SEED: u64 = 0;
 
+/// Noise buffers of a new generator.
+pub fn default_noise(config: &StyleGan2Config) -> Vec<Tensor> {
+    noise_buffers(config, &BTreeMap::new()).expect("drawn with the right shapes")
+}
+
 fn noise_buffers(config: &StyleGan2Config, tensors: &BTreeMap<String, Tensor>) -> std::result::Result<Vec<Tensor>, String> {
     let mut rng = Random::new(NOISE_SEED, streams::INIT);
     (0..config.noise_layers())

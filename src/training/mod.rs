@@ -8,7 +8,7 @@ pub mod checkpoint;
 mod run;
 pub mod steps;
 
-pub use run::{Batches, Progress, run};
+pub use run::{Batches, DatasetBatches, Progress, TensorBatches, run};
 
 use crate::autograd::{Var, scale};
 use crate::error::{Error, Result};

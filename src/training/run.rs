@@ -1,12 +1,64 @@
 //! The loop around iterations: batches in, losses and snapshots out.
 
 use super::{GanState, Losses, Regulariser, Trainer};
+use crate::data::dataset::{Dataset, Flip, Sampler, SamplerState};
 use crate::error::Result;
+use crate::ops::layout::concat;
 use crate::tensor::Tensor;
 
 /// A source of batches `[batch, H, W, 3]` in [−1, 1], shuffled, without end.
 pub trait Batches {
     fn next(&mut self) -> Result<Tensor>;
+}
+
+/// A sampler of `n` images from which `drawn` batches of `batch` have been taken before.
+fn sampler_after(n: usize, flip: Flip, seed: u64, drawn: u64, batch: usize) -> Result<Sampler> {
+    let images = drawn * batch as u64;
+    Sampler::new(n, flip, SamplerState { seed, epoch: images / n.max(1) as u64, position: images % n.max(1) as u64 })
+}
+
+/// Batches of a data set.
+pub struct DatasetBatches<'a> {
+    data: &'a Dataset,
+    sampler: Sampler,
+    batch: usize,
+}
+
+impl<'a> DatasetBatches<'a> {
+    /// `drawn`: batches that an interrupted run has already taken.
+    pub fn new(data: &'a Dataset, batch: usize, flip: Flip, seed: u64, drawn: u64) -> Result<DatasetBatches<'a>> {
+        Ok(DatasetBatches { data, sampler: sampler_after(data.len(), flip, seed, drawn, batch)?, batch })
+    }
+}
+
+impl Batches for DatasetBatches<'_> {
+    fn next(&mut self) -> Result<Tensor> {
+        Ok(self.sampler.next_batch(self.data, self.batch))
+    }
+}
+
+/// Batches of some of the images of a tensor `[n, H, W, 3]`.
+pub struct TensorBatches<'a> {
+    images: &'a Tensor,
+    subset: Vec<usize>,
+    sampler: Sampler,
+    batch: usize,
+}
+
+impl<'a> TensorBatches<'a> {
+    /// `subset`: the images to draw from; `drawn` as in `DatasetBatches::new`.
+    pub fn new(images: &'a Tensor, subset: Vec<usize>, batch: usize, seed: u64, drawn: u64) -> Result<TensorBatches<'a>> {
+        let sampler = sampler_after(subset.len(), Flip::Never, seed, drawn, batch)?;
+        Ok(TensorBatches { images, subset, sampler, batch })
+    }
+}
+
+impl Batches for TensorBatches<'_> {
+    fn next(&mut self) -> Result<Tensor> {
+        let (indices, _) = self.sampler.next_indices(self.batch);
+        let rows = indices.iter().map(|&i| self.images.rows(self.subset[i], 1)).collect::<Result<Vec<_>>>()?;
+        concat(&rows.iter().collect::<Vec<_>>(), 0)
+    }
 }
 
 /// What the loop tells after each iteration.

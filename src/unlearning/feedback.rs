@@ -6,7 +6,7 @@ use crate::nn::ParamSlab;
 use crate::ops::layout;
 use crate::ops::random::Random;
 use crate::tensor::Tensor;
-use crate::training::{Batches, streams};
+use crate::training::streams;
 
 /// Fewer negatives than this and stage 1 sees the same few images again and again (the official MNIST run had ~20).
 pub const FEW_NEGATIVES: usize = 100;
@@ -71,50 +71,4 @@ pub fn collect(g: &Generator, params: &ParamSlab, n: usize, seed: u64, judge: &m
     })?;
     let images = layout::concat(&parts.iter().collect::<Vec<_>>(), 0)?;
     Ok(Feedback { images, latents, negative })
-}
-
-/// Batches of a subset of images in shuffled order, epoch after epoch. Position `(epoch, next)` follows from the number
-/// of batches drawn, so a run can be continued anywhere.
-pub struct Shuffled {
-    images: Tensor,
-    subset: Vec<usize>,
-    batch: usize,
-    seed: u64,
-    drawn: u64,
-    order: (u64, Vec<usize>),
-}
-
-impl Shuffled {
-    /// `drawn`: batches that an interrupted run has already taken.
-    pub fn new(images: &Tensor, subset: Vec<usize>, batch: usize, seed: u64, drawn: u64) -> Result<Shuffled> {
-        if subset.is_empty() {
-            return Err(Error::config("feedback", "holds no image of this kind to train on"));
-        }
-        Ok(Shuffled { images: images.clone(), subset, batch, seed, drawn, order: (u64::MAX, Vec::new()) })
-    }
-
-    /// Entry `i` of the endless sequence of epochs.
-    fn entry(&mut self, i: u64) -> usize {
-        let n = self.subset.len() as u64;
-        let epoch = i / n;
-        if self.order.0 != epoch {
-            let mut rng = Random { counter: epoch << 32, ..Random::new(self.seed, streams::BATCHES) };
-            self.order = (epoch, rng.permutation(self.subset.len()));
-        }
-        self.subset[self.order.1[(i % n) as usize]]
-    }
-}
-
-impl Batches for Shuffled {
-    fn next(&mut self) -> Result<Tensor> {
-        let first = self.drawn * self.batch as u64;
-        let rows = (0..self.batch as u64)
-            .map(|i| {
-                let entry = self.entry(first + i);
-                self.images.rows(entry, 1)
-            })
-            .collect::<Result<Vec<_>>>()?;
-        self.drawn += 1;
-        layout::concat(&rows.iter().collect::<Vec<_>>(), 0)
-    }
 }

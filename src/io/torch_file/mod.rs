@@ -62,13 +62,14 @@ impl TorchFile {
     pub fn open(path: impl AsRef<Path>) -> Result<TorchFile> {
         let path = path.as_ref();
         let (mut file, length) = super::open(path)?;
-        let mut head = [0; 16];
-        let n = file.read(&mut head).map_err(|e| Error::io(path, e))?;
-        let head = &head[..n];
-        if Archive::recognises(head) {
+        let mut head = Vec::new();
+        Read::take(&mut file, 32).read_to_end(&mut head).map_err(|e| Error::io(path, e))?;
+        if Archive::recognises(&head) {
             return open_zip(path, length);
         }
-        if head.first() != Some(&0x80) || (n >= 14 && head[4..14] != LEGACY_SIGNATURE) {
+        // Newer pickle protocols put a frame before the signature.
+        let signed = head.windows(LEGACY_SIGNATURE.len()).any(|part| part == LEGACY_SIGNATURE);
+        if head.first() != Some(&0x80) || (head.len() == 32 && !signed) {
             return Err(Error::file(path, "is not a PyTorch file; give a .pt or .pth file that torch.save wrote"));
         }
         file.rewind().map_err(|e| Error::io(path, e))?;
@@ -489,9 +490,9 @@ fn gather_as<T: Scalar, const N: usize>(bytes: &[u8], view: &View, number: impl 
         out.extend((0..row).map(|i| T::from_f64(number(elements[start + i * step]))));
         // The next row: count up like an odometer.
         let Some(axis) = (0..rows.len()).rev().find(|a| index[*a] + 1 < rows[*a]) else { break };
-        for later in axis + 1..rows.len() {
-            start -= index[later] * view.strides[later];
-            index[later] = 0;
+        for (count, stride) in index[axis + 1..].iter_mut().zip(&view.strides[axis + 1..]) {
+            start -= *count * stride;
+            *count = 0;
         }
         index[axis] += 1;
         start += view.strides[axis];

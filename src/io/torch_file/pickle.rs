@@ -648,7 +648,7 @@ impl<R: BufRead> Machine<'_, R> {
 }
 
 fn pairs(items: &[Id]) -> Outcome<Vec<(Id, Id)>> {
-    if items.len() % 2 != 0 {
+    if !items.len().is_multiple_of(2) {
         return refused("a dictionary of its pickle has a key without a value");
     }
     Ok(items.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect())

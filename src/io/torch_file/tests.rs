@@ -234,6 +234,9 @@ fn refused_files() {
     for at in [5, 30, 500, legacy.len() / 2, legacy.len() - 1] {
         refused(TorchFile::open(scratch.file("cut.pth", &legacy[..at])), &["cut.pth", "cut short; download or copy it again"]);
     }
+    // The same signature behind a frame, as pickle protocol 4 writes it, and then cut off.
+    let framed = [&b"\x80\x04\x95\x0d\0\0\0\0\0\0\0"[..], &legacy[2..15], &legacy[15..40]].concat();
+    refused(TorchFile::open(scratch.file("framed.pth", &framed)), &["framed.pth", "cut short"]);
     let zip = std::fs::read(golden("torch_files/small_zip.pt")).unwrap();
     for at in [20, zip.len() / 2, zip.len() - 1] {
         refused(TorchFile::open(scratch.file("cut.pt", &zip[..at])), &["cut.pt", "cut short"]);

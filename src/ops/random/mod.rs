@@ -29,7 +29,8 @@ pub struct Random {
     pub counter: u64,
 }
 
-/// A word as a number in (0, 1): the midpoint of one of 2^24 cells, so its logarithm is finite.
+/// A word as a number in (0, 1]: the midpoint of one of 2^24 cells, rounded to f32 (the last one to 1), so its logarithm
+/// is finite.
 fn unit(word: u32) -> f32 {
     ((word >> 8) as f32 + 0.5) * (1.0 / 16_777_216.0)
 }
@@ -73,14 +74,14 @@ impl Random {
         Tensor::from_vec(shape, out)
     }
 
-    /// Uniform numbers in (0, 1), f32.
+    /// Uniform numbers in (0, 1], f32.
     pub fn uniform(&mut self, shape: &[usize]) -> Tensor {
         let mut out = stale_vec::<f32>(shape.iter().product());
         self.fill(&mut out, |w| w.map(unit));
         Tensor::from_vec(shape, out)
     }
 
-    /// One number in (0, 1).
+    /// One number in (0, 1].
     pub fn unit(&mut self) -> f32 {
         let w = self.block(0);
         self.counter += 1;

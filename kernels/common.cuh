@@ -1,0 +1,65 @@
+// What kernel files share: shared memory, indices, 16-byte accesses, sums in a fixed order.
+#pragma once
+#include "ptx.cuh"
+
+#ifdef __CUDACC__
+// Shared memory, so that the emulator can give every variable its own guarded block:
+//   SHARED(float, tile, [64][65]);      a variable of static size
+//   DYNAMIC_SHARED(Stages, stages);     a pointer to the launch's dynamic shared memory
+#  define SHARED(T, name, ...) __shared__ __align__(alignof(T) < 16 ? 16 : alignof(T)) T name __VA_ARGS__
+#  define DYNAMIC_SHARED(T, name)                                           \
+    extern __shared__ __align__(1024) unsigned char dynamic_shared_bytes[]; \
+    T* name = reinterpret_cast<T*>(dynamic_shared_bytes)
+#endif
+
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+// The grid-stride loop: for (int64_t i = global_thread(); i < n; i += grid_threads()).
+__device__ __forceinline__ int64_t global_thread() { return int64_t(blockIdx.x) * blockDim.x + threadIdx.x; }
+__device__ __forceinline__ int64_t grid_threads() { return int64_t(gridDim.x) * blockDim.x; }
+
+// 16 bytes in one instruction; the address must be a multiple of 16.
+__device__ __forceinline__ float4 load4(const float* address) {
+  return __ldg(reinterpret_cast<const float4*>(address));
+}
+__device__ __forceinline__ void store4(float* address, float4 value) {
+  __stcg(reinterpret_cast<float4*>(address), value);
+}
+
+// The sum over the warp, in every lane, by halving: the order of additions is the same in every run.
+template <typename T>
+__device__ __forceinline__ T warp_sum(T value) {
+#pragma unroll
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) value += __shfl_xor_sync(kAllLanes, value, distance);
+  return value;
+}
+
+// The sum over a block of kThreads, in every thread, in an order that depends on kThreads only.
+template <int kThreads, typename T>
+__device__ __forceinline__ T block_sum(T value) {
+  static_assert(kThreads % kWarp == 0 && kThreads <= 1024);
+  constexpr int kWarps = kThreads / kWarp;
+  SHARED(T, warp_sums, [kWarps]);
+  value = warp_sum(value);
+  if (threadIdx.x % kWarp == 0) warp_sums[threadIdx.x / kWarp] = value;
+  __syncthreads();
+  T total = 0;
+#pragma unroll
+  for (int warp = 0; warp < kWarps; warp++) total += warp_sums[warp];
+  __syncthreads();  // the next call writes warp_sums again
+  return total;
+}
+
+// True in every thread of the block that reaches this place last, which then sees what all others wrote before. A
+// whole-grid result is finished there, in the same launch and in a fixed order. `arrivals` starts at zero and is zero
+// again afterwards, so that the launch can be replayed.
+__device__ __forceinline__ bool is_last_block(unsigned* arrivals) {
+  SHARED(bool, last, [1]);
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) last[0] = atomicInc(arrivals, gridDim.x - 1) == gridDim.x - 1;
+  __syncthreads();
+  __threadfence();
+  return last[0];
+}

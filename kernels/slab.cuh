@@ -1,0 +1,66 @@
+// Single passes over parameter slabs: the loop, and sums in a fixed order.
+//
+// A slab is one contiguous f32 buffer; slabs of one network share their layout. The host cuts it into chunks, each
+// inside one named tensor, so that a per-tensor weight is one number per block:
+//   grid = number of chunks, one block of kSlabThreads per chunk; every slab is aligned to 16 bytes.
+// Elements are moved four at a time; up to three before the first multiple of four, and after the last, one by one.
+//
+// Sums: f32 within a thread (chunk / 256 elements), f64 across threads, warps and chunks, each level in a fixed order.
+// The last block to finish adds the chunks up, so a pass is one launch; the result does not depend on which block
+// that is.
+#pragma once
+#include "common.cuh"
+
+constexpr int kSlabThreads = 256;
+
+struct SlabChunk {
+  int64_t begin;  // in elements
+  int32_t count;
+  float weight;  // of this chunk's tensor in the repulsion distance
+};
+static_assert(sizeof(SlabChunk) == 16, "keep in step with src/device/slab.rs");
+
+// Elements [i, i + N) of a stream; past L1, since no element is used twice.
+template <int N>
+struct Lanes {
+  float v[N];
+};
+template <int N>
+__device__ __forceinline__ Lanes<N> load_lanes(const float* slab, int64_t i) {
+  if constexpr (N == 4) {
+    float4 four = __ldcg(reinterpret_cast<const float4*>(slab + i));
+    return {{four.x, four.y, four.z, four.w}};
+  } else {
+    return {{__ldcg(slab + i)}};
+  }
+}
+template <int N>
+__device__ __forceinline__ void store_lanes(float* slab, int64_t i, const Lanes<N>& lanes) {
+  if constexpr (N == 4)
+    __stcg(reinterpret_cast<float4*>(slab + i), make_float4(lanes.v[0], lanes.v[1], lanes.v[2], lanes.v[3]));
+  else
+    __stcg(slab + i, lanes.v[0]);
+}
+
+// Calls pass.template visit<N>(i) for all elements of the chunk, with N = 4 at multiples of four and N = 1 elsewhere.
+template <typename Pass>
+__device__ __forceinline__ void visit_chunk(const SlabChunk& chunk, Pass& pass) {
+  const int64_t end = chunk.begin + chunk.count;
+  const int64_t body = min((chunk.begin + 3) / 4 * 4, end), tail = max(end / 4 * 4, body);
+  for (int64_t i = body + 4 * int64_t(threadIdx.x); i < tail; i += 4 * kSlabThreads) pass.template visit<4>(i);
+  const int64_t head_count = body - chunk.begin;  // at most three, as is the tail
+  if (threadIdx.x < head_count) pass.template visit<1>(chunk.begin + threadIdx.x);
+  if (threadIdx.x < end - tail) pass.template visit<1>(tail + threadIdx.x);
+}
+
+// Adds the threads' sums up over the grid. True in the block that has the total, which is then the same in all its
+// threads. `partials` holds one double per chunk.
+__device__ __forceinline__ bool slab_total(float thread_sum, double* partials, unsigned* arrivals, double* total) {
+  double chunk_sum = block_sum<kSlabThreads>(double(thread_sum));
+  if (threadIdx.x == 0) __stcg(partials + blockIdx.x, chunk_sum);
+  if (!is_last_block(arrivals)) return false;
+  double sum = 0;
+  for (unsigned chunk = threadIdx.x; chunk < gridDim.x; chunk += kSlabThreads) sum += __ldcg(partials + chunk);
+  *total = block_sum<kSlabThreads>(sum);
+  return true;
+}

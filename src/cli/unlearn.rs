@@ -1,0 +1,154 @@
+//! `recant unlearn`: stage 2.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+use super::Global;
+use super::adapt::StageOptions;
+use super::model::{check_feedback, read_adapted, read_feedback, read_state};
+use super::output::{Progress, summary};
+use super::run_folder::RunFolder;
+use super::train::{HyperArgs, Recorder};
+use crate::error::{Error, Result};
+use crate::training::checkpoint::{Checkpoint, save_generator};
+use crate::training::{Hyper, TensorBatches, Trainer};
+use crate::unlearning::repulsion::{Distance, Kind};
+use crate::unlearning::unlearn::{UnlearnSpec, unlearn};
+
+/// The repulsion losses by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Loss {
+    El2,
+    Nl2,
+    Il2,
+    /// Positives only: the ablation.
+    None,
+}
+
+/// The repulsion, as options.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct RepulsionOptions {
+    /// Repulsion loss
+    #[arg(long, value_enum, default_value = "el2")]
+    pub repulsion: Loss,
+    /// Weight γ (default: el2 100, nl2 1, il2 1)
+    #[arg(long, allow_negative_numbers = true)]
+    pub gamma: Option<f64>,
+    /// Decay α of el2
+    #[arg(long, allow_negative_numbers = true)]
+    pub alpha: Option<f64>,
+    /// Distance to the adapted models
+    #[arg(long, value_enum, default_value = "l2")]
+    pub distance: Distance,
+    /// Stop when the distance exceeds this multiple of where it started
+    #[arg(long, default_value_t = 100.0)]
+    pub runaway: f64,
+}
+
+/// α of EL2 where none is given: inside the paper's 0.001 to 0.1.
+const DEFAULT_ALPHA: f64 = 0.01;
+
+impl RepulsionOptions {
+    pub fn kind(&self) -> Result<Option<Kind>> {
+        let kind = match self.repulsion {
+            Loss::None => return Ok(None),
+            Loss::El2 => Kind::El2 { gamma: self.gamma.unwrap_or(100.0), alpha: self.alpha.unwrap_or(DEFAULT_ALPHA) },
+            Loss::Nl2 => Kind::Nl2 { gamma: self.gamma.unwrap_or(1.0) },
+            Loss::Il2 => Kind::Il2 { gamma: self.gamma.unwrap_or(1.0) },
+        };
+        if !(self.runaway > 1.0) {
+            return Err(Error::config("--runaway", format!("{} must be above 1", self.runaway)));
+        }
+        kind.checked().map(Some)
+    }
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Unlearn {
+    /// Pre-trained model (with discriminator)
+    #[arg(long)]
+    model: PathBuf,
+    /// Feedback file
+    #[arg(long)]
+    feedback: PathBuf,
+    /// Adapted models: the folder that `recant adapt` wrote, or files (not needed with --repulsion none)
+    #[arg(long)]
+    adapted: Vec<PathBuf>,
+    /// Iterations
+    #[arg(long, default_value_t = 1000)]
+    iterations: u64,
+    #[command(flatten)]
+    repulsion: RepulsionOptions,
+    #[command(flatten)]
+    stage: StageOptions,
+    #[command(flatten)]
+    hyper: HyperArgs,
+    /// Folder for unlearned.safetensors (the generator) and model.safetensors (the whole state)
+    #[arg(long)]
+    out: PathBuf,
+    /// Continue the run in --out
+    #[arg(long)]
+    resume: bool,
+}
+
+#[derive(Serialize)]
+struct Config<'a> {
+    command: &'static str,
+    model: &'a PathBuf,
+    feedback: &'a PathBuf,
+    adapted: &'a [PathBuf],
+    spec: &'a UnlearnSpec,
+    hyper: &'a Hyper,
+}
+
+impl Unlearn {
+    pub fn run(&self, global: &Global) -> Result<()> {
+        let begin = std::time::Instant::now();
+        let hyper = self.hyper.hyper()?;
+        let spec = UnlearnSpec {
+            iterations: self.iterations,
+            repulsion: self.repulsion.kind()?,
+            distance: self.repulsion.distance,
+            runaway: self.repulsion.runaway,
+            optimiser: self.stage.optimiser,
+            start: self.stage.start,
+            seed: self.stage.seed,
+        };
+        if spec.repulsion.is_some() && self.adapted.is_empty() {
+            return Err(Error::config("--adapted", "is needed by the repulsion; give the folder that `recant adapt` wrote, or --repulsion none"));
+        }
+        let (pretrained, noise) = read_state(&self.model, &hyper, self.stage.seed)?;
+        let feedback = read_feedback(&self.feedback, pretrained.config.size)?;
+        check_feedback(&feedback)?;
+        let adapted = read_adapted(&self.adapted, &pretrained.g_ema)?;
+        let config = Config { command: "unlearn", model: &self.model, feedback: &self.feedback, adapted: &self.adapted, spec: &spec, hyper: &hyper };
+        let mut folder = RunFolder::create(&self.out, self.resume, &config, &[])?;
+        let model = folder.file("model.safetensors");
+        let resumed = match self.resume && model.exists() {
+            true => Some(Checkpoint::open(&model)?.into_state(&model, &hyper, spec.seed)?),
+            false => None,
+        };
+        let drawn = resumed.as_ref().map_or(0, |s| s.iteration);
+        let trainer = Trainer::new(&pretrained.config, hyper.clone());
+        let mut batches = TensorBatches::new(&feedback.images, feedback.positives(), hyper.batch, spec.seed, drawn)?;
+        let mut recorder = Recorder {
+            progress: Progress::new("unlearn", drawn, spec.iterations),
+            folder: &mut folder,
+            model: model.clone(),
+            noise: &noise,
+            metadata: Default::default(),
+            save_every: 100,
+            log_every: 10,
+            start: begin,
+        };
+        let state = unlearn(&trainer, &pretrained, &adapted, &mut batches, &spec, resumed, &mut |p| recorder.on_iteration(p))?;
+        recorder.progress.finish();
+        let out = self.out.join("unlearned.safetensors");
+        save_generator(&out, &state.config, &state.g_ema, &noise, &Default::default())?;
+        println!("unlearned generator: {}", out.display());
+        summary(global, &serde_json::json!({"iterations": spec.iterations, "out": out, "seconds": begin.elapsed().as_secs_f64(), "device": "cpu"}));
+        Ok(())
+    }
+}

@@ -1,0 +1,66 @@
+//! PUL, the percentage of unlearning (paper eq. 8): how many of the images that were undesired no longer are, over the
+//! same latents for both generators, EMA weights, single z, fresh noise, no truncation.
+
+use super::feature_stats::{FeatureStats, Statistics};
+use super::frechet::frechet_distance;
+use crate::error::{Error, Result};
+use crate::models::classifier::Classifier;
+use crate::models::stylegan2::Generator;
+use crate::nn::ParamSlab;
+use crate::ops::layout::concat;
+use crate::ops::random::Random;
+use crate::tensor::Tensor;
+use crate::training::streams;
+use crate::unlearning::feedback::generate;
+
+/// What a classifier says about a generator's images.
+pub struct Judged {
+    /// Images by class.
+    pub histogram: Vec<usize>,
+    /// Mean probability of the named class.
+    pub confidence: f64,
+    /// Feature statistics of the images that are not of the undesired class; none with fewer than two.
+    pub features: Option<Statistics>,
+}
+
+/// Judges the images of `latents`; noise from `seed`.
+pub fn judge(g: &Generator, params: &ParamSlab, classifier: &Classifier, class: usize, latents: &Tensor, seed: u64, progress: &mut dyn FnMut(usize) -> Result<()>) -> Result<Judged> {
+    let mut histogram = vec![0; classifier.n_classes()];
+    let (mut confidence, mut stats) = (0.0, None::<FeatureStats>);
+    let mut rng = Random { counter: 1 << 40, ..Random::new(seed, streams::EVALUATION) };
+    generate(g, params, latents, &mut rng, &mut |at, images, _| {
+        let judgement = classifier.judge(images)?;
+        let mut others = Vec::new();
+        for (i, (said, probability)) in judgement.predictions().into_iter().enumerate() {
+            histogram[said] += 1;
+            confidence += probability;
+            if said != class {
+                others.push(judgement.features.rows(i, 1)?);
+            }
+        }
+        if !others.is_empty() {
+            let rows = concat(&others.iter().collect::<Vec<_>>(), 0)?;
+            stats.get_or_insert_with(|| FeatureStats::new(rows.dim(1))).add(&rows)?;
+        }
+        progress(at + images.dim(0))
+    })?;
+    let features = stats.filter(|s| s.count() >= 2).map(FeatureStats::finish).transpose()?;
+    Ok(Judged { histogram, confidence: confidence / latents.dim(0).max(1) as f64, features })
+}
+
+impl Judged {
+    /// Fréchet distance of the images outside the undesired class to `real`, in the classifier's own features. This is
+    /// not FID: the features are the classifier's.
+    pub fn frechet(&self, real: &Statistics) -> Result<Option<f64>> {
+        self.features.as_ref().map(|f| frechet_distance(f, real)).transpose()
+    }
+}
+
+/// `100 · (N_before − N_after) / N_before`
+pub fn pul(before: &Judged, after: &Judged, class: usize) -> Result<f64> {
+    let (n, m) = (before.histogram[class], after.histogram[class]);
+    if n == 0 {
+        return Err(Error::config("--class", "the original model makes no image of this class: there is nothing to unlearn"));
+    }
+    Ok(100.0 * (n as f64 - m as f64) / n as f64)
+}

@@ -1,0 +1,136 @@
+//! A device, its kernels by name, and launches: what the tests of this package share.
+// Every test file is a crate of its own and uses a part of this one.
+#![allow(dead_code)]
+
+use std::sync::Arc;
+
+use cudarc::driver::{
+    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DeviceRepr, DriverError,
+    LaunchArgs, LaunchConfig, ValidAsZeroBits,
+};
+
+/// Where the fatbins of the kernels lie, `<stem>.fatbin`, when the tests run on a real driver.
+const FATBINS_VARIABLE: &str = "RECANT_TEST_FATBINS";
+
+fn image(stem: &str) -> Vec<u8> {
+    if cuda_on_cpu::is_emulated() {
+        return cuda_on_cpu::image(stem);
+    }
+    let folder = std::env::var(FATBINS_VARIABLE).unwrap_or_else(|_| {
+        panic!("a real driver needs fatbins: set {FATBINS_VARIABLE} (README.md)")
+    });
+    let path = std::path::Path::new(&folder)
+        .join(stem)
+        .with_extension("fatbin");
+    std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+pub struct Gpu {
+    pub context: Arc<CudaContext>,
+    pub stream: Arc<CudaStream>,
+    module: Arc<CudaModule>,
+}
+
+impl Gpu {
+    /// The device, with the kernels of one file.
+    pub fn with_kernels(stem: &str) -> Gpu {
+        cuda_on_cpu::install();
+        let context = CudaContext::new(0).expect("a device");
+        // SAFETY: each test uses one stream, so no events are needed to order its accesses.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream().expect("a stream");
+        let module = context
+            .load_module(cudarc::nvrtc::Ptx::from_binary(image(stem)))
+            .expect("a module");
+        Gpu {
+            context,
+            stream,
+            module,
+        }
+    }
+
+    pub fn function(&self, name: &str) -> CudaFunction {
+        self.module
+            .load_function(name)
+            .unwrap_or_else(|e| panic!("{name}: {e}"))
+    }
+
+    pub fn upload<T: DeviceRepr>(&self, host: &[T]) -> CudaSlice<T> {
+        self.stream.clone_htod(host).expect("a copy to the device")
+    }
+
+    pub fn zeros<T: DeviceRepr + ValidAsZeroBits>(&self, count: usize) -> CudaSlice<T> {
+        self.stream.alloc_zeros(count).expect("device memory")
+    }
+
+    /// Memory as the driver hands it out: not written yet.
+    pub fn uninitialised<T: DeviceRepr>(&self, count: usize) -> CudaSlice<T> {
+        // SAFETY: a kernel writes every element before one is read; that it does is what the tests check.
+        unsafe { self.stream.alloc(count) }.expect("device memory")
+    }
+
+    pub fn download<T: DeviceRepr + Clone + Default>(&self, device: &CudaSlice<T>) -> Vec<T> {
+        self.stream
+            .clone_dtoh(device)
+            .expect("a copy from the device")
+    }
+
+    /// Launches the named kernel with what `arguments` pushes, which must match the kernel's parameters.
+    pub fn launch<'a>(
+        &'a self,
+        function: &'a CudaFunction,
+        geometry: Geometry,
+        arguments: impl FnOnce(&mut LaunchArgs<'a>),
+    ) -> Result<(), DriverError> {
+        let mut builder = self.stream.launch_builder(function);
+        arguments(&mut builder);
+        let config = LaunchConfig {
+            grid_dim: (geometry.blocks[0], geometry.blocks[1], 1),
+            block_dim: (geometry.threads, 1, 1),
+            shared_mem_bytes: geometry.dynamic_shared,
+        };
+        // SAFETY: the callers pass the kernel's parameters in its order, with buffers of the sizes it accesses; the
+        // mutants break that on purpose.
+        unsafe { builder.launch(config) }.map(|_| ())
+    }
+}
+
+#[derive(Clone, Copy)]
+pub struct Geometry {
+    pub blocks: [u32; 2],
+    pub threads: u32,
+    pub dynamic_shared: u32,
+}
+
+/// One-dimensional, without dynamic shared memory.
+pub fn grid(blocks: u32, threads: u32) -> Geometry {
+    Geometry {
+        blocks: [blocks, 1],
+        threads,
+        dynamic_shared: 0,
+    }
+}
+
+/// Reproducible numbers in [-1, 1) with all bits of an f32 in use.
+pub fn numbers(count: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    (0..count)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+pub fn bf16_bits(value: f32) -> u16 {
+    let bits = value.to_bits();
+    ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
+}
+
+pub fn bf16_value(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
+}
+
+pub mod matmul_sm90;
