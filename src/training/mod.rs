@@ -6,12 +6,13 @@
 
 pub mod checkpoint;
 mod run;
+pub mod steps;
 
 pub use run::{Batches, DatasetBatches, Progress, TensorBatches, run};
 
-use crate::autograd::{Order, Var, concat, grad_or_zero, scale};
+use crate::autograd::{Var, scale};
 use crate::error::{Error, Result};
-use crate::losses::{discriminator_loss, generator_loss, path_length, r1_penalty};
+use crate::losses::path_length;
 use crate::models::stylegan2::{Discriminator, Generator, StyleGan2Config, Styles};
 use crate::nn::{AdamState, ParamSlab, Params};
 use crate::ops::optimizer::{Adam, Pull};
@@ -264,40 +265,20 @@ impl Trainer {
 
     fn discriminator_step(&self, state: &mut GanState, inputs: &Inputs) -> Result<f64> {
         let fake = self.generator.forward(&state.g.constants(), &inputs.d_styles, &inputs.d_noise)?;
-        let (loss, grads) = {
-            let params = state.d.leaves();
-            let images = concat(&[&Var::constant(inputs.real.clone()), &fake], 0)?;
-            let loss = discriminator_loss(&self.discriminator.forward(&params, &images, 2)?)?;
-            (loss.item()?, gradients(&loss, &params)?)
-        };
-        state.d_optim.step(&mut state.d, None, &grads, Pull::None)?;
-        Ok(loss)
+        steps::discriminator_step(&mut state.d, &mut state.d_optim, &inputs.real, &fake, |p, x| self.discriminator.forward(p, x, 2))
     }
 
     fn r1_step(&self, state: &mut GanState, real: &Tensor) -> Result<f64> {
-        let (penalty, grads) = {
-            let params = state.d.leaves();
-            let images = Var::leaf(real.clone());
-            let logits = self.discriminator.forward(&params, &images, 1)?;
-            let penalty = r1_penalty(&logits, &images)?;
-            let loss = scale(&penalty, self.hyper.r1_weight / 2.0 * self.hyper.r1_every as f64)?;
-            (penalty.item()?, gradients(&loss, &params)?)
-        };
-        state.d_optim.step(&mut state.d, None, &grads, Pull::None)?;
-        Ok(penalty)
+        let weight = self.hyper.r1_weight / 2.0 * self.hyper.r1_every as f64;
+        steps::r1_step(&mut state.d, &mut state.d_optim, real, weight, |p, x| self.discriminator.forward(p, x, 1))
     }
 
     fn generator_step(&self, state: &mut GanState, inputs: &Inputs, regulariser: &mut dyn Regulariser) -> Result<(f64, Option<f64>)> {
-        let (loss, grads) = {
-            let params = state.g.leaves();
-            let images = self.generator.forward(&params, &inputs.g_styles, &inputs.g_noise)?;
-            let loss = generator_loss(&self.discriminator.forward(&state.d.constants(), &images, 1)?)?;
-            (loss.item()?, gradients(&loss, &params)?)
-        };
         // The EMA follows the last generator step of the iteration.
         let ema = inputs.path.is_none().then_some((&mut state.g_ema, self.hyper.ema_decay));
-        let sum = state.g_optim.step(&mut state.g, ema, &grads, regulariser.pull())?;
-        Ok((loss, regulariser.observe(sum)?))
+        let d = state.d.constants();
+        let generate = |p: &Params| self.generator.forward(p, &inputs.g_styles, &inputs.g_noise);
+        steps::generator_step(&mut state.g, &mut state.g_optim, ema, regulariser, generate, |x| self.discriminator.forward(&d, x, 1))
     }
 
     fn path_step(&self, state: &mut GanState, inputs: &PathInputs, regulariser: &mut dyn Regulariser) -> Result<f64> {
@@ -308,17 +289,11 @@ impl Trainer {
             let path = path_length(&images, &ws, &inputs.y, state.mean_path_length)?;
             state.mean_path_length = path.running_mean;
             let loss = scale(&path.penalty, self.hyper.path_weight * self.hyper.path_every as f64)?;
-            (path.penalty.item()?, gradients(&loss, &params)?)
+            (path.penalty.item()?, steps::gradients(&loss, &params)?)
         };
         let ema = Some((&mut state.g_ema, self.hyper.ema_decay));
         let sum = state.g_optim.step(&mut state.g, ema, &grads, regulariser.path_pull())?;
         regulariser.observe_path(sum)?;
         Ok(penalty)
     }
-}
-
-/// Gradients by all parameters. One without a path to the loss gets zeros, so that Adam's second moment decays for it
-/// too (as the reference's `0 · output` terms have it).
-fn gradients(loss: &Var, params: &Params) -> Result<Vec<Var>> {
-    grad_or_zero(&[loss], &params.all(), Order::Last)
 }

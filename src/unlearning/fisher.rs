@@ -23,6 +23,16 @@ pub enum Estimator {
     Bce,
 }
 
+impl Estimator {
+    /// The function for one sample's logit.
+    pub(super) fn objective(self, logit: Var) -> Result<Var> {
+        match self {
+            Estimator::Logit => Ok(logit),
+            Estimator::Bce => softplus(&scale(&logit, -1.0)?),
+        }
+    }
+}
+
 /// Which parameters get a Fisher value; the others get zero, so EWC leaves them free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
 pub enum Coverage {
@@ -103,11 +113,7 @@ pub fn fisher_of(nets: &Trainer, g: &ParamSlab, d: &ParamSlab, spec: FisherSpec,
         let logits = nets.discriminator.forward(&d.constants(), &images, 1)?;
         let targets: Vec<&Var> = params.all().into_iter().zip(segments).filter(|(_, s)| covered(&s.name)).map(|(v, _)| v).collect();
         for m in 0..members {
-            let logit = slice(&logits, 0, m, 1)?;
-            let objective = match spec.estimator {
-                Estimator::Logit => logit,
-                Estimator::Bce => softplus(&scale(&logit, -1.0)?)?,
-            };
+            let objective = spec.estimator.objective(slice(&logits, 0, m, 1)?)?;
             let mut found = grad_or_zero(&[&objective], &targets, Order::Last)?.into_iter();
             let grads: Vec<Tensor> = segments
                 .iter()

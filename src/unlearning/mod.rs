@@ -4,6 +4,7 @@ pub mod adapt;
 pub mod extrapolate;
 pub mod feedback;
 pub mod fisher;
+pub mod gaussians;
 pub mod repulsion;
 pub mod schedule;
 pub mod unlearn;
