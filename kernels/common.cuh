@@ -27,6 +27,43 @@ __device__ __forceinline__ void store4(float* address, float4 value) {
   __stcg(reinterpret_cast<float4*>(address), value);
 }
 
+// Elements [i, i + N) of a stream; past L1, since no element is used twice.
+template <int N>
+struct Lanes {
+  float v[N];
+};
+template <int N>
+__device__ __forceinline__ Lanes<N> load_lanes(const float* slab, int64_t i) {
+  if constexpr (N == 4) {
+    float4 four = __ldcg(reinterpret_cast<const float4*>(slab + i));
+    return {{four.x, four.y, four.z, four.w}};
+  } else {
+    return {{__ldcg(slab + i)}};
+  }
+}
+template <int N>
+__device__ __forceinline__ void store_lanes(float* slab, int64_t i, const Lanes<N>& lanes) {
+  if constexpr (N == 4)
+    __stcg(reinterpret_cast<float4*>(slab + i), make_float4(lanes.v[0], lanes.v[1], lanes.v[2], lanes.v[3]));
+  else
+    __stcg(slab + i, lanes.v[0]);
+}
+
+// Views into a slab start at any element: 16-byte accesses only where all their addresses allow them.
+template <typename... Pointers>
+__device__ __forceinline__ bool all_aligned16(const Pointers*... pointers) {
+  return ((reinterpret_cast<uintptr_t>(pointers) % 16 == 0) && ...);
+}
+
+// Calls pass.template visit<N>(i) for all elements [i, i + N) of `count` over the grid, with N = 4 if `wide`, and N = 1
+// for what is left.
+template <typename Pass>
+__device__ __forceinline__ void visit_elements(int64_t count, bool wide, const Pass& pass) {
+  const int64_t body = wide ? count / 4 * 4 : 0;
+  for (int64_t i = 4 * global_thread(); i < body; i += 4 * grid_threads()) pass.template visit<4>(i);
+  for (int64_t i = body + global_thread(); i < count; i += grid_threads()) pass.template visit<1>(i);
+}
+
 // The sum over the warp, in every lane, by halving: the order of additions is the same in every run.
 template <typename T>
 __device__ __forceinline__ T warp_sum(T value) {

@@ -7,7 +7,7 @@
 // Cost per parameter: 20 bytes (theta, anchor, fisher, grad read; grad written) and 6 FLOP with the gradient; 12 bytes
 // and 4 FLOP without. Bound by memory.
 // Numerics: elements in f32, the penalty summed as slab.cuh says, in f64 beyond one thread.
-// Launched by src/ops/ewc/cuda.rs. optimizer.cu does the same inside Adam's pass.
+// Launched by src/ops/optimizer/cuda.rs. optimizer.cu does the same inside Adam's pass.
 #include "slab.cuh"
 
 struct EwcPass {

@@ -1,18 +1,20 @@
 // One optimiser step on a whole parameter slab, in one pass and one launch.
 //   g      = grad + regulariser's gradient                 EWC:       lambda fisher (theta - anchor)
 //                                                          repulsion: scale w_t (theta - centroid), scale = R'(V) 2 k
+//                                                          L1:        strength sign(theta), sign(0) = 1
 //   m      = beta1 m + (1 - beta1) g                       without a first moment (beta1 = 0): m = g
 //   v      = beta2 v + (1 - beta2) g^2
 //   theta -= learning_rate / (1 - beta1^t) m / (sqrt(v / (1 - beta2^t)) + epsilon)
 //   ema    = decay ema + (1 - decay) theta                 where there is an average
 //   shadow = bf16(theta)                                   where there is a low-precision copy
-// and, while theta is in registers, the regulariser's value at the new theta: what the next step needs (repulsion) or
-// what a log wants (EWC).
+// and, while theta is in registers, the regulariser's value: at the new theta what the next step needs (repulsion), at
+// the old one what belongs to this step's loss (EWC, L1).
+//   accumulate_squares   sum_i += weight grad_i^2          how squared gradients of samples become a Fisher diagonal
 //
 // Threads: one block per chunk, four elements per thread and step; see slab.cuh. The last block advances beta^t, so a
-// replayed graph counts its steps.
+// replayed graph counts its steps. accumulate_squares: four elements per thread where addresses allow, grid-stride.
 // Cost per parameter, in bytes: theta 8, grad 4, v 8; plus m 8, ema 8, shadow 2; plus EWC 8 (anchor, fisher) or
-// repulsion 4 (centroid). StyleGAN2 (beta1 = 0) with average: 28, with EWC 36, with repulsion 32. About 15 FLOP. Bound
+// repulsion 4 (centroid), L1 nothing. StyleGAN2 (beta1 = 0) with average: 28, with EWC 36, with repulsion 32. About 15 FLOP. Bound
 // by memory.
 // Numerics: f32; powers of beta in f64; sums as slab.cuh says. bf16 is rounded to nearest even.
 // Launched by src/ops/optimizer/cuda.rs.
@@ -20,7 +22,7 @@
 
 struct AdamParams {
   float beta1, beta2, epsilon;
-  int32_t regularise;  // 0: the regulariser's value is kept up to date and its gradient left out (path-length steps)
+  int32_t regularise;  // 0: the regulariser's value is made and its gradient left out (path-length steps)
 };
 static_assert(sizeof(AdamParams) == 16, "keep in step with src/ops/optimizer/cuda.rs");
 
@@ -39,8 +41,10 @@ __device__ __forceinline__ void advance(AdamState* state, const AdamParams& p) {
   state->sqrt_correction2 = float(1.0 / sqrt(1.0 - state->beta2_power));
 }
 
-// Regularisers: the gradient and the value of four elements or one. `value` is not weighted by constants.
+// Regularisers: the gradient and the value of four elements or one. `value` is not weighted by constants; kValueBefore
+// says whether it is taken at the theta before or after the step.
 struct NoRegulariser {
+  static constexpr bool kValueBefore = false;
   template <int N>
   struct Streams {};
   template <int N>
@@ -58,6 +62,7 @@ struct NoRegulariser {
 };
 
 struct Ewc {
+  static constexpr bool kValueBefore = true;
   const float* anchor;
   const float* fisher;
   float lambda;
@@ -80,7 +85,27 @@ struct Ewc {
   }
 };
 
+struct L1 {
+  static constexpr bool kValueBefore = true;
+  float strength;
+  template <int N>
+  struct Streams {};
+  template <int N>
+  __device__ Streams<N> load(int64_t) const {
+    return {};
+  }
+  template <int N>
+  __device__ float gradient(const Streams<N>&, int, float theta) const {
+    return copysignf(strength, theta);
+  }
+  template <int N>
+  __device__ float value(const Streams<N>&, int, float theta) const {
+    return fabsf(theta);
+  }
+};
+
 struct Repulsion {
+  static constexpr bool kValueBefore = false;
   const float* centroid;
   float scale;  // with the weight of the chunk's tensor
   template <int N>
@@ -132,7 +157,7 @@ struct AdamPass {
   Regulariser regulariser;
   AdamParams p;
   float step_size, sqrt_correction2, ema_decay;
-  float sum = 0;  // of the regulariser's value at the new theta
+  float sum = 0;  // of the regulariser's value
 
   template <int N>
   __device__ __forceinline__ void visit(int64_t i) {
@@ -146,12 +171,13 @@ struct AdamPass {
 #pragma unroll
     for (int lane = 0; lane < N; lane++) {
       float g = grad.v[lane];
+      if constexpr (Regulariser::kValueBefore) sum += regulariser.template value<N>(streams, lane, theta.v[lane]);
       if (p.regularise) g += regulariser.template gradient<N>(streams, lane, theta.v[lane]);
       m.v[lane] = slabs.m ? p.beta1 * m.v[lane] + (1.0f - p.beta1) * g : g;
       v.v[lane] = p.beta2 * v.v[lane] + (1.0f - p.beta2) * (g * g);
       theta.v[lane] -= step_size * m.v[lane] / (sqrtf(v.v[lane]) * sqrt_correction2 + p.epsilon);
       ema.v[lane] = ema_decay * ema.v[lane] + (1.0f - ema_decay) * theta.v[lane];
-      sum += regulariser.template value<N>(streams, lane, theta.v[lane]);
+      if constexpr (!Regulariser::kValueBefore) sum += regulariser.template value<N>(streams, lane, theta.v[lane]);
     }
     store_lanes<N>(slabs.theta, i, theta);
     store_lanes<N>(slabs.v, i, v);
@@ -178,7 +204,7 @@ extern "C" __global__ void __launch_bounds__(kSlabThreads)
   if (is_last_block(arrivals) && threadIdx.x == 0) advance(state, p);
 }
 
-// `penalty` becomes lambda/2 sum fisher (theta - anchor)^2 at the new theta.
+// `penalty` becomes lambda/2 sum fisher (theta - anchor)^2 at the theta before the step.
 extern "C" __global__ void __launch_bounds__(kSlabThreads)
     adam_ewc_f32(float* theta, const float* grad, float* m, float* v, float* ema, __nv_bfloat16* shadow,
                  const SlabChunk* chunks, unsigned* arrivals, AdamState* state, AdamParams p, const float* anchor,
@@ -188,6 +214,18 @@ extern "C" __global__ void __launch_bounds__(kSlabThreads)
   double total;
   if (!slab_total(sum, partials, arrivals, &total) || threadIdx.x != 0) return;
   *penalty = 0.5 * double(lambda) * total;
+  advance(state, p);
+}
+
+// `norm` becomes sum |theta| before the step.
+extern "C" __global__ void __launch_bounds__(kSlabThreads)
+    adam_l1_f32(float* theta, const float* grad, float* m, float* v, float* ema, __nv_bfloat16* shadow,
+                const SlabChunk* chunks, unsigned* arrivals, AdamState* state, AdamParams p, double* partials,
+                double* norm, float strength) {
+  const float sum = step(AdamSlabs{theta, grad, m, v, ema, shadow}, L1{strength}, chunks[blockIdx.x], *state, p);
+  double total;
+  if (!slab_total(sum, partials, arrivals, &total) || threadIdx.x != 0) return;
+  *norm = total;
   advance(state, p);
 }
 
@@ -204,4 +242,23 @@ extern "C" __global__ void __launch_bounds__(kSlabThreads)
   if (!slab_total(chunk.weight * sum, partials, arrivals, &total) || threadIdx.x != 0) return;
   update_repulsion(repulsion, repulsion_params, total);
   advance(state, p);
+}
+
+struct SquaresPass {
+  float* sum;
+  const float* grad;
+  float weight;
+
+  template <int N>
+  __device__ __forceinline__ void visit(int64_t i) const {
+    auto s = load_lanes<N>(sum, i);
+    const auto g = load_lanes<N>(grad, i);
+#pragma unroll
+    for (int lane = 0; lane < N; lane++) s.v[lane] += weight * g.v[lane] * g.v[lane];
+    store_lanes<N>(sum, i, s);
+  }
+};
+
+extern "C" __global__ void accumulate_squares_f32(float* sum, const float* grad, int count, float weight) {
+  visit_elements(count, all_aligned16(sum, grad), SquaresPass{sum, grad, weight});
 }

@@ -12,7 +12,7 @@
 // Cost per parameter: norm 8 bytes (theta, centroid) and 3 FLOP; gradient 16 bytes (theta, centroid, grad read, grad
 // written) and 3 FLOP. Bound by memory. optimizer.cu does both inside Adam's pass for 4 bytes.
 // Numerics: the distance is summed as slab.cuh says; V, R and R' are f64, the scale of the gradient is rounded to f32.
-// Launched by src/ops/repulsion/cuda.rs.
+// Launched by src/ops/optimizer/cuda.rs.
 #include "repulsion.cuh"
 
 struct NormPass {

@@ -17,7 +17,7 @@ struct RepulsionParams {
   RepulsionKind kind;
   int32_t padding;
 };
-static_assert(sizeof(RepulsionParams) == 32, "keep in step with src/ops/repulsion/cuda.rs");
+static_assert(sizeof(RepulsionParams) == 32, "keep in step with src/ops/optimizer/cuda.rs");
 
 // In device memory, so that no step waits for the host.
 struct RepulsionState {
@@ -26,7 +26,7 @@ struct RepulsionState {
   float gradient_scale;  // dR/dV dV/d(w_t |theta_t - centroid_t|^2) 2: times w_t (theta - centroid) it is dR/dtheta
   int32_t padding;
 };
-static_assert(sizeof(RepulsionState) == 24, "keep in step with src/ops/repulsion/cuda.rs");
+static_assert(sizeof(RepulsionState) == 24, "keep in step with src/ops/optimizer/cuda.rs");
 
 // The inverse loss has a pole where the model is an adapted model; closer than this counts as this close.
 constexpr double kSmallestDistance = 1e-12;

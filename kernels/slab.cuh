@@ -18,29 +18,7 @@ struct SlabChunk {
   int32_t count;
   float weight;  // of this chunk's tensor in the repulsion distance
 };
-static_assert(sizeof(SlabChunk) == 16, "keep in step with src/device/slab.rs");
-
-// Elements [i, i + N) of a stream; past L1, since no element is used twice.
-template <int N>
-struct Lanes {
-  float v[N];
-};
-template <int N>
-__device__ __forceinline__ Lanes<N> load_lanes(const float* slab, int64_t i) {
-  if constexpr (N == 4) {
-    float4 four = __ldcg(reinterpret_cast<const float4*>(slab + i));
-    return {{four.x, four.y, four.z, four.w}};
-  } else {
-    return {{__ldcg(slab + i)}};
-  }
-}
-template <int N>
-__device__ __forceinline__ void store_lanes(float* slab, int64_t i, const Lanes<N>& lanes) {
-  if constexpr (N == 4)
-    __stcg(reinterpret_cast<float4*>(slab + i), make_float4(lanes.v[0], lanes.v[1], lanes.v[2], lanes.v[3]));
-  else
-    __stcg(slab + i, lanes.v[0]);
-}
+static_assert(sizeof(SlabChunk) == 16, "keep in step with src/ops/optimizer/cuda.rs");
 
 // Calls pass.template visit<N>(i) for all elements of the chunk, with N = 4 at multiples of four and N = 1 elsewhere.
 template <typename Pass>

@@ -5,70 +5,13 @@
 
 mod common;
 
-use std::collections::BTreeMap;
-
-use common::{Arrays, assert_near, nhwc, npz, safetensors};
+use common::stylegan2::*;
+use common::{assert_near, nhwc};
 use recant::autograd::{Order, Var, grad_or_zero, mul, sum};
 use recant::losses::{discriminator_loss, path_length, r1_penalty};
 use recant::models::stylegan2::{Discriminator, Generator, StyleGan2Config, Styles};
-use recant::nn::{AdamState, ParamSlab, Params};
-use recant::ops::random::Random;
 use recant::tensor::Tensor;
-use recant::training::{GanState, Hyper, Inputs, NoRegulariser, PathInputs, Trainer};
-
-const DIR: &str = "stylegan2_tiny";
-const BOUND: f64 = 1e-4;
-
-fn weights(name: &str) -> Arrays {
-    safetensors(&format!("{DIR}/{name}.safetensors"))
-}
-
-fn arrays(name: &str) -> Arrays {
-    npz(&format!("{DIR}/{name}.npz"))
-}
-
-fn generator() -> (Generator, ParamSlab) {
-    let tensors = weights("generator");
-    let g = Generator::new(StyleGan2Config::infer(&tensors).unwrap());
-    let slab = ParamSlab::from_torch(g.layout(), &tensors, "generator").unwrap();
-    (g, slab)
-}
-
-fn discriminator(config: &StyleGan2Config) -> (Discriminator, ParamSlab) {
-    let d = Discriminator::new(config.clone());
-    let slab = ParamSlab::from_torch(d.layout(), &weights("discriminator"), "discriminator").unwrap();
-    (d, slab)
-}
-
-fn noise(data: &Arrays, prefix: &str, suffix: &str) -> Vec<Tensor> {
-    (0..7).map(|k| nhwc(&data[&format!("{prefix}{k}{suffix}")])).collect()
-}
-
-fn index(t: &Tensor, i: usize) -> usize {
-    t.as_slice::<f32>()[i.min(t.len() - 1)] as usize
-}
-
-/// Compares the gradients of `loss` by all parameters with a reference state dict; `skip` names what it does not hold.
-fn assert_gradients(what: &str, grads: &[Var], slab: &ParamSlab, want: &Arrays, bound: f64) {
-    let values: Vec<f32> = grads.iter().flat_map(|g| g.value().to_vec::<f32>()).collect();
-    let got = ParamSlab::from_values(slab.layout(), values).unwrap().to_torch();
-    let scale = want.values().flat_map(|t| t.as_slice::<f32>()).fold(0.0_f32, |m, v| m.max(v.abs()));
-    for (name, g) in &got {
-        let Some(w) = want.get(name) else { panic!("{what}: the reference lacks {name}") };
-        let largest = w.as_slice::<f32>().iter().fold(0.0_f32, |m, v| m.max(v.abs()));
-        if largest <= scale * 1e-7 {
-            // Zero up to rounding in the reference: compare absolutely with the gradient's overall size.
-            let ours = g.as_slice::<f32>().iter().fold(0.0_f32, |m, v| m.max(v.abs()));
-            assert!(ours <= scale * 1e-6, "{what}: {name} should be zero, is {ours}");
-        } else {
-            assert_near(&format!("{what}: {name}"), g, w, bound);
-        }
-    }
-}
-
-fn gradients(loss: &Var, p: &Params) -> Vec<Var> {
-    grad_or_zero(&[loss], &p.all(), Order::Last).unwrap()
-}
+use recant::training::{NoRegulariser, Trainer};
 
 #[test]
 fn architecture_is_read_off_the_file() {
@@ -162,64 +105,10 @@ fn discriminator_loss_r1_and_gradients() {
 /// Three whole iterations with every random input given.
 #[test]
 fn three_training_iterations() {
-    let (g, g_slab) = generator();
-    let config = g.config().clone();
-    let (d, d_slab) = discriminator(&config);
-    let hyper = Hyper { batch: 8, ..Hyper::default() };
-    let mut state = GanState {
-        config: config.clone(),
-        g_ema: g_slab.deep_clone(),
-        g: g_slab,
-        d: d_slab,
-        g_optim: AdamState::new(g.layout(), hyper.generator_adam()),
-        d_optim: AdamState::new(d.layout(), hyper.discriminator_adam()),
-        iteration: 0,
-        mean_path_length: 0.0,
-        rng: Random::new(0, 0),
-    };
-    let trainer = Trainer::new(&config, hyper);
-    let data = arrays("train_steps");
-    let mixed = |kind: &str, i: usize| Styles::Mixed {
-        z1: data[&format!("{kind}_z1_{i}")].clone(),
-        z2: data[&format!("{kind}_z2_{i}")].clone(),
-        crossover: index(&data[&format!("{kind}_inject_index")], i),
-    };
+    let (mut state, data) = (training_start(), arrays("train_steps"));
+    let trainer = Trainer::new(&state.config, hyper());
     for i in 0..3 {
-        let inputs = Inputs {
-            real: nhwc(&data[&format!("real_{i}")]),
-            d_styles: mixed("d", i),
-            d_noise: noise(&data, "d_noise", &format!("_{i}")),
-            g_styles: Styles::One(data[&format!("g_z1_{i}")].clone()),
-            g_noise: noise(&data, "g_noise", &format!("_{i}")),
-            r1: i == 0,
-            path: (i == 0).then(|| PathInputs {
-                styles: mixed("path", i),
-                noise: noise(&data, "path_noise", &format!("_{i}")),
-                y: nhwc(&data[&format!("path_y_{i}")]),
-            }),
-        };
-        let losses = trainer.iteration(&mut state, &inputs, &mut NoRegulariser).unwrap();
-        let near = |what: &str, got: f64| {
-            let want = data[&format!("{what}_{i}")].item().unwrap();
-            assert!((got - want).abs() <= BOUND * want.abs().max(1e-3), "{what} at {i}: {got} against {want}");
-        };
-        near("d_loss", losses.d);
-        near("g_loss", losses.g);
-        if i == 0 {
-            near("r1", losses.r1.unwrap());
-            near("path", losses.path.unwrap());
-            near("mean_path_length", losses.mean_path_length);
-        }
-        if i != 1 {
-            for (what, slab) in [("generator", &state.g), ("discriminator", &state.d), ("gema", &state.g_ema)] {
-                assert_state(&format!("{what} after {}", i + 1), slab, &weights(&format!("train_{what}_after{}", i + 1)));
-            }
-        }
-    }
-}
-
-fn assert_state(what: &str, slab: &ParamSlab, want: &BTreeMap<String, Tensor>) {
-    for (name, got) in slab.to_torch() {
-        assert_near(&format!("{what}: {name}"), &got, &want[&name], BOUND);
+        let losses = trainer.iteration(&mut state, &training_inputs(&data, i), &mut NoRegulariser).unwrap();
+        assert_iteration(&data, i, &losses, &state);
     }
 }

@@ -19,7 +19,8 @@ pub enum Order {
 /// leads from the outputs to a target is computed; contributions are added in order of node ids, so results are
 /// reproducible.
 pub fn grad(outputs: &[&Var], targets: &[&Var], order: Order) -> Result<Vec<Option<Var>>> {
-    let seeds = outputs.iter().map(|v| Var::constant(Tensor::full(v.shape(), 1.0, v.dtype()))).collect::<Vec<_>>();
+    let one = |v: &&Var| -> Result<Var> { Ok(Var::constant(Tensor::full_on(v.shape(), 1.0, v.dtype(), &v.value().device())?)) };
+    let seeds = outputs.iter().map(one).collect::<Result<Vec<_>>>()?;
     grad_seeded(outputs, &seeds, targets, order)
 }
 
@@ -108,5 +109,5 @@ fn leading_to(outputs: &[&Var], targets: &[&Var]) -> HashSet<u64> {
 /// Gradient of `Σ outputs` by targets where a missing dependence is a zero gradient: what an optimiser step takes.
 pub fn grad_or_zero(outputs: &[&Var], targets: &[&Var], order: Order) -> Result<Vec<Var>> {
     let found = grad(outputs, targets, order)?;
-    Ok(found.into_iter().zip(targets).map(|(g, t)| g.unwrap_or_else(|| rules::zeros_like(t))).collect())
+    found.into_iter().zip(targets).map(|(g, t)| g.map_or_else(|| rules::zeros_like(t), Ok)).collect()
 }

@@ -8,6 +8,7 @@ use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
 use super::atomic;
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
 
@@ -163,6 +164,7 @@ pub fn grid(images: &Tensor, columns: usize) -> Result<Picture> {
     if c != 1 && c != 3 {
         return wrong("needs 1 or 3 channels");
     }
+    let images = images.to_device(&Device::Cpu)?;
     let bytes: Vec<u8> = match images.dtype() {
         DType::F32 => images.as_slice::<f32>().iter().map(|v| to_byte(*v)).collect(),
         DType::F64 => images.as_slice::<f64>().iter().map(|v| to_byte(*v as f32)).collect(),

@@ -26,7 +26,7 @@ pub fn path_length(images: &Var, ws: &[Var], y: &Tensor, running_mean: f64) -> R
     let n = images.dim(0);
     let mut energy: Option<Var> = None;
     for (g, w) in gradients.into_iter().zip(ws) {
-        let e = sum_to(&square(&g.unwrap_or_else(|| zeros_like(w)))?, &[n, 1])?;
+        let e = sum_to(&square(&g.map_or_else(|| zeros_like(w), Ok)?)?, &[n, 1])?;
         energy = Some(match energy {
             None => e,
             Some(sum) => add(&sum, &e)?,

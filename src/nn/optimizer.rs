@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::params::{Layout, ParamSlab};
 use crate::autograd::Var;
+use crate::device::Device;
 use crate::error::Result;
 use crate::ops::optimizer::{Adam, Pull, Slabs, adam_step};
 use crate::tensor::Tensor;
@@ -23,12 +24,17 @@ impl AdamState {
     }
 
     /// A copy that shares no memory.
-    pub fn deep_clone(&self) -> AdamState {
-        AdamState {
-            first_moment: self.first_moment.as_ref().map(ParamSlab::deep_clone),
-            second_moment: self.second_moment.deep_clone(),
-            ..*self
-        }
+    pub fn deep_clone(&self) -> Result<AdamState> {
+        self.on_each(ParamSlab::deep_clone)
+    }
+
+    /// The same state on another device.
+    pub fn to_device(&self, device: &Device) -> Result<AdamState> {
+        self.on_each(|slab| slab.to_device(device))
+    }
+
+    fn on_each(&self, f: impl Fn(&ParamSlab) -> Result<ParamSlab>) -> Result<AdamState> {
+        Ok(AdamState { first_moment: self.first_moment.as_ref().map(&f).transpose()?, second_moment: f(&self.second_moment)?, ..*self })
     }
 
     /// One step on `params` with one gradient per parameter; see `ops::optimizer::adam_step` for what is returned.

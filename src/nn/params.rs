@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::autograd::Var;
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::ops::layout as ops;
 use crate::ops::random::Random;
@@ -159,13 +160,19 @@ impl ParamSlab {
         &mut self.values
     }
 
+    /// All elements of a slab on the host.
     pub fn as_slice(&self) -> &[f32] {
         self.values.as_slice()
     }
 
+    /// The same slab on another device; shares the memory when it is there already.
+    pub fn to_device(&self, device: &Device) -> Result<ParamSlab> {
+        Ok(ParamSlab { layout: self.layout.clone(), values: self.values.to_device(device)? })
+    }
+
     /// A copy that shares no memory: what a training run changes must not be seen by others.
-    pub fn deep_clone(&self) -> ParamSlab {
-        ParamSlab { layout: self.layout.clone(), values: Tensor::from_slice(self.values.shape(), self.as_slice()) }
+    pub fn deep_clone(&self) -> Result<ParamSlab> {
+        Ok(ParamSlab { layout: self.layout.clone(), values: self.values.deep_clone()? })
     }
 
     fn vars(&self, make: impl Fn(Tensor) -> Var) -> Params {
@@ -183,13 +190,15 @@ impl ParamSlab {
         self.vars(Var::constant)
     }
 
-    /// The parameters by name in PyTorch's shapes and order.
+    /// The parameters by name in PyTorch's shapes and order, on the host. Panics when a GPU fails; `to_device` reports
+    /// that.
     pub fn to_torch(&self) -> BTreeMap<String, Tensor> {
+        let values = self.values.to_device(&Device::Cpu).unwrap_or_else(|e| panic!("{e}"));
         self.layout
             .segments()
             .iter()
             .map(|s| {
-                let engine = self.values.segment(s.offset, &s.shape).expect("segments lie inside their slab");
+                let engine = values.segment(s.offset, &s.shape).expect("segments lie inside their slab");
                 let permuted: Vec<usize> = s.order.iter().map(|&d| s.view[d]).collect();
                 let mut inverse = vec![0; s.order.len()];
                 for (to, from) in s.order.iter().enumerate() {
@@ -243,6 +252,11 @@ impl Params {
     pub fn get(&self, name: &str) -> &Var {
         let i = self.layout.index.get(name).unwrap_or_else(|| panic!("no parameter is called {name}"));
         &self.vars[*i]
+    }
+
+    /// Where they are.
+    pub fn device(&self) -> Device {
+        self.vars.first().map_or(Device::Cpu, |v| v.value().device())
     }
 
     /// All of them, in the order of the table.

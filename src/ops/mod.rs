@@ -1,5 +1,6 @@
 //! L3: functions on `Tensor`: check, dispatch, compute. One directory per family: `mod.rs` holds the spec, every
-//! check and the dispatch, `cpu.rs` the host implementation. Nothing here knows about gradients.
+//! check and the dispatch, `cpu.rs` the host implementation, `cuda.rs` the launches of `kernels/<family>.cu`. Nothing
+//! here knows about gradients.
 
 pub mod bias_act;
 pub mod conv2d;
@@ -13,6 +14,7 @@ pub mod reduce;
 pub mod resize;
 pub mod upfirdn2d;
 
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 
@@ -27,4 +29,24 @@ pub(crate) fn same_kind(op: &'static str, tensors: &[&Tensor]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Runs an op where `$x` lives: `$cpu` on the host, with `$t` bound to the element type, or `$cuda`, which gives a
+/// `Result`, with `$device` bound to the GPU.
+macro_rules! on_device {
+    ($x:expr, $t:ident => $cpu:expr, $device:ident => $cuda:expr) => {
+        match $x.device() {
+            $crate::device::Device::Cpu => Ok($crate::on_dtype!($x.dtype(), $t => $cpu)),
+            $crate::device::Device::Cuda($device) => $cuda,
+        }
+    };
+}
+pub(crate) use on_device;
+
+/// For an op without a CUDA kernel: an error that says so, unless the tensor is on the host.
+pub(crate) fn host_only(op: &'static str, x: &Tensor) -> Result<()> {
+    match x.device() {
+        Device::Cpu => Ok(()),
+        device => Err(Error::Unsupported { op, problem: format!("there is no kernel for {device}; run this part with --device cpu") }),
+    }
 }

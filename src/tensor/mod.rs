@@ -1,11 +1,12 @@
-//! L2: n-dimensional arrays without history. A `Tensor` is a contiguous, immutable, cheaply cloned view
+//! L2: n-dimensional arrays without history, on the host (f32 or f64) or on a GPU (f32). A `Tensor` is a contiguous, immutable, cheaply cloned view
 //! (`shape`, `offset`) into shared storage, in row-major order of its shape. Activations are channels-last
 //! `[N, H, W, C]`, convolution weights `[C_out, k_h, k_w, C_in]`.
 
 use std::sync::Arc;
 
-use crate::device::Device;
 use crate::device::cpu::{self, Element};
+use crate::device::cuda::CudaBuffer;
+use crate::device::{CudaDevice, Device};
 use crate::error::{Error, Result};
 
 /// Element type of a tensor.
@@ -43,6 +44,8 @@ impl<T: Element> std::ops::DerefMut for HostBuffer<T> {
 pub enum Storage {
     F32(Arc<HostBuffer<f32>>),
     F64(Arc<HostBuffer<f64>>),
+    /// f32 on a GPU.
+    Cuda(Arc<CudaBuffer>),
 }
 
 /// Element types that a tensor can hold, tied to their storage.
@@ -141,30 +144,110 @@ impl Tensor {
 
     pub fn dtype(&self) -> DType {
         match self.storage {
-            Storage::F32(_) => DType::F32,
+            Storage::F32(_) | Storage::Cuda(_) => DType::F32,
             Storage::F64(_) => DType::F64,
         }
     }
 
     pub fn device(&self) -> Device {
-        Device::Cpu
+        match &self.storage {
+            Storage::F32(_) | Storage::F64(_) => Device::Cpu,
+            Storage::Cuda(buffer) => Device::Cuda(buffer.device().clone()),
+        }
     }
 
-    /// The elements of a host tensor. Panics when `T` is not its dtype: ops dispatch on `dtype()` first.
+    /// The same elements on another device; shares the memory when they are there already. A GPU holds f32 only.
+    pub fn to_device(&self, device: &Device) -> Result<Tensor> {
+        match (&self.storage, device) {
+            (Storage::Cuda(buffer), Device::Cpu) => Ok(Tensor::from_vec(&self.shape, self.download(buffer)?)),
+            (Storage::Cuda(buffer), Device::Cuda(to)) if buffer.device() == to => Ok(self.clone()),
+            (Storage::Cuda(_), Device::Cuda(_)) => self.to_device(&Device::Cpu)?.to_device(device),
+            (Storage::F32(_) | Storage::F64(_), Device::Cpu) => Ok(self.clone()),
+            (Storage::F32(_), Device::Cuda(to)) => {
+                let elements = self.as_slice::<f32>();
+                Ok(Tensor::from_cuda(&self.shape, to.upload(elements)?))
+            }
+            (Storage::F64(_), Device::Cuda(_)) => {
+                Err(Error::Unsupported { op: "to_device", problem: format!("f64 on {device}; GPUs hold f32, convert before") })
+            }
+        }
+    }
+
+    fn download(&self, buffer: &CudaBuffer) -> Result<Vec<f32>> {
+        buffer.device().download(buffer, self.offset * size_of::<f32>(), self.len())
+    }
+
+    /// A tensor filled with `value` on a device.
+    pub fn full_on(shape: &[usize], value: f64, dtype: DType, device: &Device) -> Result<Tensor> {
+        match device {
+            Device::Cpu => Ok(Tensor::full(shape, value, dtype)),
+            Device::Cuda(d) if dtype == DType::F32 => Ok(Tensor::from_cuda(shape, d.filled(shape.iter().product(), value as f32)?)),
+            Device::Cuda(_) => Err(Error::Unsupported { op: "full", problem: format!("{dtype:?} on {device}; GPUs hold f32") }),
+        }
+    }
+
+    /// A copy that shares no memory.
+    pub fn deep_clone(&self) -> Result<Tensor> {
+        match &self.storage {
+            Storage::F32(_) => Ok(Tensor::from_slice(&self.shape, self.as_slice::<f32>())),
+            Storage::F64(_) => Ok(Tensor::from_slice(&self.shape, self.as_slice::<f64>())),
+            Storage::Cuda(buffer) => {
+                let (device, copy) = (buffer.device(), buffer.device().allocate_f32(self.len())?);
+                // SAFETY: this tensor's elements lie inside its buffer, the copy is a fresh buffer of as many.
+                unsafe { device.copy(copy.pointer(), self.cuda_pointer(), self.len() * size_of::<f32>())? };
+                Ok(Tensor::from_cuda(&self.shape, copy))
+            }
+        }
+    }
+
+    /// Takes a GPU buffer of f32, row-major of `shape`.
+    pub(crate) fn from_cuda(shape: &[usize], buffer: CudaBuffer) -> Tensor {
+        Tensor { shape: shape.to_vec(), offset: 0, storage: Storage::Cuda(Arc::new(buffer)) }
+    }
+
+    /// A tensor on a GPU whose elements nobody has written.
+    pub(crate) fn uninitialised_cuda(shape: &[usize], device: &CudaDevice) -> Result<Tensor> {
+        Ok(Tensor::from_cuda(shape, device.allocate_f32(shape.iter().product())?))
+    }
+
+    /// Address of the first element, aligned to 4 bytes. Panics for a host tensor: ops dispatch on `device()` first.
+    pub(crate) fn cuda_pointer(&self) -> u64 {
+        match &self.storage {
+            Storage::Cuda(buffer) => buffer.pointer() + (self.offset * size_of::<f32>()) as u64,
+            _ => panic!("dispatch on device() before asking for an address"),
+        }
+    }
+
+    /// The same for writing in place, when nothing else refers to the memory.
+    pub(crate) fn cuda_pointer_mut(&mut self) -> Result<u64> {
+        match &mut self.storage {
+            Storage::Cuda(buffer) if Arc::get_mut(buffer).is_none() => {
+                Err(Error::shape("cuda_pointer_mut", "the memory is still referred to by a graph or a view"))
+            }
+            _ => Ok(self.cuda_pointer()),
+        }
+    }
+
+    /// The elements of a host tensor. Panics when `T` is not its dtype or it is on a GPU: ops dispatch on `dtype()` and
+    /// `device()` first, others ask `to_device`.
     pub fn as_slice<T: Scalar>(&self) -> &[T] {
-        let all = T::view(&self.storage).expect("dispatch on dtype() before asking for elements");
+        let all = T::view(&self.storage).unwrap_or_else(|| panic!("{:?} elements of a {:?} tensor on {}", T::DTYPE, self.dtype(), self.device()));
         &all[self.offset..self.offset + self.len()]
     }
 
-    /// The elements, copied to the host.
+    /// The elements, copied to the host. Panics when a GPU fails; `to_device` reports that.
     pub fn to_vec<T: Scalar>(&self) -> Vec<T> {
-        self.as_slice::<T>().to_vec()
+        self.host().as_slice::<T>().to_vec()
     }
 
-    /// The elements as f64, whatever the dtype.
+    fn host(&self) -> Tensor {
+        self.to_device(&Device::Cpu).unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    /// The elements as f64, whatever the dtype. Panics as `to_vec`.
     pub fn to_f64_vec(&self) -> Vec<f64> {
         match self.dtype() {
-            DType::F32 => self.as_slice::<f32>().iter().map(|v| *v as f64).collect(),
+            DType::F32 => self.host().as_slice::<f32>().iter().map(|v| *v as f64).collect(),
             DType::F64 => self.to_vec(),
         }
     }
@@ -174,7 +257,7 @@ impl Tensor {
         if self.len() != 1 {
             return Err(Error::shape("item", format!("needs one element, got {:?}", self.shape)));
         }
-        Ok(self.to_f64_vec()[0])
+        Ok(self.to_device(&Device::Cpu)?.to_f64_vec()[0])
     }
 
     /// The same elements under another shape, without a copy.
@@ -213,7 +296,7 @@ impl Tensor {
         Ok(&mut all[offset..offset + len])
     }
 
-    /// The same values in another dtype.
+    /// The same values in another dtype; f64 are on the host.
     pub fn to_dtype(&self, dtype: DType) -> Tensor {
         match (self.dtype(), dtype) {
             (a, b) if a == b => self.clone(),

@@ -159,7 +159,7 @@ impl Checkpoint {
         let Some(d) = self.d else {
             return Err(Error::file(path, "holds no discriminator (d); training needs the whole checkpoint, not only the generator"));
         };
-        let g = self.g.unwrap_or_else(|| self.g_ema.deep_clone());
+        let g = self.g.map_or_else(|| self.g_ema.deep_clone(), Ok)?;
         Ok(GanState {
             g_optim: self.g_optim.unwrap_or_else(|| AdamState::new(g.layout(), hyper.generator_adam())),
             d_optim: self.d_optim.unwrap_or_else(|| AdamState::new(d.layout(), hyper.discriminator_adam())),

@@ -11,6 +11,7 @@ pub mod steps;
 pub use run::{Batches, DatasetBatches, Progress, TensorBatches, run};
 
 use crate::autograd::{Var, scale};
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::losses::path_length;
 use crate::models::stylegan2::{Discriminator, Generator, StyleGan2Config, Styles};
@@ -107,7 +108,7 @@ impl GanState {
         let g_slab = ParamSlab::init(g.layout(), &mut init);
         GanState {
             config: config.clone(),
-            g_ema: g_slab.deep_clone(),
+            g_ema: g_slab.deep_clone().expect("a slab on the host can be copied"),
             d: ParamSlab::init(d.layout(), &mut init),
             g_optim: AdamState::new(g.layout(), hyper.generator_adam()),
             d_optim: AdamState::new(d.layout(), hyper.discriminator_adam()),
@@ -116,6 +117,26 @@ impl GanState {
             mean_path_length: 0.0,
             rng: Random::new(seed, streams::TRAINING),
         }
+    }
+}
+
+impl GanState {
+    /// Where the networks live and training runs.
+    pub fn device(&self) -> Device {
+        self.g.values().device()
+    }
+
+    /// The same state on another device.
+    pub fn to_device(&self, device: &Device) -> Result<GanState> {
+        Ok(GanState {
+            config: self.config.clone(),
+            g: self.g.to_device(device)?,
+            g_ema: self.g_ema.to_device(device)?,
+            d: self.d.to_device(device)?,
+            g_optim: self.g_optim.to_device(device)?,
+            d_optim: self.d_optim.to_device(device)?,
+            ..*self
+        })
     }
 }
 
@@ -149,6 +170,25 @@ pub struct Inputs {
     pub g_noise: Vec<Tensor>,
     pub r1: bool,
     pub path: Option<PathInputs>,
+}
+
+impl Inputs {
+    /// The same inputs on another device.
+    pub fn to_device(&self, device: &Device) -> Result<Inputs> {
+        let all = |tensors: &[Tensor]| tensors.iter().map(|t| t.to_device(device)).collect::<Result<Vec<_>>>();
+        Ok(Inputs {
+            real: self.real.to_device(device)?,
+            d_styles: self.d_styles.to_device(device)?,
+            d_noise: all(&self.d_noise)?,
+            g_styles: self.g_styles.to_device(device)?,
+            g_noise: all(&self.g_noise)?,
+            r1: self.r1,
+            path: match &self.path {
+                None => None,
+                Some(p) => Some(PathInputs { styles: p.styles.to_device(device)?, noise: all(&p.noise)?, y: p.y.to_device(device)? }),
+            },
+        })
+    }
 }
 
 /// What one iteration measured.
@@ -217,7 +257,8 @@ impl Trainer {
         }
     }
 
-    /// Draws the random part of iteration `state.iteration` from the state's generator.
+    /// Draws the random part of iteration `state.iteration` from the state's generator, on the host, so that it is the
+    /// same on every device.
     pub fn draw_inputs(&self, state: &mut GanState, real: Tensor) -> Inputs {
         let (h, n, i) = (&self.hyper, self.hyper.batch, state.iteration);
         let rng = &mut state.rng;

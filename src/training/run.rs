@@ -80,7 +80,7 @@ pub fn run(
 ) -> Result<()> {
     while state.iteration < until {
         let real = batches.next()?;
-        let inputs = trainer.draw_inputs(state, real);
+        let inputs = trainer.draw_inputs(state, real).to_device(&state.device())?;
         let losses = trainer.iteration(state, &inputs, regulariser)?;
         on_iteration(&Progress { state, losses, until })?;
     }

@@ -53,26 +53,27 @@ impl AdaptSpec {
 }
 
 /// A stage's starting state made from a pre-trained one: iteration and path-length mean at zero, its own randomness.
-pub fn stage_start(pretrained: &GanState, start: Start, optimiser: Optimiser, trainer: &Trainer, seed: u64) -> GanState {
+pub fn stage_start(pretrained: &GanState, start: Start, optimiser: Optimiser, trainer: &Trainer, seed: u64) -> Result<GanState> {
     let g = match start {
         Start::Ema => &pretrained.g_ema,
         Start::Raw => &pretrained.g,
     };
+    let device = pretrained.device();
     let optim = |old: &AdamState, adam| match optimiser {
-        Optimiser::Restore => AdamState { adam, ..old.deep_clone() },
-        Optimiser::Fresh => AdamState::new(old.second_moment.layout(), adam),
+        Optimiser::Restore => Ok(AdamState { adam, ..old.deep_clone()? }),
+        Optimiser::Fresh => AdamState::new(old.second_moment.layout(), adam).to_device(&device),
     };
-    GanState {
+    Ok(GanState {
         config: pretrained.config.clone(),
-        g: g.deep_clone(),
-        g_ema: pretrained.g_ema.deep_clone(),
-        d: pretrained.d.deep_clone(),
-        g_optim: optim(&pretrained.g_optim, trainer.hyper.generator_adam()),
-        d_optim: optim(&pretrained.d_optim, trainer.hyper.discriminator_adam()),
+        g: g.deep_clone()?,
+        g_ema: pretrained.g_ema.deep_clone()?,
+        d: pretrained.d.deep_clone()?,
+        g_optim: optim(&pretrained.g_optim, trainer.hyper.generator_adam())?,
+        d_optim: optim(&pretrained.d_optim, trainer.hyper.discriminator_adam())?,
         iteration: 0,
         mean_path_length: 0.0,
         rng: Random::new(seed, streams::TRAINING),
-    }
+    })
 }
 
 /// The EWC penalty `(λ/2) Σ F (θ − anchor)²` of the generator's step.
@@ -107,8 +108,8 @@ pub fn adapt(
     on_iteration: &mut dyn FnMut(&Progress) -> Result<()>,
 ) -> Result<GanState> {
     let seed = model_seed(spec.seed, index);
-    let start = stage_start(pretrained, spec.start, spec.optimiser, trainer, seed);
-    let anchor = start.g.deep_clone();
+    let start = stage_start(pretrained, spec.start, spec.optimiser, trainer, seed)?;
+    let anchor = start.g.deep_clone()?;
     let fisher = fisher_diagonal(trainer, &anchor, &pretrained.d, spec.fisher, &mut Random::new(seed, streams::FISHER))?;
     let mut ewc = Ewc { anchor, fisher, lambda: spec.lambda };
     let mut state = resumed.unwrap_or(start);

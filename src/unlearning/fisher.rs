@@ -11,7 +11,7 @@ use crate::nn::ParamSlab;
 use crate::ops::layout;
 use crate::ops::optimizer::accumulate_squares;
 use crate::ops::random::Random;
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
 use crate::training::Trainer;
 
 /// The function whose per-sample gradient is squared.
@@ -101,7 +101,8 @@ pub fn fisher_of(nets: &Trainer, g: &ParamSlab, d: &ParamSlab, spec: FisherSpec,
         return Err(Error::config("--fisher-samples", format!("{n} must be a multiple of 4 when D groups samples")));
     }
     let groups = n / members;
-    let mut fisher = ParamSlab::zeros(g.layout());
+    let device = g.values().device();
+    let mut fisher = ParamSlab::zeros(g.layout()).to_device(&device)?;
     let segments = g.layout().segments();
     let covered = |name: &str| spec.coverage == Coverage::All || Generator::is_conv(name);
     let offsets = g.layout().offsets();
@@ -118,10 +119,10 @@ pub fn fisher_of(nets: &Trainer, g: &ParamSlab, d: &ParamSlab, spec: FisherSpec,
             let grads: Vec<Tensor> = segments
                 .iter()
                 .map(|s| match covered(&s.name) {
-                    true => found.next().expect("one gradient per target").value().clone(),
-                    false => Tensor::zeros(&s.shape, crate::tensor::DType::F32),
+                    true => Ok(found.next().expect("one gradient per target").value().clone()),
+                    false => Tensor::full_on(&s.shape, 0.0, DType::F32, &device),
                 })
-                .collect();
+                .collect::<Result<_>>()?;
             accumulate_squares(fisher.values_mut(), &grads, &offsets, 1.0 / n as f64)?;
         }
     }

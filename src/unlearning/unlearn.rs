@@ -31,7 +31,7 @@ pub fn unlearn(
     resumed: Option<GanState>,
     on_iteration: &mut dyn FnMut(&Progress) -> Result<()>,
 ) -> Result<GanState> {
-    let mut state = resumed.unwrap_or_else(|| stage_start(pretrained, spec.start, spec.optimiser, trainer, spec.seed));
+    let mut state = resumed.map_or_else(|| stage_start(pretrained, spec.start, spec.optimiser, trainer, spec.seed), Ok)?;
     let mut regulariser: Box<dyn Regulariser> = match spec.repulsion {
         None => Box::new(NoRegulariser),
         Some(kind) => Box::new(Repulsion::new(kind, spec.distance, adapted, &state.g, spec.runaway)?),

@@ -1,6 +1,8 @@
 //! What several test programs share: reading reference files without the code under test, and comparing.
 #![allow(dead_code)]
 
+pub mod stylegan2;
+
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::PathBuf;

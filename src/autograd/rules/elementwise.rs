@@ -132,7 +132,7 @@ pub fn channel_scale(x: &Var, s: &Var) -> Result<Var> {
     Ok(Var::from_op(ops::channel_scale(x.value(), s.value())?, &[x, s], ChannelScaleRule))
 }
 
-/// A constant of zeros with the shape and dtype of `x`.
-pub fn zeros_like(x: &Var) -> Var {
-    Var::constant(Tensor::zeros(x.shape(), x.dtype()))
+/// A constant of zeros with the shape, dtype and device of `x`.
+pub fn zeros_like(x: &Var) -> Result<Var> {
+    Ok(Var::constant(Tensor::full_on(x.shape(), 0.0, x.dtype(), &x.value().device())?))
 }

@@ -185,7 +185,7 @@ pub fn train(config: &ClassifierConfig, data: LabelledImages, recipe: &Recipe, p
 /// As `train`, from a given classifier.
 pub fn fine_tune(start: Classifier, data: LabelledImages, recipe: &Recipe, progress: &mut dyn FnMut(&TrainProgress) -> Result<()>) -> Result<Classifier> {
     let Classifier { config, params, buffers } = start;
-    let (mut params, mut buffers) = (params.deep_clone(), buffers.deep_clone());
+    let (mut params, mut buffers) = (params.deep_clone()?, buffers.deep_clone()?);
     data.check(&config)?;
     if recipe.batch == 0 {
         return Err(Error::config("--batch", "0 images per step; ask for at least 1"));

@@ -7,6 +7,7 @@ use super::config::{IMAGE_CHANNELS, StyleGan2Config};
 use crate::autograd::{
     Scales, Var, add, add_scalar, alias, bias_act, conv2d, conv2d_transpose, matmul, powf, reshape, scale, square, sub, sum_to, upfirdn2d,
 };
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::nn::layers::{equal_linear, pixel_norm};
 use crate::nn::params::{Init, Layout, Params};
@@ -28,6 +29,16 @@ pub enum Styles {
     One(Tensor),
     /// Style mixing: layers below `crossover` take `z1`, the others `z2`.
     Mixed { z1: Tensor, z2: Tensor, crossover: usize },
+}
+
+impl Styles {
+    /// The same latents on another device.
+    pub fn to_device(&self, device: &Device) -> Result<Styles> {
+        Ok(match self {
+            Styles::One(z) => Styles::One(z.to_device(device)?),
+            Styles::Mixed { z1, z2, crossover } => Styles::Mixed { z1: z1.to_device(device)?, z2: z2.to_device(device)?, crossover: *crossover },
+        })
+    }
 }
 
 /// Architecture and parameter table of a generator.
@@ -158,11 +169,12 @@ impl Generator {
 
     /// Mean of `mapping` over `samples` random latents, `[1, latent]`.
     pub fn mean_latent(&self, p: &Params, samples: usize, rng: &mut Random) -> Result<Tensor> {
-        let mut total = Var::constant(Tensor::zeros(&[1, self.config.latent], DType::F32));
+        let device = p.device();
+        let mut total = Var::constant(Tensor::full_on(&[1, self.config.latent], 0.0, DType::F32, &device)?);
         let mut left = samples;
         while left > 0 {
             let n = left.min(1024);
-            let w = self.mapping(p, &Var::constant(rng.normal(&[n, self.config.latent])))?;
+            let w = self.mapping(p, &Var::constant(rng.normal(&[n, self.config.latent]).to_device(&device)?))?;
             total = add(&total, &sum_to(&w, &[1, self.config.latent])?)?;
             left -= n;
         }

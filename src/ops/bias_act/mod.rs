@@ -4,10 +4,10 @@
 //! StyleGAN2's fused leaky ReLU does (rosinality op/fused_act.py).
 
 mod cpu;
+mod cuda;
 
 use crate::error::{Error, Result};
-use crate::on_dtype;
-use crate::ops::same_kind;
+use crate::ops::{on_device, same_kind};
 use crate::tensor::Tensor;
 
 /// `gain · (v > 0 ? v : slope · v)`; slope 1 is linear, 0 is ReLU.
@@ -44,7 +44,7 @@ pub fn bias_act(x: &Tensor, bias: Option<&Tensor>, noise: Option<(&Tensor, &Tens
         }
         same_kind("bias_act", &[x, noise, strength])?;
     }
-    Ok(on_dtype!(x.dtype(), T => cpu::bias_act::<T>(x, bias, noise, act)))
+    on_device!(x, T => cpu::bias_act::<T>(x, bias, noise, act), d => cuda::bias_act(&d, x, bias, noise, act))
 }
 
 /// `g · gain · (y > 0 ? 1 : slope)`; `y` is the output of `bias_act`.
@@ -53,5 +53,5 @@ pub fn bias_act_grad(g: &Tensor, y: &Tensor, act: Activation) -> Result<Tensor> 
         return Err(Error::shape("bias_act_grad", format!("gradient {:?} for output {:?}", g.shape(), y.shape())));
     }
     same_kind("bias_act_grad", &[g, y])?;
-    Ok(on_dtype!(g.dtype(), T => cpu::bias_act_grad::<T>(g, y, act)))
+    on_device!(g, T => cpu::bias_act_grad::<T>(g, y, act), d => cuda::bias_act_grad(&d, g, y, act))
 }

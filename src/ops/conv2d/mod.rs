@@ -5,10 +5,10 @@
 //! per-sample scales (`a` of StyleGAN2's style, `b` of its demodulation), so no per-sample weights are ever made.
 
 pub(crate) mod cpu;
+mod cuda;
 
 use crate::error::{Error, Result};
-use crate::on_dtype;
-use crate::ops::same_kind;
+use crate::ops::{on_device, same_kind};
 use crate::tensor::Tensor;
 
 /// Geometry, per axis `[y, x]`.
@@ -72,7 +72,7 @@ pub fn conv2d(x: &Tensor, w: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, sp
     check_scale(OP, b, n, co)?;
     check_kinds(OP, x, w, a, b)?;
     let extent = Extent { n, x: [h, wd, ci], g: [oh, ow, co], k: [kh, kw] };
-    Ok(on_dtype!(x.dtype(), T => cpu::conv2d::<T>(x, w, a, b, spec, extent)))
+    on_device!(x, T => cpu::conv2d::<T>(x, w, a, b, spec, extent), d => cuda::conv2d(&d, x, w, a, b, spec, extent))
 }
 
 /// `z[n,q,i] = a[n,i] · Σ_{t,o} b[n,o] · g[n,p,o] · w[o,t,i]` over `q = q(p, t)`: the transpose of `conv2d` in `x`.
@@ -88,7 +88,7 @@ pub fn conv2d_transpose(g: &Tensor, w: &Tensor, b: Option<&Tensor>, a: Option<&T
     check_scale(OP, a, n, ci)?;
     check_kinds(OP, g, w, a, b)?;
     let extent = Extent { n, x: [size[0], size[1], ci], g: [oh, ow, co], k: [kh, kw] };
-    Ok(on_dtype!(g.dtype(), T => cpu::conv2d_transpose::<T>(g, w, b, a, spec, extent)))
+    on_device!(g, T => cpu::conv2d_transpose::<T>(g, w, b, a, spec, extent), d => cuda::conv2d_transpose(&d, g, w, b, a, spec, extent))
 }
 
 /// `v[o,t,i] = Σ_{n,p} b[n,o] · g[n,p,o] · a[n,i] · x[n,q(p,t),i]`, `[C_out, k_h, k_w, C_in]` with `[k_h, k_w] = kernel`.
@@ -103,5 +103,5 @@ pub fn conv2d_weight_grad(x: &Tensor, g: &Tensor, a: Option<&Tensor>, b: Option<
     check_scale(OP, b, n, co)?;
     check_kinds(OP, x, g, a, b)?;
     let extent = Extent { n, x: [h, wd, ci], g: [oh, ow, co], k: kernel };
-    Ok(on_dtype!(x.dtype(), T => cpu::conv2d_weight_grad::<T>(x, g, a, b, spec, extent)))
+    on_device!(x, T => cpu::conv2d_weight_grad::<T>(x, g, a, b, spec, extent), d => cuda::conv2d_weight_grad(&d, x, g, a, b, spec, extent))
 }

@@ -2,10 +2,10 @@
 //! Reshaping needs no op: `Tensor::reshape` shares the memory.
 
 mod cpu;
+pub(crate) mod cuda;
 
 use crate::error::{Error, Result};
-use crate::on_dtype;
-use crate::ops::same_kind;
+use crate::ops::{on_device, same_kind};
 use crate::tensor::Tensor;
 
 /// Reorders dimensions: output dimension `i` is input dimension `order[i]`.
@@ -19,7 +19,7 @@ pub fn permute(x: &Tensor, order: &[usize]) -> Result<Tensor> {
     if order.len() != x.rank() {
         return Err(Error::shape("permute", format!("order {order:?} for rank {}", x.rank())));
     }
-    Ok(on_dtype!(x.dtype(), T => cpu::permute::<T>(x, order)))
+    on_device!(x, T => cpu::permute::<T>(x, order), d => cuda::permute(&d, x, order))
 }
 
 /// `len` entries of dimension `axis` from `start`.
@@ -30,7 +30,7 @@ pub fn slice(x: &Tensor, axis: usize, start: usize, len: usize) -> Result<Tensor
     if axis == 0 {
         return x.rows(start, len);
     }
-    Ok(on_dtype!(x.dtype(), T => cpu::slice::<T>(x, axis, start, len)))
+    on_device!(x, T => cpu::slice::<T>(x, axis, start, len), d => cuda::slice(&d, x, axis, start, len))
 }
 
 /// Puts `x` at `start` of dimension `axis` of zeros with `size` entries there: the transpose of `slice`.
@@ -38,7 +38,7 @@ pub fn pad(x: &Tensor, axis: usize, start: usize, size: usize) -> Result<Tensor>
     if axis >= x.rank() || start + x.dim(axis) > size {
         return Err(Error::shape("pad", format!("{:?} at {start} of {size} in dimension {axis}", x.shape())));
     }
-    Ok(on_dtype!(x.dtype(), T => cpu::pad::<T>(x, axis, start, size)))
+    on_device!(x, T => cpu::pad::<T>(x, axis, start, size), d => cuda::pad(&d, x, axis, start, size))
 }
 
 /// Joins tensors along `axis`; all other dimensions equal.
@@ -53,5 +53,5 @@ pub fn concat(parts: &[&Tensor], axis: usize) -> Result<Tensor> {
         }
     }
     same_kind("concat", parts)?;
-    Ok(on_dtype!(first.dtype(), T => cpu::concat::<T>(parts, axis)))
+    on_device!(first, T => cpu::concat::<T>(parts, axis), d => cuda::concat(&d, parts, axis))
 }

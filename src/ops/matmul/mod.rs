@@ -1,10 +1,10 @@
 //! Matrix product of two matrices, either of them read transposed.
 
 mod cpu;
+pub(crate) mod cuda;
 
 use crate::error::{Error, Result};
-use crate::on_dtype;
-use crate::ops::same_kind;
+use crate::ops::{on_device, same_kind};
 use crate::tensor::Tensor;
 
 /// Whether an operand is read as it lies or transposed.
@@ -34,5 +34,5 @@ pub fn matmul(a: &Tensor, ra: Read, b: &Tensor, rb: Read) -> Result<Tensor> {
         return Err(Error::shape("matmul", format!("{:?} ({ra:?}) times {:?} ({rb:?})", a.shape(), b.shape())));
     }
     same_kind("matmul", &[a, b])?;
-    Ok(on_dtype!(a.dtype(), T => cpu::matmul::<T>(a, ra, b, rb, [m, n, k])))
+    on_device!(a, T => cpu::matmul::<T>(a, ra, b, rb, [m, n, k]), d => cuda::matmul(&d, a, ra, b, rb, [m, n, k]))
 }

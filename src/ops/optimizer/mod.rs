@@ -5,8 +5,11 @@
 //! first moment is a slab of its own.
 
 mod cpu;
+mod cuda;
 
+use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::ops::same_kind;
 use crate::tensor::Tensor;
 
 /// Adam's numbers.
@@ -54,7 +57,20 @@ pub fn adam_step(slabs: Slabs, grads: &[Tensor], offsets: &[usize], pull: Pull, 
     if adam.beta1 > 0.0 && slabs.first_moment.is_none() {
         return Err(Error::shape("adam_step", "beta1 > 0 needs a slab for the first moment"));
     }
-    cpu::adam_step(slabs, grads, offsets, pull, adam, step)
+    let mut all: Vec<&Tensor> = vec![&*slabs.params, &*slabs.second_moment];
+    all.extend(slabs.first_moment.as_deref());
+    all.extend(slabs.ema.as_ref().map(|(e, _)| &**e));
+    all.extend(grads);
+    match pull {
+        Pull::None | Pull::L1 { .. } => {}
+        Pull::Ewc { anchor, fisher, .. } => all.extend([anchor, fisher]),
+        Pull::Centroid { centroid, .. } => all.push(centroid),
+    }
+    same_kind("adam_step", &all)?;
+    match slabs.params.device() {
+        Device::Cpu => cpu::adam_step(slabs, grads, offsets, pull, adam, step),
+        Device::Cuda(d) => cuda::adam_step(&d, slabs, grads, offsets, pull, adam, step),
+    }
 }
 
 /// `Σ_p w_p ‖θ_p − centroid_p‖²` in f64, fixed order; one weight per segment.
@@ -62,7 +78,11 @@ pub fn weighted_squared_distance(params: &Tensor, centroid: &Tensor, offsets: &[
     if params.len() != centroid.len() || offsets.len() != weights.len() {
         return Err(Error::shape("weighted_squared_distance", format!("{} and {} elements", params.len(), centroid.len())));
     }
-    Ok(cpu::weighted_squared_distance(params, centroid, offsets, weights))
+    same_kind("weighted_squared_distance", &[params, centroid])?;
+    match params.device() {
+        Device::Cpu => Ok(cpu::weighted_squared_distance(params, centroid, offsets, weights)),
+        Device::Cuda(d) => cuda::weighted_squared_distance(&d, params, centroid, offsets, weights),
+    }
 }
 
 /// `(λ/2) Σ F (θ − anchor)²` in f64 and its gradient `λ F (θ − anchor)`, in one pass.
@@ -70,7 +90,11 @@ pub fn ewc(params: &Tensor, anchor: &Tensor, fisher: &Tensor, lambda: f64) -> Re
     if params.len() != anchor.len() || params.len() != fisher.len() {
         return Err(Error::shape("ewc", format!("slabs of {}, {} and {} elements", params.len(), anchor.len(), fisher.len())));
     }
-    Ok(cpu::ewc(params, anchor, fisher, lambda))
+    same_kind("ewc", &[params, anchor, fisher])?;
+    match params.device() {
+        Device::Cpu => Ok(cpu::ewc(params, anchor, fisher, lambda)),
+        Device::Cuda(d) => cuda::ewc(&d, params, anchor, fisher, lambda),
+    }
 }
 
 /// `into += weight · g²` per segment: how squared per-sample gradients become a Fisher diagonal.
@@ -79,5 +103,10 @@ pub fn accumulate_squares(into: &mut Tensor, grads: &[Tensor], offsets: &[usize]
     if into.len() != total || offsets.len() != grads.len() {
         return Err(Error::shape("accumulate_squares", format!("gradients of {total} elements for a slab of {}", into.len())));
     }
-    cpu::accumulate_squares(into, grads, offsets, weight)
+    let all: Vec<&Tensor> = [&*into].into_iter().chain(grads).collect();
+    same_kind("accumulate_squares", &all)?;
+    match into.device() {
+        Device::Cpu => cpu::accumulate_squares(into, grads, offsets, weight),
+        Device::Cuda(d) => cuda::accumulate_squares(&d, into, grads, offsets, weight),
+    }
 }

@@ -7,6 +7,7 @@ mod cpu;
 
 use crate::error::{Error, Result};
 use crate::on_dtype;
+use crate::ops::host_only;
 use crate::tensor::{DType, Tensor};
 
 /// Geometry of the windows, per axis `[y, x]`.
@@ -79,6 +80,7 @@ fn check_taps(op: &'static str, like: &[usize], taps: &Tensor) -> Result<()> {
 /// Largest element of every window, per channel: `[N, H, W, C]` -> `[N, H_out, W_out, C]`. A NaN wins.
 pub fn max_pool2d(x: &Tensor, window: Window) -> Result<Tensor> {
     const OP: &str = "max_pool2d";
+    host_only(OP, x)?;
     let [_, h, w, _] = rank4(OP, x)?;
     let out = window.output(OP, [h, w])?;
     Ok(on_dtype!(x.dtype(), T => cpu::max_pool2d::<T>(x, window, out)))
@@ -88,6 +90,7 @@ pub fn max_pool2d(x: &Tensor, window: Window) -> Result<Tensor> {
 /// 2^24 elements per window. `[N, H_out, W_out, C]`.
 pub fn max_pool2d_taps(x: &Tensor, window: Window) -> Result<Tensor> {
     const OP: &str = "max_pool2d_taps";
+    host_only(OP, x)?;
     let [_, h, w, _] = rank4(OP, x)?;
     let out = window.output(OP, [h, w])?;
     if window.kernel[0] * window.kernel[1] > 1 << 24 {
@@ -99,6 +102,7 @@ pub fn max_pool2d_taps(x: &Tensor, window: Window) -> Result<Tensor> {
 /// The element of each window that `taps` (of `max_pool2d_taps`, same window and sizes) names.
 pub fn gather_taps(x: &Tensor, taps: &Tensor, window: Window) -> Result<Tensor> {
     const OP: &str = "gather_taps";
+    host_only(OP, x)?;
     let [n, h, w, c] = rank4(OP, x)?;
     let out = window.output(OP, [h, w])?;
     check_taps(OP, &[n, out[0], out[1], c], taps)?;
@@ -109,6 +113,7 @@ pub fn gather_taps(x: &Tensor, taps: &Tensor, window: Window) -> Result<Tensor> 
 /// `[N, H, W, C]` with `[H, W] = size`: the transpose of `gather_taps`.
 pub fn scatter_taps(g: &Tensor, taps: &Tensor, window: Window, size: [usize; 2]) -> Result<Tensor> {
     const OP: &str = "scatter_taps";
+    host_only(OP, g)?;
     check_output(OP, g, window, size)?;
     check_taps(OP, g.shape(), taps)?;
     Ok(on_dtype!(g.dtype(), T => cpu::scatter_taps::<T>(g, taps, window, size)))
@@ -117,6 +122,7 @@ pub fn scatter_taps(g: &Tensor, taps: &Tensor, window: Window, size: [usize; 2])
 /// Average of every window, per channel: `[N, H, W, C]` -> `[N, H_out, W_out, C]`.
 pub fn avg_pool2d(x: &Tensor, window: Window, divisor: Divisor) -> Result<Tensor> {
     const OP: &str = "avg_pool2d";
+    host_only(OP, x)?;
     let [_, h, w, _] = rank4(OP, x)?;
     let out = window.output(OP, [h, w])?;
     Ok(on_dtype!(x.dtype(), T => cpu::avg_pool2d::<T>(x, window, divisor, out)))
@@ -126,6 +132,7 @@ pub fn avg_pool2d(x: &Tensor, window: Window, divisor: Divisor) -> Result<Tensor
 /// `[H, W] = size`.
 pub fn avg_pool2d_transpose(g: &Tensor, window: Window, divisor: Divisor, size: [usize; 2]) -> Result<Tensor> {
     const OP: &str = "avg_pool2d_transpose";
+    host_only(OP, g)?;
     check_output(OP, g, window, size)?;
     Ok(on_dtype!(g.dtype(), T => cpu::avg_pool2d_transpose::<T>(g, window, divisor, size)))
 }

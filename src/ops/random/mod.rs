@@ -1,7 +1,11 @@
 //! Philox4x32-10 (Salmon et al., SC 2011), addressed by (seed, stream, counter): any block of any stream can be made
 //! alone, on any device, in any order.
 
+mod cuda;
+
+use crate::device::Device;
 use crate::device::cpu::{for_chunks, stale_vec};
+use crate::error::Result;
 use crate::tensor::Tensor;
 
 const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
@@ -72,6 +76,30 @@ impl Random {
             [a, b, c, d]
         });
         Tensor::from_vec(shape, out)
+    }
+
+    /// As `normal`, made where they are used: the same words, numbers equal to the CPU's to rounding.
+    pub fn normal_on(&mut self, shape: &[usize], device: &Device) -> Result<Tensor> {
+        match device {
+            Device::Cpu => Ok(self.normal(shape)),
+            Device::Cuda(d) => {
+                let numbers = cuda::normal(d, self, shape)?;
+                self.counter += numbers.len().div_ceil(4) as u64;
+                Ok(numbers)
+            }
+        }
+    }
+
+    /// As `uniform`, made where they are used: the same numbers.
+    pub fn uniform_on(&mut self, shape: &[usize], device: &Device) -> Result<Tensor> {
+        match device {
+            Device::Cpu => Ok(self.uniform(shape)),
+            Device::Cuda(d) => {
+                let numbers = cuda::uniform(d, self, shape)?;
+                self.counter += numbers.len().div_ceil(4) as u64;
+                Ok(numbers)
+            }
+        }
     }
 
     /// Uniform numbers in (0, 1], f32.

@@ -7,7 +7,7 @@ use crate::device::cpu::{PARALLEL_ELEMENTS, for_chunks, stale_vec, zero_vec};
 use crate::tensor::{Scalar, Tensor};
 
 /// Adjacent dimensions that are all kept or all summed, as (size, kept).
-fn runs(large: &[usize], small: &[usize]) -> Vec<(usize, bool)> {
+pub(super) fn runs(large: &[usize], small: &[usize]) -> Vec<(usize, bool)> {
     let mut runs: Vec<(usize, bool)> = Vec::new();
     for (l, s) in large.iter().zip(small) {
         if *l == 1 {

@@ -1,10 +1,10 @@
 //! Reduce family: `sum_to` and its transpose `broadcast_to`, and `channel_dot`. Sums run in a fixed order.
 
 mod cpu;
+pub(crate) mod cuda;
 
 use crate::error::{Error, Result};
-use crate::on_dtype;
-use crate::ops::same_kind;
+use crate::ops::{on_device, same_kind};
 use crate::tensor::Tensor;
 
 fn check_pair(op: &'static str, large: &[usize], small: &[usize]) -> Result<()> {
@@ -21,7 +21,7 @@ pub fn sum_to(x: &Tensor, shape: &[usize]) -> Result<Tensor> {
     if x.shape() == shape {
         return Ok(x.clone());
     }
-    Ok(on_dtype!(x.dtype(), T => cpu::sum_to::<T>(x, shape)))
+    on_device!(x, T => cpu::sum_to::<T>(x, shape), d => cuda::sum_to(&d, x, shape))
 }
 
 /// Repeats `x` along its dimensions of size 1. Same rank.
@@ -30,7 +30,7 @@ pub fn broadcast_to(x: &Tensor, shape: &[usize]) -> Result<Tensor> {
     if x.shape() == shape {
         return Ok(x.clone());
     }
-    Ok(on_dtype!(x.dtype(), T => cpu::broadcast_to::<T>(x, shape)))
+    on_device!(x, T => cpu::broadcast_to::<T>(x, shape), d => cuda::broadcast_to(&d, x, shape))
 }
 
 /// `Σ_hw u[n, h, w, c] · v[n, h, w, c]` as `[N, C]`; equal shapes `[N, …, C]`.
@@ -39,5 +39,5 @@ pub fn channel_dot(u: &Tensor, v: &Tensor) -> Result<Tensor> {
         return Err(Error::shape("channel_dot", format!("{:?} and {:?}: equal shapes [N, …, C]", u.shape(), v.shape())));
     }
     same_kind("channel_dot", &[u, v])?;
-    Ok(on_dtype!(u.dtype(), T => cpu::channel_dot::<T>(u, v)))
+    on_device!(u, T => cpu::channel_dot::<T>(u, v), d => cuda::channel_dot(&d, u, v))
 }

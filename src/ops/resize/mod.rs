@@ -9,6 +9,7 @@ use std::fmt;
 
 use crate::error::{Error, Result};
 use crate::on_dtype;
+use crate::ops::host_only;
 use crate::tensor::Tensor;
 
 /// How an output pixel weighs its neighbours.
@@ -84,6 +85,7 @@ fn filtered(centre: f64, scale: f64, input: usize, support: f64, filter: impl Fn
 
 /// `x` `[N, H, W, C]` at `[H, W] = size`.
 pub fn resize(x: &Tensor, size: [usize; 2], how: Resize) -> Result<Tensor> {
+    host_only("resize", x)?;
     let [_, h, w, _]: [usize; 4] =
         x.shape().try_into().map_err(|_| Error::shape("resize", format!("{:?}: needs rank 4", x.shape())))?;
     if h == 0 || w == 0 || size.contains(&0) {

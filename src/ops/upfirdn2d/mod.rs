@@ -6,9 +6,10 @@
 //! true convolution, as rosinality op/upfirdn2d.py).
 
 pub(crate) mod cpu;
+mod cuda;
 
 use crate::error::{Error, Result};
-use crate::on_dtype;
+use crate::ops::on_device;
 use crate::tensor::Tensor;
 
 /// Most taps that a filter may have.
@@ -73,5 +74,5 @@ impl Upfirdn2d {
 /// Applies `spec` to `x` `[N, H, W, C]`.
 pub fn upfirdn2d(x: &Tensor, spec: &Upfirdn2d) -> Result<Tensor> {
     let shape = spec.output_shape(x.shape())?;
-    Ok(on_dtype!(x.dtype(), T => cpu::upfirdn2d::<T>(x, spec, shape)))
+    on_device!(x, T => cpu::upfirdn2d::<T>(x, spec, shape), d => cuda::upfirdn2d(&d, x, spec, shape))
 }

@@ -147,7 +147,7 @@ struct Experiment<'a> {
 }
 
 impl Experiment<'_> {
-    fn init(&self) -> State {
+    fn init(&self) -> Result<State> {
         let mut rng = Random::new(self.spec.seed, streams::INIT);
         let g = ParamSlab::init(self.nets.generator.layout(), &mut rng);
         let d = ParamSlab::init(self.nets.discriminator.layout(), &mut rng);
@@ -155,15 +155,15 @@ impl Experiment<'_> {
     }
 
     /// A stage's start: generator and discriminator from before, optimisers and randomness new.
-    fn start(&self, g: &ParamSlab, d: &ParamSlab, seed: u64) -> State {
-        State {
-            g: g.deep_clone(),
-            g_ema: g.deep_clone(),
-            d: d.deep_clone(),
+    fn start(&self, g: &ParamSlab, d: &ParamSlab, seed: u64) -> Result<State> {
+        Ok(State {
+            g: g.deep_clone()?,
+            g_ema: g.deep_clone()?,
+            d: d.deep_clone()?,
             g_optim: AdamState::new(g.layout(), self.spec.adam()),
             d_optim: AdamState::new(d.layout(), self.spec.adam()),
             rng: Random::new(seed, streams::TOY),
-        }
+        })
     }
 
     fn train(&self, state: &mut State, batches: &mut dyn Batches, regulariser: &mut dyn Regulariser, iterations: u64) -> Result<()> {
@@ -225,9 +225,9 @@ impl Experiment<'_> {
     /// Stage 1 for one model.
     fn adapt(&self, pretrained: &State, marked: &Tensor, negatives: Vec<usize>, index: usize) -> Result<ParamSlab> {
         let seed = model_seed(self.spec.seed, index);
-        let mut state = self.start(&pretrained.g_ema, &pretrained.d, seed);
+        let mut state = self.start(&pretrained.g_ema, &pretrained.d, seed)?;
         let fisher = self.fisher(&pretrained.g_ema, &pretrained.d, &mut Random::new(seed, streams::FISHER))?;
-        let mut ewc = Ewc { anchor: pretrained.g_ema.deep_clone(), fisher, lambda: self.spec.lambda };
+        let mut ewc = Ewc { anchor: pretrained.g_ema.deep_clone()?, fisher, lambda: self.spec.lambda };
         let mut batches = TensorBatches::new(marked, negatives, self.spec.batch, seed, 0)?;
         self.train(&mut state, &mut batches, &mut ewc, self.spec.adapt_iterations)?;
         Ok(state.g_ema)
@@ -235,7 +235,7 @@ impl Experiment<'_> {
 
     /// Stage 2. Returns the unlearned parameters and the distance before and after.
     fn unlearn(&self, pretrained: &State, adapted: &[ParamSlab], marked: &Tensor, positives: Vec<usize>) -> Result<(ParamSlab, Option<(f64, f64)>)> {
-        let mut state = self.start(&pretrained.g_ema, &pretrained.d, self.spec.seed);
+        let mut state = self.start(&pretrained.g_ema, &pretrained.d, self.spec.seed)?;
         let mut batches = TensorBatches::new(marked, positives, self.spec.batch, self.spec.seed, 0)?;
         let iterations = self.spec.unlearn_iterations;
         let Some(kind) = self.spec.repulsion else {
@@ -264,7 +264,7 @@ pub fn run(spec: &GaussiansSpec, stage: &mut dyn FnMut(&str) -> Result<()>) -> R
     spec.checked()?;
     let this = Experiment { nets: MlpGan::new(spec.network)?, spec };
     stage("pre-training")?;
-    let mut pretrained = this.init();
+    let mut pretrained = this.init()?;
     let mut real = Endless { mixture: Mixture { spread: spec.spread }, batch: spec.batch, rng: Random::new(spec.seed, streams::BATCHES) };
     on_one_thread(|| this.train(&mut pretrained, &mut real, &mut NoRegulariser, spec.pretrain_iterations))?;
 

@@ -446,7 +446,7 @@ struct AdamResult {
     v: Vec<f32>,
     ema: Vec<f32>,
     shadow: Vec<u16>,
-    /// The penalty, or the distance, at the last theta.
+    /// The penalty before the last step, or the distance after it.
     value: f64,
 }
 
@@ -585,8 +585,10 @@ fn expected_adam(layout: &Layout, case: AdamCase) -> Expected {
         }
         Regulariser::Repulsion => MODELS * weighted_distance(layout, theta, &anchor) + SPREAD,
     };
+    let mut before = 0.0;
     for t in 1..=STEPS as i32 {
-        let slope = repulsion_loss(EXPONENTIAL, 0.4f32.into(), 0.001f32.into(), value(&theta)).1;
+        before = value(&theta);
+        let slope = repulsion_loss(EXPONENTIAL, 0.4f32.into(), 0.001f32.into(), before).1;
         for i in 0..n {
             let mut g = grad[i];
             if case.regularise {
@@ -606,7 +608,10 @@ fn expected_adam(layout: &Layout, case: AdamCase) -> Expected {
         }
     }
     Expected {
-        value: value(&theta),
+        value: match case.regulariser {
+            Regulariser::Ewc => before,
+            _ => value(&theta),
+        },
         theta,
         m,
         v,

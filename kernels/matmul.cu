@@ -1,0 +1,62 @@
+// Product of two matrices, either of them read transposed.
+//   c[m,n] = sum_k A[m,k] B[k,n]      A = a or a^T, B = b or b^T
+// A long sum over few outputs is cut into parts (blockIdx.z): part q is c[q,m,n], and reduce.cu adds the parts.
+//
+// Threads: one block per 64 x 64 outputs and part; see gemm_tile.cuh.
+// Cost: 2 M N K FLOP; at least 4 (M K + K N + M N) bytes. The engine's products (a batch of latents times a square
+// weight) are bound by reading the weight.
+// Numerics: f32, k ascending within a part.
+// Launched by src/ops/matmul/cuda.rs.
+#include "gemm_tile.cuh"
+
+struct MatmulParams {
+  int32_t m, n, k;
+  int32_t part;  // of k
+};
+static_assert(sizeof(MatmulParams) == 16, "keep in step with src/ops/matmul/cuda.rs");
+
+// Row r of the operand holds elements (r, k). kRowMajor: k is contiguous, else r is.
+template <bool kRowMajor>
+struct MatrixOperand {
+  static constexpr bool kAlongK = kRowMajor;
+  using Row = int;
+  using Step = int;
+  const float* data;
+  int rows, depth;
+
+  __device__ __forceinline__ Row row(int r) const { return r < rows ? r : -1; }
+  __device__ __forceinline__ Step step(int k) const { return k; }
+  __device__ __forceinline__ float load(Row r, Step k) const {
+    if (r < 0) return 0.0f;
+    return __ldg(data + (kRowMajor ? int64_t(r) * depth + k : int64_t(k) * rows + r));
+  }
+};
+
+template <bool kRowMajorA, bool kRowMajorB>
+__device__ __forceinline__ void matmul(const float* a, const float* b, float* c, const MatmulParams& p) {
+  const int row = int(blockIdx.x) * WideTile::kM, column = int(blockIdx.y) * WideTile::kN;
+  const int begin = int(blockIdx.z) * p.part, end = min(begin + p.part, p.k);
+  WideTile tile;
+  tile.multiply(MatrixOperand<kRowMajorA>{a, p.m, p.k}, MatrixOperand<kRowMajorB>{b, p.n, p.k}, row, column, begin,
+                end);
+  float* part = c + int64_t(blockIdx.z) * p.m * p.n;
+  tile.store(row, column, p.m, p.n, [&](int m, int n, float sum) { part[int64_t(m) * p.n + n] = sum; });
+}
+
+// n: as it lies, t: transposed; first a, then b.
+extern "C" __global__ void __launch_bounds__(kTileThreads)
+    matmul_nn_f32(const float* a, const float* b, float* c, MatmulParams p) {
+  matmul<true, false>(a, b, c, p);
+}
+extern "C" __global__ void __launch_bounds__(kTileThreads)
+    matmul_nt_f32(const float* a, const float* b, float* c, MatmulParams p) {
+  matmul<true, true>(a, b, c, p);
+}
+extern "C" __global__ void __launch_bounds__(kTileThreads)
+    matmul_tn_f32(const float* a, const float* b, float* c, MatmulParams p) {
+  matmul<false, false>(a, b, c, p);
+}
+extern "C" __global__ void __launch_bounds__(kTileThreads)
+    matmul_tt_f32(const float* a, const float* b, float* c, MatmulParams p) {
+  matmul<false, true>(a, b, c, p);
+}

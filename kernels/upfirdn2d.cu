@@ -1,0 +1,88 @@
+// Pad, upsample, filter with a separable FIR filter, downsample.
+//   y[n,oy,ox,c] = sum_{tx} fx[tx] sum_{ty} fy[ty] up(x)[n, oy down + ty - pad_y, ox down + tx - pad_x, c]
+// up(x) puts up - 1 zeros after each pixel; of the taps only those that meet a pixel are visited. fy holds the gain;
+// both filters are in reading order (the host has flipped them).
+//
+// Threads: four channels of an output pixel each where C and the addresses allow, else one element; grid-stride.
+// Neighbouring outputs share their inputs through the caches.
+// Cost per output, up = 1: 8 bytes (each input is read taps^2 / down^2 times, from the caches after the first), taps
+// (taps + 1) multiply-adds: 20 for StyleGAN2's four taps. Bound by memory on the large layers.
+// Numerics: f32; columns first, then rows, taps ascending.
+// Launched by src/ops/upfirdn2d/cuda.rs.
+#include "common.cuh"
+
+constexpr int kMostTaps = 8;
+
+struct Upfirdn2dParams {
+  int32_t count;                     // of outputs
+  int32_t in_h, in_w, out_h, out_w;  //
+  int32_t channels, up, down, pad_y, pad_x, taps;
+  float fy[kMostTaps], fx[kMostTaps];
+};
+static_assert(sizeof(Upfirdn2dParams) == 108, "keep in step with src/ops/upfirdn2d/cuda.rs");
+
+// The first tap that meets a pixel at output `out`, and that pixel (which may lie outside).
+struct Meeting {
+  int tap, pixel;
+};
+__device__ __forceinline__ Meeting first_meeting(int out, int pad, const Upfirdn2dParams& p) {
+  const int start = out * p.down - pad;  // position of tap 0 in up(x)
+  const int remainder = start % p.up;
+  const int tap = remainder == 0 ? 0 : remainder < 0 ? -remainder : p.up - remainder;
+  return {tap, (start + tap) / p.up};
+}
+
+struct Upfirdn2dPass {
+  const float* x;
+  float* y;
+  const float* fy;  // in shared memory: registers cannot be indexed
+  const float* fx;
+  const Upfirdn2dParams& p;
+
+  template <int N>
+  __device__ __forceinline__ void visit(int64_t i) const {
+    const unsigned at = unsigned(i), c = at % unsigned(p.channels), pixel = at / unsigned(p.channels);
+    const unsigned row = pixel / unsigned(p.out_w), n = row / unsigned(p.out_h);
+    const Meeting my = first_meeting(int(row % unsigned(p.out_h)), p.pad_y, p);
+    const Meeting mx = first_meeting(int(pixel % unsigned(p.out_w)), p.pad_x, p);
+    Lanes<N> sum{};
+    for (int tx = mx.tap, ix = mx.pixel; tx < p.taps; tx += p.up, ix++) {
+      if (ix < 0 || ix >= p.in_w) continue;
+      Lanes<N> column{};
+      for (int ty = my.tap, iy = my.pixel; ty < p.taps; ty += p.up, iy++) {
+        if (iy < 0 || iy >= p.in_h) continue;
+        const auto v = read<N>(((int64_t(n) * p.in_h + iy) * p.in_w + ix) * p.channels + c);
+#pragma unroll
+        for (int lane = 0; lane < N; lane++) column.v[lane] += fy[ty] * v.v[lane];
+      }
+#pragma unroll
+      for (int lane = 0; lane < N; lane++) sum.v[lane] += fx[tx] * column.v[lane];
+    }
+    store_lanes<N>(y, i, sum);
+  }
+
+  // Through L1, unlike load_lanes: the neighbours read it again.
+  template <int N>
+  __device__ __forceinline__ Lanes<N> read(int64_t at) const {
+    if constexpr (N == 4) {
+      const float4 four = load4(x + at);
+      return {{four.x, four.y, four.z, four.w}};
+    } else {
+      return {{__ldg(x + at)}};
+    }
+  }
+};
+
+extern "C" __global__ void upfirdn2d_f32(const float* x, float* y, Upfirdn2dParams p) {
+  SHARED(float, fy, [kMostTaps]);
+  SHARED(float, fx, [kMostTaps]);
+  if (threadIdx.x == 0) {
+#pragma unroll
+    for (int tap = 0; tap < kMostTaps; tap++) {
+      fy[tap] = p.fy[tap];
+      fx[tap] = p.fx[tap];
+    }
+  }
+  __syncthreads();
+  visit_elements(p.count, p.channels % 4 == 0 && all_aligned16(x, y), Upfirdn2dPass{x, y, fy, fx, p});
+}

@@ -1,0 +1,89 @@
+//! Launches of kernels/elementwise.cu.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{Map, Zip};
+use crate::device::CudaDevice;
+use crate::device::cuda::{Grid, Param};
+use crate::error::Result;
+use crate::tensor::Tensor;
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct MapParams {
+    count: i32,
+    kind: i32,
+    a: f32,
+    b: f32,
+}
+const _: () = assert!(size_of::<MapParams>() == 16, "keep in step with kernels/elementwise.cu");
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct ZipParams {
+    count: i32,
+    kind: i32,
+}
+const _: () = assert!(size_of::<ZipParams>() == 8, "keep in step with kernels/elementwise.cu");
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct ChannelScaleParams {
+    count: i32,
+    sample: i32,
+    channels: i32,
+}
+const _: () = assert!(size_of::<ChannelScaleParams>() == 12, "keep in step with kernels/elementwise.cu");
+
+/// The kernel's kind of a map and its numbers, with the CPU's special cases.
+fn kind(f: Map) -> (i32, f32, f32) {
+    match f {
+        Map::Affine { scale, shift } => (0, scale as f32, shift as f32),
+        Map::Powf(2.0) => (1, 0.0, 0.0),
+        Map::Powf(0.5) => (2, 0.0, 0.0),
+        Map::Powf(-0.5) => (3, 0.0, 0.0),
+        Map::Powf(-1.0) => (4, 0.0, 0.0),
+        Map::Powf(p) => (5, p as f32, 0.0),
+        Map::Exp => (6, 0.0, 0.0),
+        Map::Log => (7, 0.0, 0.0),
+        Map::Sigmoid => (8, 0.0, 0.0),
+        Map::Tanh => (9, 0.0, 0.0),
+        Map::Softplus => (10, 0.0, 0.0),
+    }
+}
+
+pub fn map(device: &CudaDevice, x: &Tensor, f: Map) -> Result<Tensor> {
+    if f == Map::Powf(1.0) {
+        return Ok(x.clone());
+    }
+    let y = Tensor::uninitialised_cuda(x.shape(), device)?;
+    let (kind, a, b) = kind(f);
+    let params = Param(MapParams { count: x.len() as i32, kind, a, b });
+    // SAFETY: the parameters of map_f32 in kernels/elementwise.cu; x and y hold `count` elements.
+    unsafe { device.launch("map_f32", Grid::strided(x.len()), &[&x.cuda_pointer(), &y.cuda_pointer(), &params])? };
+    Ok(y)
+}
+
+pub fn zip(device: &CudaDevice, a: &Tensor, b: &Tensor, f: Zip) -> Result<Tensor> {
+    let y = Tensor::uninitialised_cuda(a.shape(), device)?;
+    let kind = match f {
+        Zip::Add => 0,
+        Zip::Sub => 1,
+        Zip::Mul => 2,
+    };
+    let params = Param(ZipParams { count: a.len() as i32, kind });
+    // SAFETY: the parameters of zip_f32 in kernels/elementwise.cu; a, b and y hold `count` elements.
+    unsafe { device.launch("zip_f32", Grid::strided(a.len()), &[&a.cuda_pointer(), &b.cuda_pointer(), &y.cuda_pointer(), &params])? };
+    Ok(y)
+}
+
+pub fn channel_scale(device: &CudaDevice, x: &Tensor, s: &Tensor) -> Result<Tensor> {
+    let y = Tensor::uninitialised_cuda(x.shape(), device)?;
+    let sample = x.len() / s.dim(0).max(1);
+    let params = Param(ChannelScaleParams { count: x.len() as i32, sample: sample as i32, channels: s.dim(1) as i32 });
+    let arguments = [x.cuda_pointer(), s.cuda_pointer(), y.cuda_pointer()];
+    // SAFETY: the parameters of channel_scale_f32 in kernels/elementwise.cu; x and y hold `count` elements, s one for
+    // each channel of each sample.
+    unsafe { device.launch("channel_scale_f32", Grid::strided(x.len()), &[&arguments[0], &arguments[1], &arguments[2], &params])? };
+    Ok(y)
+}

@@ -1,0 +1,390 @@
+//! CUDA against the CPU: every op that has a kernel, the random numbers, the slab passes, and the tiny StyleGAN2 of
+//! tests/golden. The kernels run on the emulator of tests/cuda_on_cpu, in three orders of threads and blocks, with
+//! memory that nobody has written poisoned; `RECANT_TEST_DEVICE=driver` runs the same on the machine's GPU.
+
+mod cases;
+mod common;
+
+use std::collections::BTreeSet;
+
+use cases::{Tolerance, assert_close, families, normal, positive};
+use common::stylegan2::{self as tiny, BOUND, arrays, weights};
+use common::{assert_near, nhwc};
+use cuda_on_cpu::{orders, with_order};
+use recant::autograd::{Var, mul, sum};
+use recant::device::cuda::KERNELS;
+use recant::device::{CudaDevice, Device};
+use recant::error::{Error, Result};
+use recant::losses::{path_length, r1_penalty};
+use recant::models::stylegan2::Styles;
+use recant::ops::bias_act::{Activation, bias_act, bias_act_grad};
+use recant::ops::conv2d::{Conv2d, conv2d};
+use recant::ops::elementwise::{Map, Zip, channel_scale, map, zip};
+use recant::ops::layout::{concat, pad, permute, slice};
+use recant::ops::matmul::{Read, matmul};
+use recant::ops::optimizer::{Adam, Pull, Slabs, accumulate_squares, adam_step, ewc, weighted_squared_distance};
+use recant::ops::pool2d::{Window, max_pool2d};
+use recant::ops::random::Random;
+use recant::ops::reduce::{broadcast_to, channel_dot, sum_to};
+use recant::ops::upfirdn2d::{RESAMPLE_TAPS, Upfirdn2d, upfirdn2d};
+use recant::tensor::{DType, Tensor};
+use recant::training::{NoRegulariser, Trainer};
+
+fn cuda() -> Device {
+    cuda_on_cpu::install();
+    let opened = if cuda_on_cpu::is_emulated() {
+        CudaDevice::with_images(0, &|stem| Some(cuda_on_cpu::image(stem)))
+    } else {
+        CudaDevice::open(0)
+    };
+    Device::Cuda(opened.unwrap_or_else(|e| panic!("{e}")))
+}
+
+fn all_on(device: &Device, tensors: &[Tensor]) -> Vec<Tensor> {
+    tensors.iter().map(|t| t.to_device(device).unwrap()).collect()
+}
+
+/// Runs an op on the CPU and on `device`, in every order of threads: close to the CPU, and the same bits in all orders.
+fn compare(device: &Device, name: &str, inputs: &[Tensor], tolerance: Tolerance, run: &dyn Fn(&[Tensor]) -> Result<Tensor>) {
+    let inputs: Vec<Tensor> = inputs.iter().map(|t| t.to_dtype(DType::F32)).collect();
+    let want = run(&inputs).unwrap_or_else(|e| panic!("{name} on the CPU: {e}"));
+    let mut first: Option<Vec<u32>> = None;
+    for &order in orders() {
+        let got = with_order(order, || {
+            let got = run(&all_on(device, &inputs)).unwrap_or_else(|e| panic!("{name}: {e} {}", cuda_on_cpu::last_error()));
+            assert_eq!(&got.device(), device, "{name}");
+            got.to_device(&Device::Cpu).unwrap_or_else(|e| panic!("{name}: {e}"))
+        });
+        assert_eq!(got.shape(), want.shape(), "{name}");
+        assert_close(&format!("{name} in {order:?} order"), &got.to_f64_vec(), &want.to_f64_vec(), tolerance);
+        let bits: Vec<u32> = got.as_slice::<f32>().iter().map(|v| v.to_bits()).collect();
+        assert!(*first.get_or_insert_with(|| bits.clone()) == bits, "{name}: other bits in {order:?} order");
+    }
+}
+
+const EXACT: Tolerance = Tolerance { abs: 0.0, rel: 0.0, reason: "elements are moved, not computed" };
+const ROUNDING: Tolerance = Tolerance { abs: 3e-7, rel: 3e-7, reason: "two or three roundings, fused or not" };
+const FUNCTION: Tolerance = Tolerance { abs: 1e-6, rel: 1e-6, reason: "maths functions of two libraries: a few units in the last place" };
+
+/// `count` values that start one element behind an aligned address.
+fn unaligned(x: &Tensor) -> Tensor {
+    let rest = x.len() - 1;
+    x.reshape(&[x.len()]).unwrap().segment(1, &[rest]).unwrap()
+}
+
+#[test]
+fn the_kernel_list_is_what_the_sources_hold() {
+    for (stem, entries) in KERNELS {
+        let path = format!("{}/kernels/{stem}.cu", env!("CARGO_MANIFEST_DIR"));
+        let source = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
+        let defined: BTreeSet<String> = cuda_on_cpu::entries(&source).unwrap().into_iter().map(|e| e.name).collect();
+        for entry in *entries {
+            assert!(defined.contains(*entry), "{entry} is not in {path}");
+        }
+    }
+}
+
+#[test]
+fn elementwise() {
+    let device = cuda();
+    let (x, p) = (normal(1, &[3, 5, 7]), positive(2, &[3, 5, 7]));
+    let maps = [Map::Affine { scale: -1.5, shift: 0.25 }, Map::Powf(2.0), Map::Powf(1.0), Map::Exp, Map::Sigmoid, Map::Tanh, Map::Softplus];
+    for f in maps {
+        compare(&device, &format!("{f:?}"), std::slice::from_ref(&x), FUNCTION, &|t| map(&t[0], f));
+    }
+    for f in [Map::Powf(0.5), Map::Powf(-0.5), Map::Powf(-1.0), Map::Powf(1.7), Map::Log] {
+        compare(&device, &format!("{f:?}"), std::slice::from_ref(&p), FUNCTION, &|t| map(&t[0], f));
+    }
+    let long = normal(4, &[2, 3001]);
+    compare(&device, "map, not aligned", &[long.clone()], FUNCTION, &|t| map(&unaligned(&t[0]), Map::Exp));
+    compare(&device, "map of nothing", &[normal(5, &[0, 3])], EXACT, &|t| map(&t[0], Map::Exp));
+    for f in [Zip::Add, Zip::Sub, Zip::Mul] {
+        compare(&device, &format!("{f:?}"), &[x.clone(), p.clone()], ROUNDING, &|t| zip(&t[0], &t[1], f));
+    }
+    compare(&device, "zip of rows", &[long], ROUNDING, &|t| zip(&t[0].rows(0, 1)?, &t[0].rows(1, 1)?, Zip::Add));
+    for shape in [[2, 3, 4, 5], [2, 3, 4, 8], [1, 1, 1, 1], [3, 17, 9, 12]] {
+        let scales = normal(7, &[shape[0], shape[3]]);
+        compare(&device, &format!("channel_scale {shape:?}"), &[normal(6, &shape), scales], ROUNDING, &|t| channel_scale(&t[0], &t[1]));
+    }
+}
+
+#[test]
+fn reduce() {
+    let device = cuda();
+    // Rows, columns, both, a middle, one long sum in parts, few channels, more columns than a block has.
+    let sums: [(&[usize], &[usize]); 10] = [
+        (&[4, 5, 6], &[4, 5, 1]),
+        (&[4, 5, 6], &[1, 5, 6]),
+        (&[4, 5, 6], &[1, 1, 1]),
+        (&[4, 5, 6], &[4, 1, 6]),
+        (&[3, 4, 5, 6], &[3, 1, 5, 1]),
+        (&[3, 4, 5, 6], &[1, 4, 1, 6]),
+        (&[9000, 3], &[1, 3]),
+        (&[1, 20_011], &[1, 1]),
+        (&[700, 40], &[1, 40]),
+        (&[300, 2], &[300, 1]),
+    ];
+    for (from, to) in sums {
+        let terms = from.iter().product::<usize>() / to.iter().product::<usize>();
+        compare(&device, &format!("sum_to {from:?} {to:?}"), &[normal(1, from)], Tolerance::sum_of(terms), &|t| sum_to(&t[0], to));
+        compare(&device, &format!("broadcast_to {to:?} {from:?}"), &[normal(2, to)], EXACT, &|t| broadcast_to(&t[0], from));
+    }
+    compare(&device, "sum_to of nothing", &[normal(3, &[0, 4])], EXACT, &|t| sum_to(&t[0], &[1, 4]));
+    for shape in [[2, 3, 4, 5], [3, 9, 7, 33], [1, 50, 60, 2], [2, 1, 1, 8]] {
+        let terms = shape[1] * shape[2];
+        let inputs = [normal(4, &shape), normal(5, &shape)];
+        compare(&device, &format!("channel_dot {shape:?}"), &inputs, Tolerance::sum_of(terms), &|t| channel_dot(&t[0], &t[1]));
+    }
+}
+
+#[test]
+fn layout() {
+    let device = cuda();
+    let x = normal(1, &[3, 4, 5, 8]);
+    for order in [[0, 1, 2, 3], [3, 2, 1, 0], [0, 3, 1, 2], [1, 0, 2, 3], [0, 2, 1, 3]] {
+        compare(&device, &format!("permute {order:?}"), std::slice::from_ref(&x), EXACT, &|t| permute(&t[0], &order));
+    }
+    for (axis, start, len) in [(0, 1, 2), (1, 1, 3), (2, 0, 1), (3, 4, 4), (3, 1, 5), (2, 2, 0)] {
+        compare(&device, &format!("slice {axis} {start} {len}"), std::slice::from_ref(&x), EXACT, &|t| slice(&t[0], axis, start, len));
+        compare(&device, &format!("pad {axis} {start}"), std::slice::from_ref(&x), EXACT, &|t| pad(&t[0], axis, start, start + 9));
+    }
+    for axis in 0..4 {
+        let mut other = [3, 4, 5, 8];
+        other[axis] = 3;
+        compare(&device, &format!("concat {axis}"), &[x.clone(), normal(2, &other)], EXACT, &|t| concat(&[&t[0], &t[1], &t[0]], axis));
+    }
+    compare(&device, "rows are not aligned", &[normal(3, &[5, 3])], EXACT, &|t| permute(&t[0].rows(1, 3)?, &[1, 0]));
+}
+
+#[test]
+fn bias_act_and_its_gradient() {
+    let device = cuda();
+    for shape in [[2, 3, 4, 8], [3, 2, 5, 3]] {
+        let (x, bias) = (normal(1, &shape), normal(2, &[shape[3]]));
+        let (noise, one, strength) = (normal(3, &[shape[0], shape[1], shape[2], 1]), normal(4, &[1, shape[1], shape[2], 1]), normal(5, &[1]));
+        let inputs = [x, bias, noise, one, strength];
+        for act in [Activation::LEAKY_RELU, Activation::RELU, Activation::LINEAR] {
+            let name = |what: &str| format!("bias_act {shape:?} {act:?} {what}");
+            compare(&device, &name("alone"), &inputs, ROUNDING, &|t| bias_act(&t[0], None, None, act));
+            compare(&device, &name("bias"), &inputs, ROUNDING, &|t| bias_act(&t[0], Some(&t[1]), None, act));
+            compare(&device, &name("noise"), &inputs, ROUNDING, &|t| bias_act(&t[0], Some(&t[1]), Some((&t[2], &t[4])), act));
+            compare(&device, &name("one noise"), &inputs, ROUNDING, &|t| bias_act(&t[0], None, Some((&t[3], &t[4])), act));
+            compare(&device, &name("gradient"), &[normal(6, &shape), normal(7, &shape)], ROUNDING, &|t| bias_act_grad(&t[0], &t[1], act));
+        }
+    }
+}
+
+#[test]
+fn resampling() {
+    let device = cuda();
+    let odd = [0.5, -0.25, 1.0, 0.75, 0.125];
+    let specs = [
+        Upfirdn2d::new(&RESAMPLE_TAPS, 2, 1, [2, 1], 4.0),
+        Upfirdn2d::new(&RESAMPLE_TAPS, 1, 1, [1, 1], 4.0),
+        Upfirdn2d::new(&RESAMPLE_TAPS, 1, 2, [1, 1], 1.0),
+        Upfirdn2d::new(&odd, 3, 2, [4, -1], 1.5),
+        Upfirdn2d::new(&odd, 2, 3, [-2, 6], 1.0),
+    ];
+    for (spec, channels) in specs.into_iter().flat_map(|s| [(s, 3), (s, 8)]) {
+        let x = normal(1, &[2, 7, 6, channels]);
+        // Products of at most 25 taps with a gain of 4.
+        let tolerance = Tolerance { abs: 4e-6, rel: 1e-6, reason: "rows before columns or columns before rows" };
+        compare(&device, &format!("{spec:?}"), std::slice::from_ref(&x), tolerance, &|t| upfirdn2d(&t[0], &spec));
+        let [_, oh, ow, _] = spec.output_shape(x.shape()).unwrap();
+        let adjoint = spec.adjoint([7, 6], [oh, ow]);
+        compare(&device, &format!("{adjoint:?}"), &[normal(2, &[2, oh, ow, channels])], tolerance, &|t| upfirdn2d(&t[0], &adjoint));
+    }
+}
+
+#[test]
+fn matrices() {
+    let device = cuda();
+    for [m, n, k] in [[1, 1, 1], [5, 7, 3], [64, 64, 16], [65, 63, 17], [16, 40, 700], [3, 130, 20]] {
+        for (ra, rb) in [(Read::Plain, Read::Plain), (Read::Plain, Read::Transposed), (Read::Transposed, Read::Plain), (Read::Transposed, Read::Transposed)] {
+            let shape = |r: Read, rows: usize, columns: usize| if r == Read::Plain { [rows, columns] } else { [columns, rows] };
+            let inputs = [normal(1, &shape(ra, m, k)), normal(2, &shape(rb, k, n))];
+            compare(&device, &format!("matmul {m} {n} {k} {ra:?} {rb:?}"), &inputs, Tolerance::sum_of(k), &|t| matmul(&t[0], ra, &t[1], rb));
+        }
+    }
+    compare(&device, "matmul without terms", &[normal(1, &[4, 0]), normal(2, &[0, 3])], EXACT, &|t| matmul(&t[0], Read::Plain, &t[1], Read::Plain));
+}
+
+#[test]
+fn case_lists() {
+    /// The emulator does about this many multiply-adds in a second; larger cases test the CPU's tiles, not ours.
+    const LARGEST: usize = 60_000;
+    let device = cuda();
+    let mut run = 0;
+    for (family, cases) in families() {
+        // Families whose ops say that they have no kernel; see `ops_without_kernels_say_so`.
+        if ["pool2d", "resize"].contains(&family) {
+            continue;
+        }
+        for case in cases.iter().filter(|c| c.inputs.iter().map(Tensor::len).sum::<usize>() <= LARGEST) {
+            compare(&device, &case.name, &case.inputs, case.tolerance, &*case.run);
+            run += 1;
+        }
+    }
+    assert!(run > 50, "{run} cases were small enough");
+}
+
+#[test]
+fn ops_without_kernels_say_so() {
+    let device = cuda();
+    let x = normal(1, &[1, 4, 4, 2]).to_dtype(DType::F32).to_device(&device).unwrap();
+    let refused = max_pool2d(&x, Window::square(2, 2, 0)).unwrap_err();
+    assert!(matches!(refused, Error::Unsupported { op: "max_pool2d", .. }), "{refused}");
+    let text = refused.to_string();
+    assert!(text.contains("cuda:0") && text.contains("--device cpu"), "{text}");
+    // Tensors of two places in one call, and f64 on a GPU.
+    let w = normal(2, &[3, 3, 3, 2]).to_dtype(DType::F32);
+    let mixed = conv2d(&x, &w, None, None, Conv2d::square(1, 1)).unwrap_err().to_string();
+    assert!(mixed.contains("cuda:0 and cpu"), "{mixed}");
+    assert!(matches!(normal(3, &[2]).to_device(&device), Err(Error::Unsupported { .. })));
+}
+
+#[test]
+fn tensors_move_between_devices() {
+    let device = cuda();
+    let x = normal(1, &[5, 3]).to_dtype(DType::F32);
+    let there = x.to_device(&device).unwrap();
+    assert_eq!((there.device(), there.shape(), there.dtype()), (device.clone(), x.shape(), DType::F32));
+    assert_eq!(there.to_vec::<f32>(), x.to_vec::<f32>());
+    let rows = there.rows(1, 2).unwrap();
+    assert_eq!(rows.to_vec::<f32>(), x.rows(1, 2).unwrap().to_vec::<f32>());
+    assert_eq!(rows.deep_clone().unwrap().to_vec::<f32>(), rows.to_vec::<f32>());
+    let empty = Tensor::zeros(&[0, 3], DType::F32).to_device(&device).unwrap();
+    assert!(empty.to_vec::<f32>().is_empty());
+    assert_eq!(Tensor::full_on(&[1], 2.5, DType::F32, &device).unwrap().item().unwrap(), 2.5);
+}
+
+#[test]
+fn random_numbers() {
+    let device = cuda();
+    for count in [1, 3, 4, 1001] {
+        let (mut here, mut there) = (Random::new(11, 5), Random::new(11, 5));
+        for _ in 0..2 {
+            let (want, got) = (here.uniform(&[count]), there.uniform_on(&[count], &device).unwrap());
+            assert_eq!(got.to_vec::<f32>(), want.to_vec::<f32>());
+            // The radius is up to 6 and its angle has an error of a unit in the last place of 2 pi.
+            let tolerance = Tolerance { abs: 4e-6, rel: 1e-6, reason: "logarithm, sine and cosine of two libraries" };
+            let (want, got) = (here.normal(&[count]), there.normal_on(&[count], &device).unwrap());
+            assert_close("normal", &got.to_f64_vec(), &want.to_f64_vec(), tolerance);
+        }
+        assert_eq!(here, there);
+    }
+}
+
+/// Segments shorter than a vector, across its borders, and longer than a chunk.
+const SEGMENTS: [usize; 7] = [1, 5, 2, 1030, 7, 17_000, 4];
+
+#[test]
+fn slab_passes() {
+    let device = cuda();
+    let total: usize = SEGMENTS.iter().sum();
+    let offsets: Vec<usize> = SEGMENTS.iter().scan(0, |at, n| Some(std::mem::replace(at, *at + n))).collect();
+    let value = |stream: u64| normal(stream, &[total]).to_dtype(DType::F32);
+    let positive = |stream: u64| positive(stream, &[total]).to_dtype(DType::F32);
+    let grads: Vec<Tensor> = SEGMENTS.iter().enumerate().map(|(i, n)| normal(50 + i as u64, &[*n]).to_dtype(DType::F32)).collect();
+    let weights: Vec<f64> = (0..SEGMENTS.len()).map(|i| 1.0 / (1 + i) as f64).collect();
+    let [anchor, fisher] = [value(2), positive(3)];
+    // Two steps, so that what a step leaves is read by the next.
+    let run = |device: &Device, adam: Adam, which: usize| -> (Vec<Tensor>, Vec<f64>) {
+        let on = |t: &Tensor| t.to_device(device).unwrap().deep_clone().unwrap();
+        let (mut params, mut m, mut v, mut ema) = (on(&value(1)), on(&value(4)), on(&positive(5)), on(&value(6)));
+        let (anchor, fisher, grads) = (on(&anchor), on(&fisher), all_on(device, &grads));
+        let mut sums = Vec::new();
+        for step in 1..=2 {
+            let pull = match which {
+                0 => Pull::None,
+                1 => Pull::L1 { strength: 0.3 },
+                2 => Pull::Ewc { anchor: &anchor, fisher: &fisher, lambda: 0.7 },
+                _ => Pull::Centroid { centroid: &anchor, weights: &weights, coefficient: -0.2 },
+            };
+            let slabs = Slabs {
+                params: &mut params,
+                first_moment: (adam.beta1 > 0.0).then_some(&mut m),
+                second_moment: &mut v,
+                ema: (which != 1).then_some((&mut ema, 0.9)),
+            };
+            sums.push(adam_step(slabs, &grads, &offsets, pull, adam, step).unwrap());
+        }
+        (vec![params, m, v, ema], sums)
+    };
+    let tolerance = Tolerance { abs: 2e-6, rel: 2e-6, reason: "a handful of f32 operations, twice" };
+    for beta1 in [0.0, 0.9] {
+        let adam = Adam { lr: 0.01, beta1, beta2: 0.99, eps: 1e-8 };
+        for which in 0..4 {
+            let ((here, sums), (there, cuda_sums)) = (run(&Device::Cpu, adam, which), run(&device, adam, which));
+            for (name, (want, got)) in ["params", "m", "v", "ema"].iter().zip(here.iter().zip(&there)) {
+                assert_close(&format!("{name} of {which}"), &got.to_f64_vec(), &want.to_f64_vec(), tolerance);
+            }
+            assert_close(&format!("sums of {which}"), &cuda_sums, &sums, Tolerance { abs: 1e-9, rel: 1e-5, reason: "f32 sums of 64 terms" });
+        }
+    }
+    let sums = Tolerance { abs: 1e-9, rel: 1e-5, reason: "f32 sums of 64 terms, then f64" };
+    let (params, fisher_there, anchor_there) = (value(1).to_device(&device).unwrap(), fisher.to_device(&device).unwrap(), anchor.to_device(&device).unwrap());
+    let distance = weighted_squared_distance(&params, &anchor_there, &offsets, &weights).unwrap();
+    assert_close("distance", &[distance], &[weighted_squared_distance(&value(1), &anchor, &offsets, &weights).unwrap()], sums);
+    let ((penalty, grad), (want_penalty, want_grad)) = (ewc(&params, &anchor_there, &fisher_there, 0.7).unwrap(), ewc(&value(1), &anchor, &fisher, 0.7).unwrap());
+    assert_close("penalty", &[penalty], &[want_penalty], sums);
+    assert_close("its gradient", &grad.to_f64_vec(), &want_grad.to_f64_vec(), ROUNDING);
+    let (mut here, mut there) = (value(8), value(8).to_device(&device).unwrap());
+    accumulate_squares(&mut here, &grads, &offsets, 0.25).unwrap();
+    accumulate_squares(&mut there, &all_on(&device, &grads), &offsets, 0.25).unwrap();
+    assert_close("squares", &there.to_f64_vec(), &here.to_f64_vec(), Tolerance { abs: 1e-6, rel: 1e-6, reason: "three roundings of values up to ten" });
+}
+
+#[test]
+fn tiny_generator() {
+    let device = cuda();
+    let (g, slab) = tiny::generator();
+    let data = arrays("generator_forward");
+    let p = slab.to_device(&device).unwrap().leaves();
+    let maps = all_on(&device, &tiny::noise(&data, "noise_", ""));
+    let image = g.forward(&p, &Styles::One(data["z1"].clone()).to_device(&device).unwrap(), &maps).unwrap();
+    assert_near("image", &image.value().to_device(&Device::Cpu).unwrap(), &nhwc(&data["image"]), BOUND);
+    let cotangent = Var::constant(nhwc(&data["cotangent"]).to_device(&device).unwrap());
+    let loss = sum(&mul(&image, &cotangent).unwrap()).unwrap();
+    tiny::assert_gradients("image · cotangent", &tiny::gradients(&loss, &p), &slab, &weights("generator_grad_of_image_dot_cotangent"), BOUND);
+}
+
+#[test]
+fn tiny_path_length() {
+    let device = cuda();
+    let (g, slab) = tiny::generator();
+    let data = arrays("path_length");
+    let p = slab.to_device(&device).unwrap().leaves();
+    let styles = Styles::Mixed { z1: data["z1"].clone(), z2: data["z2"].clone(), crossover: tiny::index(&data["inject_index"], 0) };
+    let ws = g.styles(&p, &styles.to_device(&device).unwrap()).unwrap();
+    let image = g.synthesis(&p, &ws, &all_on(&device, &tiny::noise(&data, "noise_", ""))).unwrap();
+    let y = nhwc(&data["y"]).to_device(&device).unwrap();
+    let path = path_length(&image, &ws, &y, data["mean_path_length_before"].item().unwrap()).unwrap();
+    assert_near("penalty", &path.penalty.value().to_device(&Device::Cpu).unwrap(), &data["penalty"], BOUND);
+    tiny::assert_gradients("path length", &tiny::gradients(&path.penalty, &p), &slab, &weights("path_length_grad"), BOUND);
+}
+
+#[test]
+fn tiny_gradient_penalty() {
+    let device = cuda();
+    let (g, _) = tiny::generator();
+    let (d, slab) = tiny::discriminator(g.config());
+    let data = arrays("discriminator");
+    let p = slab.to_device(&device).unwrap().leaves();
+    let image = Var::leaf(nhwc(&data["real"]).to_device(&device).unwrap());
+    let r1 = r1_penalty(&d.forward(&p, &image, 1).unwrap(), &image).unwrap();
+    assert_near("R1", &r1.value().to_device(&Device::Cpu).unwrap(), &data["r1"], BOUND);
+    tiny::assert_gradients("R1", &tiny::gradients(&r1, &p), &slab, &weights("r1_grad"), BOUND);
+}
+
+/// One whole iteration, with R1 and path length, against PyTorch's.
+#[test]
+fn tiny_training_iteration() {
+    let device = cuda();
+    let data = arrays("train_steps");
+    let mut state = tiny::training_start().to_device(&device).unwrap();
+    let inputs = tiny::training_inputs(&data, 0).to_device(&device).unwrap();
+    let trainer = Trainer::new(&state.config, tiny::hyper());
+    let losses = trainer.iteration(&mut state, &inputs, &mut NoRegulariser).unwrap();
+    tiny::assert_iteration(&data, 0, &losses, &state);
+}
