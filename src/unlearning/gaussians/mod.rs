@@ -10,7 +10,6 @@ pub use figure::scatter;
 pub use mixture::{Counts, MODES, Mixture, NEGATIVE_MODES, RADIUS, centre, is_negative, nearest};
 
 use super::adapt::{Ewc, model_seed};
-use super::feedback::Shuffled;
 use super::fisher::Estimator;
 use super::repulsion::{Distance, Kind, Repulsion};
 use super::schedule::side_by_side;
@@ -21,7 +20,7 @@ use crate::nn::{AdamState, ParamSlab};
 use crate::ops::optimizer::{Adam, accumulate_squares};
 use crate::ops::random::Random;
 use crate::tensor::Tensor;
-use crate::training::{Batches, NoRegulariser, Regulariser, steps, streams};
+use crate::training::{Batches, NoRegulariser, Regulariser, TensorBatches, steps, streams};
 
 /// Numbers of the experiment.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -94,7 +93,8 @@ impl GaussiansSpec {
         if counts.contains(&0) || self.r1_every == 0 {
             return Err(Error::config("gaussians", "batch, numbers of models and samples and the interval of R1 must be at least 1"));
         }
-        if !(self.lr > 0.0 && self.spread > 0.0 && self.lambda >= 0.0 && self.r1_weight >= 0.0 && (0.0..1.0).contains(&self.ema_decay)) {
+        let numbers = [self.lr, self.spread, self.lambda, self.r1_weight];
+        if !(numbers.iter().all(|v| v.is_finite()) && self.lr > 0.0 && self.spread > 0.0 && self.lambda >= 0.0 && self.r1_weight >= 0.0 && (0.0..1.0).contains(&self.ema_decay)) {
             return Err(Error::config("gaussians", "learning rate and spread must be positive, weights ≥ 0, EMA decay in 0..1"));
         }
         Ok(())
@@ -228,7 +228,7 @@ impl Experiment<'_> {
         let mut state = self.start(&pretrained.g_ema, &pretrained.d, seed);
         let fisher = self.fisher(&pretrained.g_ema, &pretrained.d, &mut Random::new(seed, streams::FISHER))?;
         let mut ewc = Ewc { anchor: pretrained.g_ema.deep_clone(), fisher, lambda: self.spec.lambda };
-        let mut batches = Shuffled::new(marked, negatives, self.spec.batch, seed, 0)?;
+        let mut batches = TensorBatches::new(marked, negatives, self.spec.batch, seed, 0)?;
         self.train(&mut state, &mut batches, &mut ewc, self.spec.adapt_iterations)?;
         Ok(state.g_ema)
     }
@@ -236,7 +236,7 @@ impl Experiment<'_> {
     /// Stage 2. Returns the unlearned parameters and the distance before and after.
     fn unlearn(&self, pretrained: &State, adapted: &[ParamSlab], marked: &Tensor, positives: Vec<usize>) -> Result<(ParamSlab, Option<(f64, f64)>)> {
         let mut state = self.start(&pretrained.g_ema, &pretrained.d, self.spec.seed);
-        let mut batches = Shuffled::new(marked, positives, self.spec.batch, self.spec.seed, 0)?;
+        let mut batches = TensorBatches::new(marked, positives, self.spec.batch, self.spec.seed, 0)?;
         let iterations = self.spec.unlearn_iterations;
         let Some(kind) = self.spec.repulsion else {
             self.train(&mut state, &mut batches, &mut NoRegulariser, iterations)?;
@@ -252,15 +252,21 @@ impl Experiment<'_> {
 /// The multiple of the starting distance at which a run-away of the repulsion is stopped.
 const RUNAWAY: f64 = 100.0;
 
+/// Calls `job` on a thread of its own pool of one: these ops are shorter than handing them to other threads.
+fn on_one_thread<T: Send>(job: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().map_err(|e| Error::config("threads", e.to_string()))?;
+    pool.install(job)
+}
+
 /// Runs the experiment. The same spec gives the same points, whatever the number of threads. `stage` is told the name
-/// of each stage as it begins.
-pub fn run(spec: &GaussiansSpec, stage: &mut dyn FnMut(&str)) -> Result<GaussiansResult> {
+/// of each stage as it begins, and may stop the experiment by an error.
+pub fn run(spec: &GaussiansSpec, stage: &mut dyn FnMut(&str) -> Result<()>) -> Result<GaussiansResult> {
     spec.checked()?;
     let this = Experiment { nets: MlpGan::new(spec.network)?, spec };
-    stage("pre-training");
+    stage("pre-training")?;
     let mut pretrained = this.init();
     let mut real = Endless { mixture: Mixture { spread: spec.spread }, batch: spec.batch, rng: Random::new(spec.seed, streams::BATCHES) };
-    this.train(&mut pretrained, &mut real, &mut NoRegulariser, spec.pretrain_iterations)?;
+    on_one_thread(|| this.train(&mut pretrained, &mut real, &mut NoRegulariser, spec.pretrain_iterations))?;
 
     let latents = Random::new(spec.seed, streams::FEEDBACK).normal(&[spec.marked, spec.network.latent]);
     let marked = this.points(&pretrained.g_ema, &latents)?;
@@ -271,10 +277,10 @@ pub fn run(spec: &GaussiansSpec, stage: &mut dyn FnMut(&str)) -> Result<Gaussian
         return Err(Error::config("gaussians", format!("{} negatives and {} positives among the marked points: the pre-trained GAN lacks one side; train it for longer", marks.0, marks.1)));
     }
 
-    stage("stage 1: adapting to the negatives");
+    stage("stage 1: adapting to the negatives")?;
     let adapted = side_by_side(spec.models, |j| this.adapt(&pretrained, &marked, negatives.clone(), j))?;
-    stage("stage 2: unlearning");
-    let (unlearned, distance) = this.unlearn(&pretrained, &adapted, &marked, positives)?;
+    stage("stage 2: unlearning")?;
+    let (unlearned, distance) = on_one_thread(|| this.unlearn(&pretrained, &adapted, &marked, positives))?;
 
     let z = Random::new(spec.seed, streams::EVALUATION).normal(&[spec.samples, spec.network.latent]);
     let all_adapted = adapted.iter().map(|g| this.points(g, &z)).collect::<Result<Vec<_>>>()?;
