@@ -1,4 +1,50 @@
-//! recant: makes a pre-trained StyleGAN2 stop generating what its user marks as undesired.
+//! recant makes a pre-trained StyleGAN2 stop generating what its user marks as undesired, without its training data:
+//! Adapt-then-Unlearn (arXiv 2309.14054), as a kernel engine in Rust.
+//!
+//! # The map
+//!
+//! A module imports only from layers below its own; `tests/layering.rs` fails otherwise.
+//!
+//! | layer | module | holds |
+//! |---|---|---|
+//! | L0 | [`error`] | one error type; every message is a line that names the remedy |
+//! | L1 | [`device`] | where numbers live: element types, recycled host buffers, instruction sets |
+//! | L2 | [`tensor`] | contiguous arrays without history |
+//! | L3 | [`ops`] | functions on tensors, one directory per family: `mod.rs` (spec, checks, dispatch), `cpu.rs` |
+//! | L3' | [`io`] | safetensors, PyTorch files, npz, images, atomic writes |
+//! | L4 | [`autograd`] | `Var`, `grad` of any order, one rule file per op family |
+//! | L5 | [`nn`] | parameter slabs, layers, optimiser state |
+//! | L6 | [`models`], [`data`] | StyleGAN2, classifiers, Inception; data sets and batches |
+//! | L7 | [`losses`], [`training`] | logistic losses, R1, path length; one iteration as a function; checkpoints |
+//! | L8 | [`unlearning`] | Fisher, EWC, both stages, repulsion, extrapolation, feedback |
+//! | L9 | [`metrics`] | PUL, feature statistics, Fréchet distance, FID |
+//! | L10 | [`cli`] | one file per command |
+//!
+//! The way down from a command: `cli/unlearn.rs` → `unlearning/unlearn.rs` → `training/mod.rs` (one iteration) →
+//! `losses/` → `models/stylegan2/generator.rs` → `autograd/grad.rs` → `ops/conv2d/mod.rs` → `ops/conv2d/cpu.rs`.
+//!
+//! # What holds everywhere
+//!
+//! - Activations are channels-last `[N, H, W, C]`, convolution weights `[C_out, k_h, k_w, C_in]`. PyTorch's layouts
+//!   exist only at the border: `nn::params::Layout` knows both for every parameter.
+//! - The op set is closed under differentiation: a rule returns `Var`s made by other ops, so R1 and path length are
+//!   calls of `grad` on results of `grad`. A gradient that nobody asked for is not computed.
+//! - `ops` knows nothing of gradients, nothing below `cli` prints, training does not know metrics.
+//! - A network's parameters are one slab; Adam, EMA, EWC and repulsion are one pass over it (`ops::optimizer`).
+//! - Randomness is Philox addressed by (seed, stream, counter). Results do not depend on the number of threads: how work
+//!   is cut depends on shapes alone.
+//! - Files are written beside their target and renamed.
+//!
+//! # Adding an op
+//!
+//! `src/ops/<family>/{mod,cpu}.rs`, `src/autograd/rules/<family>.rs`, `tests/cases/<family>.rs`, `kernels/<family>.cu`,
+//! and a `mod` line in each list. The cases feed the comparison with a plain loop, the adjoint identity, first- and
+//! second-order gradient checks, and the check that threads change no bit.
+//!
+//! # CUDA
+//!
+//! `kernels/*.cu` are compiled by `build.rs` when it finds nvcc, and run under `cargo test` on any machine by
+//! `tests/cuda_on_cpu`, which models the CUDA execution model on the CPU. The engine's ops do not run on CUDA yet.
 
 pub mod autograd;
 pub mod cli;

@@ -178,7 +178,9 @@ fn guards() {
     let mut repulsion = Repulsion::new(Kind::Nl2 { gamma: 1.0 }, Distance::L2, &adapted, &theta, 10.0).unwrap();
     let start = repulsion.distance();
     assert!(repulsion.observe(start).is_ok());
-    assert!(matches!(repulsion.observe(start * 11.0), Err(Error::Diverged { .. })));
+    // Beyond a root mean square displacement of 10 per parameter.
+    assert!(repulsion.observe(99.0 * theta.layout().len() as f64).is_ok());
+    assert!(matches!(repulsion.observe(101.0 * theta.layout().len() as f64), Err(Error::Diverged { .. })));
     assert!(matches!(repulsion.observe(f64::NAN), Err(Error::Diverged { .. })));
 }
 

@@ -12,7 +12,7 @@ use super::run_folder::stop_if_interrupted;
 use crate::data::dataset::{Dataset, Source};
 use crate::data::mnist::Split;
 use crate::error::{Error, Result};
-use crate::models::classifier::{ClassifierConfig, LabelledImages, Recipe, evaluate, train};
+use crate::models::classifier::{ClassifierConfig, LabelledImages, Labels, Recipe, evaluate, train};
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ClassifierArgs {
@@ -59,19 +59,18 @@ struct DataArgs {
 struct StatsArgs {
     #[command(flatten)]
     data: DataArgs,
-    /// Statistics file (npz)
+    /// Statistics file (safetensors)
     #[arg(long)]
     out: PathBuf,
 }
 
 /// Classes of the images, and the images as training takes them.
-fn labels_of(data: &Dataset) -> Result<Vec<usize>> {
-    let all: Vec<usize> = (0..data.len()).collect();
-    Ok(data.batch_labels(&all)?.into_iter().map(|l| l as usize).collect())
+fn labels_of(data: &Dataset) -> Result<Vec<u32>> {
+    data.batch_labels(&(0..data.len()).collect::<Vec<_>>())
 }
 
-fn labelled<'a>(data: &'a Dataset, labels: &'a [usize]) -> LabelledImages<'a> {
-    LabelledImages { pixels: &data.images, size: [data.height, data.width], channels: data.channels, labels }
+fn labelled<'a>(data: &'a Dataset, labels: &'a [u32]) -> LabelledImages<'a> {
+    LabelledImages { pixels: &data.images, size: [data.height, data.width], channels: data.channels, labels: Labels::Classes(labels) }
 }
 
 impl ClassifierArgs {

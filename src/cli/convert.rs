@@ -7,7 +7,7 @@ use clap::Args;
 use super::Global;
 use super::output::summary;
 use crate::error::{Error, Result};
-use crate::io::torch_file::{self, Out};
+use crate::io::torch_file::{self, Item};
 use crate::training::checkpoint::{Checkpoint, discriminator_state_dict, generator_state_dict, save_generator, save_state};
 use crate::training::Hyper;
 
@@ -48,10 +48,10 @@ impl Convert {
 
     /// `{g_ema, g, d}` of state_dicts, as rosinality's scripts load them.
     fn to_torch(&self, c: &Checkpoint) -> Result<()> {
-        let generator = |slab| Out::tensors(generator_state_dict(&c.config, slab, &c.noise));
+        let generator = |slab| Item::state_dict(&generator_state_dict(&c.config, slab, &c.noise));
         let mut entries = vec![("g_ema".to_string(), generator(&c.g_ema))];
         entries.extend(c.g.as_ref().map(|g| ("g".to_string(), generator(g))));
-        entries.extend(c.d.as_ref().map(|d| ("d".to_string(), Out::tensors(discriminator_state_dict(&c.config, d)))));
-        torch_file::write(&self.output, &Out::Dict(entries))
+        entries.extend(c.d.as_ref().map(|d| ("d".to_string(), Item::state_dict(&discriminator_state_dict(&c.config, d)))));
+        torch_file::write(&self.output, &Item::Dict(entries))
     }
 }

@@ -11,7 +11,7 @@ use super::{Global, run_folder};
 use crate::data::dataset::{Dataset, Source};
 use crate::data::mnist::Split;
 use crate::error::{Error, Result};
-use crate::io::npz;
+use crate::io::safetensors;
 use crate::metrics::class_statistics::ClassStatistics;
 use crate::metrics::pul::{Judged, judge, pul};
 use crate::models::classifier::Classifier;
@@ -41,7 +41,7 @@ pub(crate) struct Evaluate {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Real images for the Fréchet distance in the classifier's own features: mnist:DIR, folder:DIR, npz:FILE, or
-    /// class statistics that `classifier stats` wrote (.npz)
+    /// class statistics that `classifier stats` wrote (.safetensors)
     #[arg(long)]
     real: Option<String>,
 }
@@ -66,8 +66,8 @@ pub(super) struct Report {
 
 /// Real images by class, as features of the classifier.
 pub(super) fn real_statistics(source: &str, classifier: &Classifier) -> Result<ClassStatistics> {
-    if Path::new(source).extension().is_some_and(|e| e == "npz") && !source.starts_with("npz:") {
-        return ClassStatistics::from_arrays(&npz::read(source)?).map_err(|e| Error::file(source, e));
+    if Path::new(source).extension().is_some_and(|e| e == "safetensors") {
+        return ClassStatistics::from_tensors(&safetensors::read(source)?.tensors).map_err(|e| Error::file(source, e));
     }
     let source: Source = source.parse()?;
     let size = classifier.config().preprocessing.size[0];

@@ -1,9 +1,18 @@
 //! L10: the command line. One file per command; what they share is in `run_folder` and `output`.
 
+mod adapt;
+mod classifier;
+mod convert;
+mod demo;
+mod evaluate;
+mod extrapolate;
+mod feedback;
+mod model;
 mod output;
 mod run_folder;
 mod sample;
 mod train;
+mod unlearn;
 
 use std::process::ExitCode;
 
@@ -37,10 +46,26 @@ pub(crate) struct Global {
 
 #[derive(Subcommand)]
 enum Command {
+    /// The whole method on the embedded MNIST model
+    Demo(demo::Demo),
     /// Pre-train a StyleGAN2 (without a class: the retrained reference)
     Train(train::Train),
+    /// Train and evaluate the networks that judge
+    Classifier(classifier::ClassifierArgs),
     /// Draw images from a model
     Sample(sample::Sample),
+    /// Sample a model and mark each image as undesired or not
+    Feedback(feedback::FeedbackArgs),
+    /// Stage 1: adapt the model to the negatives, k times
+    Adapt(adapt::Adapt),
+    /// Stage 2: train on the positives, repelled from the adapted models
+    Unlearn(unlearn::Unlearn),
+    /// The baseline without training: away from the adapted models, for a list of γ
+    Extrapolate(extrapolate::Extrapolate),
+    /// PUL, histograms and distances of a model against its original
+    Evaluate(evaluate::Evaluate),
+    /// PyTorch's files to safetensors and back
+    Convert(convert::Convert),
 }
 
 /// Parses, runs, prints errors. Exit codes: 0 ok, 1 a requested check failed, 2 an error.
@@ -67,8 +92,16 @@ fn run(cli: Cli) -> Result<ExitCode> {
 fn dispatch(cli: Cli) -> Result<ExitCode> {
     let global = &cli.global;
     match cli.command {
+        Command::Demo(c) => c.run(global),
         Command::Train(c) => c.run(global),
+        Command::Classifier(c) => c.run(global),
         Command::Sample(c) => c.run(global),
+        Command::Feedback(c) => c.run(global),
+        Command::Adapt(c) => c.run(global),
+        Command::Unlearn(c) => c.run(global),
+        Command::Extrapolate(c) => c.run(global),
+        Command::Evaluate(c) => c.run(global),
+        Command::Convert(c) => c.run(global),
     }?;
     Ok(ExitCode::SUCCESS)
 }

@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 use crate::io::npz::{self, Array, Arrays, Values};
 use crate::io::safetensors;
-use crate::io::torch_file::TorchFile;
-use crate::models::classifier::{Classifier, ClassifierConfig};
+use crate::models::classifier::Classifier;
 use crate::nn::ParamSlab;
 use crate::ops::layout;
 use crate::tensor::DType;
@@ -14,31 +13,19 @@ use crate::training::checkpoint::Checkpoint;
 use crate::training::{GanState, Hyper};
 use crate::unlearning::feedback::{FEW_NEGATIVES, Feedback};
 
-/// Metadata key of a classifier's configuration, as JSON.
-const CLASSIFIER: &str = "recant.classifier";
-
 /// Reads a classifier: safetensors of this program, or the official MNIST LeNet as PyTorch saved it.
 pub(super) fn read_classifier(path: &Path) -> Result<Classifier> {
-    let refuse = |problem: String| Error::file(path, problem);
-    if safetensors::recognises(path)? {
-        return classifier_of(safetensors::read(path)?).map_err(refuse);
-    }
-    let tensors = TorchFile::open(path)?.tensors()?;
-    Classifier::from_torch(ClassifierConfig::mnist(), &tensors)
-        .map_err(|e| refuse(format!("{e}; of PyTorch's files only the MNIST LeNet declares what it judges: convert others with `recant classifier`")))
+    Classifier::read(path)
 }
 
 /// A classifier from the content of a safetensors file.
 pub(super) fn classifier_of(content: safetensors::Content) -> std::result::Result<Classifier, String> {
-    let text = content.metadata.get(CLASSIFIER).ok_or("holds no classifier (no declared architecture in its metadata)")?;
-    let config: ClassifierConfig = serde_json::from_str(text).map_err(|e| format!("its metadata {CLASSIFIER} does not parse: {e}"))?;
-    Classifier::from_torch(config, &content.tensors)
+    Classifier::from_content(&content)
 }
 
 /// Writes a classifier with its configuration.
 pub(super) fn write_classifier(path: &Path, classifier: &Classifier) -> Result<()> {
-    let config = serde_json::to_string(classifier.config()).expect("plain data");
-    safetensors::write(path, &classifier.to_torch(), &[(CLASSIFIER.to_string(), config)].into())
+    classifier.write(path)
 }
 
 /// The class of a name or an index.

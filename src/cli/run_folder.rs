@@ -66,10 +66,6 @@ impl RunFolder {
         Ok(RunFolder { path: path.to_path_buf(), metrics })
     }
 
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     pub fn file(&self, name: impl AsRef<Path>) -> PathBuf {
         self.path.join(name)
     }

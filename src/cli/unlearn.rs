@@ -42,8 +42,8 @@ pub(crate) struct RepulsionOptions {
     /// Distance to the adapted models
     #[arg(long, value_enum, default_value = "l2")]
     pub distance: Distance,
-    /// Stop when the distance exceeds this multiple of where it started
-    #[arg(long, default_value_t = 100.0)]
+    /// Stop when the parameters are this far from the adapted models (root mean square; weights are of size 1)
+    #[arg(long, default_value_t = 1.0)]
     pub runaway: f64,
 }
 
@@ -58,8 +58,8 @@ impl RepulsionOptions {
             Loss::Nl2 => Kind::Nl2 { gamma: self.gamma.unwrap_or(1.0) },
             Loss::Il2 => Kind::Il2 { gamma: self.gamma.unwrap_or(1.0) },
         };
-        if !(self.runaway > 1.0) {
-            return Err(Error::config("--runaway", format!("{} must be above 1", self.runaway)));
+        if !(self.runaway > 0.0) {
+            return Err(Error::config("--runaway", format!("{} must be above 0", self.runaway)));
         }
         kind.checked().map(Some)
     }

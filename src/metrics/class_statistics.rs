@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::feature_stats::{FeatureStats, Statistics};
 use crate::error::{Error, Result};
-use crate::io::npz::{self, Array, Arrays, Values};
+use crate::io::safetensors;
 use crate::models::classifier::Classifier;
 use crate::tensor::Tensor;
 
@@ -56,21 +56,21 @@ impl ClassStatistics {
 
     /// Writes `count`, `mu`, `sigma` of each class; f32 is enough for what was computed in f32.
     pub fn write(&self, path: &Path) -> Result<()> {
-        let mut arrays = Arrays::new();
+        let mut tensors = BTreeMap::new();
         for (class, s) in &self.0 {
-            let (d, narrow) = (s.dims(), |v: &[f64]| Values::F32(v.iter().map(|v| *v as f32).collect()));
-            arrays.insert(format!("count_{class}"), Array::new(&[1], Values::I64(vec![s.count.unwrap_or(0) as i64])));
-            arrays.insert(format!("mu_{class}"), Array::new(&[d], narrow(&s.mu)));
-            arrays.insert(format!("sigma_{class}"), Array::new(&[d, d], narrow(&s.sigma)));
+            let (d, narrow) = (s.dims(), |v: &[f64]| v.iter().map(|v| *v as f32).collect::<Vec<f32>>());
+            tensors.insert(format!("count_{class}"), Tensor::from_vec(&[1], vec![s.count.unwrap_or(0) as f32]));
+            tensors.insert(format!("mu_{class}"), Tensor::from_vec(&[d], narrow(&s.mu)));
+            tensors.insert(format!("sigma_{class}"), Tensor::from_vec(&[d, d], narrow(&s.sigma)));
         }
-        npz::write(path, &arrays)
+        safetensors::write(path, &tensors, &BTreeMap::new())
     }
 
     /// Reads what `write` wrote.
-    pub fn from_arrays(arrays: &Arrays) -> std::result::Result<ClassStatistics, String> {
-        let get = |name: String| arrays.get(&name).map(|a| a.to_tensor().to_f64_vec()).ok_or(format!("lacks {name}"));
+    pub fn from_tensors(tensors: &BTreeMap<String, Tensor>) -> std::result::Result<ClassStatistics, String> {
+        let get = |name: String| tensors.get(&name).map(Tensor::to_f64_vec).ok_or(format!("lacks {name}"));
         let mut out = BTreeMap::new();
-        for class in arrays.keys().filter_map(|k| k.strip_prefix("count_")?.parse::<usize>().ok()) {
+        for class in tensors.keys().filter_map(|k| k.strip_prefix("count_")?.parse::<usize>().ok()) {
             let count = get(format!("count_{class}"))?.first().copied().unwrap_or(0.0) as usize;
             let (mu, sigma) = (get(format!("mu_{class}"))?, get(format!("sigma_{class}"))?);
             if sigma.len() != mu.len() * mu.len() {

@@ -2,8 +2,10 @@
 
 pub mod class_statistics;
 pub mod feature_stats;
+pub mod fid;
 pub mod frechet;
 pub mod pul;
 
 pub use feature_stats::{FeatureStats, Statistics};
+pub use fid::{Extractor, FidProtocol, FidReport, Preparation, fid};
 pub use frechet::frechet_distance;

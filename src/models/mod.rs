@@ -4,4 +4,5 @@ pub mod classifier;
 pub mod inception;
 pub mod lenet;
 pub mod mlp_gan;
+pub mod resnet;
 pub mod stylegan2;

@@ -233,6 +233,12 @@ pub struct Params {
 }
 
 impl Params {
+    /// Given values, one per segment of the table and of its shape.
+    pub fn from_vars(layout: &Arc<Layout>, vars: Vec<Var>) -> Params {
+        assert!(layout.segments().iter().map(|s| &s.shape[..]).eq(vars.iter().map(Var::shape)), "one value of its shape per parameter");
+        Params { layout: layout.clone(), vars }
+    }
+
     /// The parameter of that name. Panics when there is none: names are the network's own.
     pub fn get(&self, name: &str) -> &Var {
         let i = self.layout.index.get(name).unwrap_or_else(|| panic!("no parameter is called {name}"));

@@ -76,9 +76,9 @@ pub struct Repulsion {
     spread: f64,
     /// Distance of the current parameters.
     distance: f64,
-    /// Distance at the start.
-    start: f64,
-    /// A distance beyond this multiple of the start is a run-away.
+    /// The distance of one unit of displacement in every parameter.
+    unit: f64,
+    /// A root mean square displacement beyond this is a run-away.
     runaway: f64,
     steps: usize,
 }
@@ -95,7 +95,8 @@ pub fn centroid(models: &[ParamSlab]) -> Result<ParamSlab> {
 }
 
 impl Repulsion {
-    /// `runaway`: the multiple of the starting distance at which training is stopped.
+    /// `runaway`: the root mean square displacement per parameter (in the distance's weighting) at which training is
+    /// stopped. Weights of StyleGAN2 are of size one, so at 1 nothing is left of the network.
     pub fn new(kind: Kind, distance: Distance, adapted: &[ParamSlab], start: &ParamSlab, runaway: f64) -> Result<Repulsion> {
         let kind = kind.checked()?;
         let centroid = centroid(adapted)?;
@@ -120,7 +121,8 @@ impl Repulsion {
         if matches!(kind, Kind::Il2 { .. }) && distance <= 1e-12 {
             return Err(Error::config("--repulsion il2", "the start equals the adapted models, where 1/distance has its pole; adapt for more iterations"));
         }
-        Ok(Repulsion { kind, centroid, weights, spread, distance, start: distance, runaway, steps: 0 })
+        let unit = layout.segments().iter().zip(&weights).map(|(s, w)| w * s.len() as f64).sum();
+        Ok(Repulsion { kind, centroid, weights, spread, distance, unit, runaway, steps: 0 })
     }
 
     /// The current squared distance D.
@@ -144,10 +146,10 @@ impl Repulsion {
         if !self.distance.is_finite() || !self.kind.slope(self.distance).is_finite() {
             return stop("the distance to the adapted models is not a finite number; lower --gamma".into());
         }
-        if self.distance > self.runaway * self.start {
+        let displacement = (self.distance / self.unit).sqrt();
+        if displacement > self.runaway {
             return stop(format!(
-                "the distance to the adapted models grew from {:.4} to {:.4}: the repulsion runs away; lower --gamma or use el2",
-                self.start, self.distance
+                "the parameters are {displacement:.3} (root mean square) from the adapted models: the repulsion runs away; lower --gamma, use el2, or raise --runaway"
             ));
         }
         Ok(())

@@ -14,7 +14,7 @@ pub struct UnlearnSpec {
     /// `None` is the ablation: positives only.
     pub repulsion: Option<Kind>,
     pub distance: Distance,
-    /// The multiple of the starting distance at which a run-away is stopped.
+    /// Root mean square displacement from the adapted models at which a run-away is stopped.
     pub runaway: f64,
     pub optimiser: Optimiser,
     pub start: Start,

@@ -4,6 +4,8 @@
 #![allow(dead_code)]
 
 pub mod conv2d;
+pub mod pool2d;
+pub mod resize;
 
 use recant::autograd::Var;
 use recant::error::Result;
@@ -114,5 +116,5 @@ pub fn positive(stream: u64, shape: &[usize]) -> Tensor {
 
 /// Every family's cases.
 pub fn families() -> Vec<(&'static str, Vec<Case>)> {
-    vec![("conv2d", conv2d::cases())]
+    vec![("conv2d", conv2d::cases()), ("pool2d", pool2d::cases()), ("resize", resize::cases())]
 }

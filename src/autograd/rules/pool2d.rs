@@ -88,26 +88,3 @@ pub fn avg_pool2d_transpose(g: &Var, window: Window, divisor: Divisor, size: [us
     let x = ops::avg_pool2d_transpose(g.value(), window, divisor, size)?;
     Ok(Var::from_op(x, &[g], AvgPool2dTransposeRule(window, divisor)))
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::autograd::{gradcheck::op_gradient_errors, square};
-    use crate::ops::random::Random;
-
-    #[test]
-    fn derivatives_of_both_orders() {
-        let x = Random::new(9, 0).normal(&[2, 5, 4, 3]);
-        let overlapping = Window { kernel: [3, 2], stride: [2, 1], padding: [1, 0] };
-        let cases: [(&str, &dyn Fn(&Var) -> Result<Var>); 3] = [
-            ("max", &|x| max_pool2d(x, overlapping)),
-            ("average inside", &|x| avg_pool2d(x, overlapping, Divisor::Inside)),
-            ("average of the kernel", &|x| avg_pool2d(x, overlapping, Divisor::Kernel)),
-        ];
-        for (name, pool) in cases {
-            // Squared, so that the second order is not zero.
-            let (first, second) = op_gradient_errors(&|v| square(&pool(&v[0])?), std::slice::from_ref(&x)).unwrap();
-            assert!(first < 1e-7 && second < 1e-7, "{name}: {first:e} {second:e}");
-        }
-    }
-}

@@ -1,26 +1,41 @@
 //! Networks that judge images: what they look at, what their outputs mean, and how they are trained.
 
+mod file;
 mod preprocessing;
 mod train;
 
 pub use preprocessing::{Colours, Preprocessing};
-pub use train::{Augment, Evaluation, LabelledImages, Optimizer, Recipe, TrainProgress, evaluate, train};
+pub use train::{Augment, Evaluation, LabelledImages, Labels, Optimizer, Recipe, TrainProgress, evaluate, fine_tune, train};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::lenet;
+use super::resnet::{Normalise, ResNet};
 use crate::autograd::Var;
 use crate::error::{Error, Result};
 use crate::nn::{Layout, ParamSlab, Params};
-use crate::tensor::Tensor;
+use crate::ops::random::Random;
+use crate::tensor::{DType, Tensor};
 
 /// The network of a classifier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
 pub enum Architecture {
     #[serde(rename = "lenet")]
     LeNet,
+    #[serde(untagged)]
+    ResNet(ResNet),
+}
+
+/// What the outputs mean.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Decision {
+    /// One class per image: the largest output.
+    #[default]
+    Largest,
+    /// Attributes that an image has or has not, each by itself: outputs from 0 upwards. Trained towards −1 and 1.
+    Signs,
 }
 
 /// All that must be known to use a classifier's parameters; stored with them.
@@ -29,6 +44,8 @@ pub struct ClassifierConfig {
     pub architecture: Architecture,
     /// One name per output.
     pub classes: Vec<String>,
+    #[serde(default)]
+    pub decision: Decision,
     pub preprocessing: Preprocessing,
 }
 
@@ -38,19 +55,35 @@ impl ClassifierConfig {
         ClassifierConfig {
             architecture: Architecture::LeNet,
             classes: (0..10).map(|d| d.to_string()).collect(),
+            decision: Decision::Largest,
             preprocessing: Preprocessing::grey(lenet::SIZE),
         }
+    }
+
+    /// A ResNet that tells `classes` apart in images of `size` px.
+    pub fn resnet(network: ResNet, classes: Vec<String>, size: usize) -> ClassifierConfig {
+        ClassifierConfig { architecture: Architecture::ResNet(network), classes, decision: Decision::Largest, preprocessing: Preprocessing::imagenet(size) }
     }
 
     /// The table of its parameters.
     pub fn layout(&self) -> Arc<Layout> {
         match self.architecture {
             Architecture::LeNet => lenet::layout(self.classes.len()),
+            Architecture::ResNet(net) => net.layout(self.classes.len()),
+        }
+    }
+
+    /// The table of its running statistics.
+    pub fn buffers(&self) -> Arc<Layout> {
+        match self.architecture {
+            Architecture::LeNet => Arc::new(Layout::new()),
+            Architecture::ResNet(net) => net.buffers(),
         }
     }
 
     fn check(&self) -> Result<()> {
-        if self.classes.len() < 2 {
+        let least = if self.decision == Decision::Largest { 2 } else { 1 };
+        if self.classes.len() < least {
             return Err(Error::config("classifier", format!("{} class: a classifier tells at least two apart", self.classes.len())));
         }
         self.preprocessing.check()?;
@@ -58,14 +91,18 @@ impl ClassifierConfig {
             Architecture::LeNet if self.preprocessing.size != [lenet::SIZE; 2] || self.preprocessing.colours != Colours::Grey => {
                 Err(Error::config("classifier", format!("LeNet takes grey {0}x{0} images, not {1}", lenet::SIZE, self.preprocessing)))
             }
+            Architecture::ResNet(_) if self.preprocessing.size.iter().any(|s| *s < 32) || self.preprocessing.colours != Colours::Rgb => {
+                Err(Error::config("classifier", format!("a ResNet takes RGB images of at least 32 px, not {}", self.preprocessing)))
+            }
             _ => Ok(()),
         }
     }
 
     /// Logits and penultimate features of preprocessed images.
-    fn forward(&self, p: &Params, x: &Var) -> Result<(Var, Var)> {
+    fn forward(&self, p: &Params, norm: Normalise, x: &Var) -> Result<(Var, Var)> {
         match self.architecture {
             Architecture::LeNet => lenet::forward(p, x),
+            Architecture::ResNet(net) => net.forward(p, norm, x),
         }
     }
 }
@@ -75,10 +112,12 @@ impl ClassifierConfig {
 pub struct Classifier {
     config: ClassifierConfig,
     params: ParamSlab,
+    buffers: ParamSlab,
 }
 
 /// What a classifier says about a batch.
 pub struct Judgement {
+    decision: Decision,
     /// One score per class, `[N, classes]`; log-probabilities where the network ends in a log-softmax.
     pub logits: Tensor,
     /// The penultimate layer, `[N, F]`.
@@ -86,21 +125,38 @@ pub struct Judgement {
 }
 
 impl Classifier {
-    pub fn new(config: ClassifierConfig, params: ParamSlab) -> Result<Classifier> {
+    /// From parameters and running statistics in the layouts of `config`.
+    pub fn new(config: ClassifierConfig, params: ParamSlab, buffers: ParamSlab) -> Result<Classifier> {
         config.check()?;
-        Ok(Classifier { config, params })
+        if params.as_slice().len() != config.layout().len() || buffers.as_slice().len() != config.buffers().len() {
+            return Err(Error::shape("classifier", "parameters of another network"));
+        }
+        Ok(Classifier { config, params, buffers })
+    }
+
+    /// At its initial values.
+    pub fn init(config: ClassifierConfig, rng: &mut Random) -> Result<Classifier> {
+        let (params, buffers) = (ParamSlab::init(&config.layout(), rng), ParamSlab::init(&config.buffers(), rng));
+        Classifier::new(config, params, buffers)
     }
 
     /// From tensors in PyTorch's names and shapes. The error names what does not fit; the caller knows the file.
     pub fn from_torch(config: ClassifierConfig, tensors: &BTreeMap<String, Tensor>) -> std::result::Result<Classifier, String> {
         config.check().map_err(|e| e.to_string())?;
         let params = ParamSlab::from_torch(&config.layout(), tensors, "the classifier")?;
-        Ok(Classifier { config, params })
+        let buffers = ParamSlab::from_torch(&config.buffers(), tensors, "the classifier")?;
+        Ok(Classifier { config, params, buffers })
     }
 
-    /// The parameters in PyTorch's names and shapes.
+    /// Parameters and running statistics in PyTorch's names and shapes. PyTorch also wants a count of batches beside
+    /// running statistics, which it uses only without a momentum: it is 0.
     pub fn to_torch(&self) -> BTreeMap<String, Tensor> {
-        self.params.to_torch()
+        let mut all = self.params.to_torch();
+        let buffers = self.buffers.to_torch();
+        let counts = buffers.keys().filter_map(|name| name.strip_suffix("running_mean"));
+        all.extend(counts.map(|layer| (format!("{layer}num_batches_tracked"), Tensor::zeros(&[], DType::F32))));
+        all.extend(buffers);
+        all
     }
 
     pub fn config(&self) -> &ClassifierConfig {
@@ -125,8 +181,9 @@ impl Classifier {
     /// Logits and features of `images` `[N, H, W, 3 or 1]` in [−1, 1]; no history.
     pub fn judge(&self, images: &Tensor) -> Result<Judgement> {
         let x = Var::constant(self.config.preprocessing.apply(images)?);
-        let (logits, features) = self.config.forward(&self.params.constants(), &x)?;
-        Ok(Judgement { logits: logits.value().clone(), features: features.value().clone() })
+        let running = self.buffers.constants();
+        let (logits, features) = self.config.forward(&self.params.constants(), Normalise::Running(&running), &x)?;
+        Ok(Judgement { decision: self.config.decision, logits: logits.value().clone(), features: features.value().clone() })
     }
 
     /// `[N, classes]` for `images` `[N, H, W, 3 or 1]` in [−1, 1].
@@ -146,7 +203,7 @@ impl Classifier {
 }
 
 impl Judgement {
-    /// The most likely class of each image (the first of equals), and its probability by softmax.
+    /// The class with the largest output for each image (the first of equals), and its probability by softmax.
     pub fn predictions(&self) -> Vec<(usize, f64)> {
         let rows = self.logits.to_f64_vec();
         rows.chunks_exact(self.logits.dim(1).max(1))
@@ -155,5 +212,13 @@ impl Judgement {
                 (best, 1.0 / row.iter().map(|v| (v - row[best]).exp()).sum::<f64>())
             })
             .collect()
+    }
+
+    /// Whether each image is of that class, or has that attribute.
+    pub fn has(&self, class: usize) -> Vec<bool> {
+        match self.decision {
+            Decision::Largest => self.predictions().iter().map(|(k, _)| *k == class).collect(),
+            Decision::Signs => self.logits.to_f64_vec().iter().skip(class).step_by(self.logits.dim(1).max(1)).map(|v| *v >= 0.0).collect(),
+        }
     }
 }

@@ -1,10 +1,15 @@
 //! Training of classifiers on labelled images in memory.
 
-use super::{Classifier, ClassifierConfig};
-use crate::autograd::{Order, Var, grad_or_zero};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::{Classifier, ClassifierConfig, Decision};
+use crate::autograd::{Order, Var, grad_or_zero, mean, reshape, square, sub};
 use crate::error::{Error, Result};
+use crate::models::resnet::Normalise;
+use crate::nn::batch_norm::{MOMENTUM, Moments};
 use crate::nn::softmax::cross_entropy;
-use crate::nn::{AdamState, ParamSlab};
+use crate::nn::{AdamState, Adamax, AdamaxState, Layout, ParamSlab};
 use crate::ops::optimizer::{Adam, Pull};
 use crate::ops::random::Random;
 use crate::tensor::Tensor;
@@ -20,20 +25,46 @@ pub struct LabelledImages<'a> {
     pub pixels: &'a [u8],
     pub size: [usize; 2],
     pub channels: usize,
-    /// Class of each image.
-    pub labels: &'a [usize],
+    pub labels: Labels<'a>,
+}
+
+/// What is known about each image.
+#[derive(Clone, Copy, Debug)]
+pub enum Labels<'a> {
+    /// Its class.
+    Classes(&'a [u32]),
+    /// `[N, attributes]`: 1 where it has the attribute, 0 where not.
+    Attributes(&'a [u8]),
 }
 
 impl LabelledImages<'_> {
-    fn check(&self, n_classes: usize) -> Result<()> {
-        let [h, w] = self.size;
-        if self.labels.is_empty() || self.pixels.len() != self.labels.len() * h * w * self.channels {
-            return Err(Error::shape("labelled images", format!("{} labels for {} bytes of {h}x{w}x{}", self.labels.len(), self.pixels.len(), self.channels)));
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        self.pixels.len() / (self.size[0] * self.size[1] * self.channels).max(1)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn check(&self, config: &ClassifierConfig) -> Result<()> {
+        let ([h, w], k) = (self.size, config.classes.len());
+        let labels = match (self.labels, config.decision) {
+            (Labels::Classes(l), Decision::Largest) => l.len(),
+            (Labels::Attributes(l), Decision::Signs) => l.len() / k,
+            _ => return Err(Error::config("labels", "classes go with a classifier of classes, attributes with one of attributes")),
+        };
+        if self.is_empty() || self.pixels.len() != labels * h * w * self.channels {
+            return Err(Error::shape("labelled images", format!("{labels} labels for {} bytes of {h}x{w}x{}", self.pixels.len(), self.channels)));
         }
-        if let Some(k) = self.labels.iter().find(|k| **k >= n_classes) {
-            return Err(Error::config("labels", format!("class {k} where the classifier has {n_classes} classes")));
+        match self.labels {
+            Labels::Classes(l) => l.iter().find(|c| **c as usize >= k).map_or(Ok(()), |c| {
+                Err(Error::config("labels", format!("class {c} where the classifier has {k} classes")))
+            }),
+            Labels::Attributes(l) => l.iter().find(|v| **v > 1).map_or(Ok(()), |v| {
+                Err(Error::config("labels", format!("{v} for an attribute, which is 0 or 1")))
+            }),
         }
-        Ok(())
     }
 
     /// The images at `indices` in [−1, 1], each moved as `augment` draws.
@@ -72,6 +103,31 @@ pub struct Augment {
 #[serde(rename_all = "kebab-case")]
 pub enum Optimizer {
     Adam(Adam),
+    Adamax(Adamax),
+}
+
+/// An optimiser at work.
+enum State {
+    Adam(AdamState),
+    Adamax(AdamaxState),
+}
+
+impl Optimizer {
+    fn start(self, layout: &Arc<Layout>) -> State {
+        match self {
+            Optimizer::Adam(adam) => State::Adam(AdamState::new(layout, adam)),
+            Optimizer::Adamax(adamax) => State::Adamax(AdamaxState::new(layout, adamax)),
+        }
+    }
+}
+
+impl State {
+    fn step(&mut self, params: &mut ParamSlab, gradients: &[Var]) -> Result<()> {
+        match self {
+            State::Adam(s) => s.step(params, None, gradients, Pull::None).map(|_| ()),
+            State::Adamax(s) => s.step(params, gradients),
+        }
+    }
 }
 
 /// Numbers of one training run.
@@ -95,6 +151,17 @@ impl Recipe {
             seed: 0,
         }
     }
+
+    /// The paper's for CelebA's attributes (appendix A.1.2): Adamax, batch 50, 3 epochs, mirrored and moved.
+    pub fn celeba() -> Recipe {
+        Recipe {
+            optimizer: Optimizer::Adamax(Adamax { lr: 2e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8 }),
+            batch: 50,
+            epochs: 3,
+            augment: Augment { flip: true, shift: 8 },
+            seed: 0,
+        }
+    }
 }
 
 /// Where a training run stands, after each step.
@@ -111,77 +178,139 @@ pub struct TrainProgress {
 /// Trains a classifier from its initial values. `progress` is called after every step and ends the run by an error.
 /// The result depends on configuration, data and recipe only.
 pub fn train(config: &ClassifierConfig, data: LabelledImages, recipe: &Recipe, progress: &mut dyn FnMut(&TrainProgress) -> Result<()>) -> Result<Classifier> {
-    config.check()?;
-    data.check(config.classes.len())?;
+    let start = Classifier::init(config.clone(), &mut Random::new(recipe.seed, INITIAL))?;
+    fine_tune(start, data, recipe, progress)
+}
+
+/// As `train`, from a given classifier.
+pub fn fine_tune(start: Classifier, data: LabelledImages, recipe: &Recipe, progress: &mut dyn FnMut(&TrainProgress) -> Result<()>) -> Result<Classifier> {
+    let Classifier { config, params, buffers } = start;
+    let (mut params, mut buffers) = (params.deep_clone(), buffers.deep_clone());
+    data.check(&config)?;
     if recipe.batch == 0 {
         return Err(Error::config("--batch", "0 images per step; ask for at least 1"));
     }
-    let mut params = ParamSlab::init(&config.layout(), &mut Random::new(recipe.seed, INITIAL));
-    let Optimizer::Adam(adam) = recipe.optimizer;
-    let mut state = AdamState::new(params.layout(), adam);
+    let mut state = recipe.optimizer.start(params.layout());
     let (mut order, mut moves) = (Random::new(recipe.seed, ORDER), Random::new(recipe.seed, AUGMENT));
-    let per_epoch = data.labels.len().div_ceil(recipe.batch);
+    let per_epoch = data.len().div_ceil(recipe.batch);
     let steps = recipe.epochs * per_epoch;
     for epoch in 0..recipe.epochs {
-        for (i, indices) in order.permutation(data.labels.len()).chunks(recipe.batch).enumerate() {
+        for (i, indices) in order.permutation(data.len()).chunks(recipe.batch).enumerate() {
             let step = epoch * per_epoch + i + 1;
-            let labels: Vec<usize> = indices.iter().map(|i| data.labels[*i]).collect();
             let images = data.batch(indices, recipe.augment, &mut moves);
-            let (loss, gradients) = loss_and_gradients(config, &params, &images, &labels)?;
+            let mut moments = BTreeMap::new();
+            let (loss, gradients) = loss_and_gradients(&config, &params, &mut moments, &images, data.labels, indices)?;
             if !loss.is_finite() {
                 let problem = format!("the loss is {loss}; lower the learning rate");
                 return Err(Error::Diverged { what: "classifier training".into(), step, problem });
             }
-            state.step(&mut params, None, &gradients, Pull::None)?;
+            state.step(&mut params, &gradients)?;
+            take_in(&mut buffers, &moments)?;
             progress(&TrainProgress { step, steps, epoch, loss })?;
         }
     }
-    Classifier::new(config.clone(), params)
+    Classifier::new(config, params, buffers)
 }
 
-fn loss_and_gradients(config: &ClassifierConfig, params: &ParamSlab, images: &Tensor, labels: &[usize]) -> Result<(f64, Vec<Var>)> {
+/// Loss of the images at `indices`, its gradient by every parameter, and the batch's statistics of every
+/// normalisation.
+fn loss_and_gradients(
+    config: &ClassifierConfig,
+    params: &ParamSlab,
+    moments: &mut BTreeMap<String, Moments>,
+    images: &Tensor,
+    labels: Labels,
+    indices: &[usize],
+) -> Result<(f64, Vec<Var>)> {
     let leaves = params.leaves();
     let x = Var::constant(config.preprocessing.apply(images)?);
-    let (logits, _) = config.forward(&leaves, &x)?;
-    let loss = cross_entropy(&logits, labels)?;
+    let (outputs, _) = config.forward(&leaves, Normalise::Batch(moments), &x)?;
+    let loss = match labels {
+        Labels::Classes(all) => cross_entropy(&outputs, &indices.iter().map(|i| all[*i] as usize).collect::<Vec<_>>())?,
+        Labels::Attributes(all) => {
+            let k = config.classes.len();
+            let signs: Vec<f32> = indices.iter().flat_map(|i| &all[i * k..][..k]).map(|v| if *v > 0 { 1.0 } else { -1.0 }).collect();
+            let signs = Var::constant(Tensor::from_vec(&[indices.len(), k], signs));
+            mean(&square(&sub(&outputs, &signs)?)?)?
+        }
+    };
+    let loss = reshape(&loss, &[1])?;
     Ok((loss.item()?, grad_or_zero(&[&loss], &leaves.all(), Order::Last)?))
 }
 
+/// `running ← (1 − momentum) running + momentum batch`
+fn take_in(buffers: &mut ParamSlab, moments: &BTreeMap<String, Moments>) -> Result<()> {
+    let layout = buffers.layout().clone();
+    let running = buffers.values_mut().as_mut_slice::<f32>()?;
+    for (name, of_batch) in moments {
+        for (kind, values) in [("running_mean", &of_batch.mean), ("running_var", &of_batch.var)] {
+            let at = layout.segment(&format!("{name}.{kind}")).expect("every normalisation has running statistics").offset;
+            for (r, v) in running[at..].iter_mut().zip(values.as_slice::<f32>()) {
+                *r += MOMENTUM as f32 * (*v - *r);
+            }
+        }
+    }
+    Ok(())
+}
+
 /// How a classifier does on labelled images.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Evaluation {
-    /// `confusion[truth][said]`: numbers of images.
-    pub confusion: Vec<Vec<usize>>,
+    /// `[truth][said]`: numbers of images; one matrix over the classes, or one of no and yes per attribute.
+    pub confusion: Vec<Vec<Vec<usize>>>,
 }
 
 impl Evaluation {
-    /// Share of images that were named rightly.
+    /// Share of decisions that were right.
     pub fn accuracy(&self) -> f64 {
-        let right: usize = self.confusion.iter().enumerate().map(|(k, row)| row[k]).sum();
-        right as f64 / self.confusion.iter().flatten().sum::<usize>().max(1) as f64
+        let right: usize = self.confusion.iter().flat_map(|m| m.iter().enumerate().map(|(k, row)| row[k])).sum();
+        right as f64 / self.confusion.iter().flatten().flatten().sum::<usize>().max(1) as f64
     }
 
-    /// Mean over the classes that occur of the share of their images that were named rightly.
+    /// For each matrix, the mean over the classes that occur of the share of their images that were named rightly.
+    pub fn balanced(&self) -> Vec<f64> {
+        let one = |matrix: &Vec<Vec<usize>>| {
+            let recalls: Vec<f64> = (matrix.iter().enumerate())
+                .filter_map(|(k, row)| {
+                    let n = row.iter().sum::<usize>();
+                    (n > 0).then(|| row[k] as f64 / n as f64)
+                })
+                .collect();
+            recalls.iter().sum::<f64>() / recalls.len().max(1) as f64
+        };
+        self.confusion.iter().map(one).collect()
+    }
+
+    /// Mean of `balanced`.
     pub fn balanced_accuracy(&self) -> f64 {
-        let recalls: Vec<f64> = (self.confusion.iter().enumerate())
-            .filter_map(|(k, row)| {
-                let n = row.iter().sum::<usize>();
-                (n > 0).then(|| row[k] as f64 / n as f64)
-            })
-            .collect();
-        recalls.iter().sum::<f64>() / recalls.len().max(1) as f64
+        self.balanced().iter().sum::<f64>() / self.confusion.len().max(1) as f64
     }
 }
 
 /// Judges all of `data`, `batch` images at a time.
 pub fn evaluate(classifier: &Classifier, data: LabelledImages, batch: usize) -> Result<Evaluation> {
     let k = classifier.n_classes();
-    data.check(k)?;
-    let mut confusion = vec![vec![0; k]; k];
-    let all: Vec<usize> = (0..data.labels.len()).collect();
+    data.check(classifier.config())?;
+    let mut confusion = match data.labels {
+        Labels::Classes(_) => vec![vec![vec![0; k]; k]],
+        Labels::Attributes(_) => vec![vec![vec![0; 2]; 2]; k],
+    };
+    let all: Vec<usize> = (0..data.len()).collect();
     for indices in all.chunks(batch.max(1)) {
-        let images = data.batch(indices, Augment::default(), &mut Random::new(0, 0));
-        for (i, (said, _)) in indices.iter().zip(classifier.predict(&images)?) {
-            confusion[data.labels[*i]][said] += 1;
+        let said = classifier.judge(&data.batch(indices, Augment::default(), &mut Random::new(0, 0)))?;
+        match data.labels {
+            Labels::Classes(truth) => {
+                for (i, (said, _)) in indices.iter().zip(said.predictions()) {
+                    confusion[0][truth[*i] as usize][said] += 1;
+                }
+            }
+            Labels::Attributes(truth) => {
+                for (a, matrix) in confusion.iter_mut().enumerate() {
+                    for (i, said) in indices.iter().zip(said.has(a)) {
+                        matrix[truth[i * k + a] as usize][said as usize] += 1;
+                    }
+                }
+            }
         }
     }
     Ok(Evaluation { confusion })

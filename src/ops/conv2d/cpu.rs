@@ -171,9 +171,9 @@ struct Map<'a> {
     phases: &'a [Phase],
 }
 
-/// Panels of one phase: for each 16 (f64: 8) output channels, `[tap, input channel, output channel]`, which
-/// `line(to, tap, input channel, output channels)` fills.
-fn pack_panels<T: Scalar>(taps: usize, c_in: usize, c_out: usize, line: impl Fn(&mut [T], usize, usize, std::ops::Range<usize>) + Sync) -> Vec<T> {
+/// Panels of one phase: for each 16 (f64: 8) output channels, `[tap, input channel, output channel]`.
+/// `fill(to, width, tap, output channels)` writes one tap of one panel: `width` values per input channel.
+fn pack_panels<T: Scalar>(taps: usize, c_in: usize, c_out: usize, fill: impl Fn(&mut [T], usize, usize, std::ops::Range<usize>) + Sync) -> Vec<T> {
     let values = taps * c_in;
     let full = c_out / panel_width::<T>() * panel_width::<T>();
     let last = if full < c_out { line_width::<T>(c_out - full) } else { 0 };
@@ -181,10 +181,11 @@ fn pack_panels<T: Scalar>(taps: usize, c_in: usize, c_out: usize, line: impl Fn(
     let one = |panel: usize, to: &mut [T]| {
         let channels = panel * panel_width::<T>()..((panel + 1) * panel_width::<T>()).min(c_out);
         let width = to.len() / values;
-        for (k, to) in to.chunks_exact_mut(width).enumerate() {
-            let (used, rest) = to.split_at_mut(channels.len());
-            line(used, k / c_in, k % c_in, channels.clone());
-            rest.fill(T::ZERO);
+        if channels.len() < width {
+            to.fill(T::ZERO);
+        }
+        for (tap, to) in to.chunks_exact_mut(c_in * width).enumerate() {
+            fill(to, width, tap, channels.clone());
         }
     };
     if values > 0 {
@@ -196,6 +197,19 @@ fn pack_panels<T: Scalar>(taps: usize, c_in: usize, c_out: usize, line: impl Fn(
         }
     }
     panels
+}
+
+/// Writes `column(j)`, `j < columns`, into the columns of `to`, whose rows have `width` values.
+fn transpose_into<'a, T: Scalar>(to: &mut [T], width: usize, columns: usize, column: impl Fn(usize) -> &'a [T]) {
+    // Rows that are written for all columns before the next ones: they stay in the L1 cache.
+    const ROWS: usize = 64;
+    for (block, to) in to.chunks_mut(ROWS * width).enumerate() {
+        for j in 0..columns {
+            for (to, v) in to[j..].iter_mut().step_by(width).zip(&column(j)[block * ROWS..]) {
+                *to = *v;
+            }
+        }
+    }
 }
 
 /// Cuts the summands of a window (`rows` kernel rows of `len` values, `pitch` apart) into passes.
@@ -290,10 +304,8 @@ fn slice_of<'a, T: Scalar>(t: Option<&'a Tensor>) -> Option<&'a [T]> {
 
 pub fn conv2d<T: Scalar + Tiles>(x: &Tensor, w: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d, e: Extent) -> Tensor {
     let (taps, ci, ws) = (e.k[0] * e.k[1], e.x[2], w.as_slice::<T>());
-    let panels = pack_panels::<T>(taps, ci, e.g[2], |to, tap, i, outputs| {
-        for (to, o) in to.iter_mut().zip(outputs) {
-            *to = ws[(o * taps + tap) * ci + i];
-        }
+    let panels = pack_panels::<T>(taps, ci, e.g[2], |to, width, tap, outputs| {
+        transpose_into(to, width, outputs.len(), |j| &ws[((outputs.start + j) * taps + tap) * ci..][..ci]);
     });
     let phase = Phase { first: [0, 0], every: [1, 1], count: [e.g[0], e.g[1]], start: spec.padding.map(|p| -(p as isize)), stride: spec.stride, taps: e.k };
     let map = Map { n: e.n, input: e.x, output: e.g, phases: &[phase] };
@@ -320,9 +332,11 @@ pub fn conv2d_transpose<T: Scalar + Tiles>(g: &Tensor, w: &Tensor, b: Option<&Te
                 (first, e.x[axis].saturating_sub(first).div_ceil(s), m - taps as isize + 1, taps)
             };
             let ((fy, ny, sy, ty), (fx, nx, sx, tx)) = (per_axis(0), per_axis(1));
-            panels.push(pack_panels::<T>(ty * tx, e.g[2], ci, |to, tap, o, inputs| {
+            panels.push(pack_panels::<T>(ty * tx, e.g[2], ci, |to, width, tap, inputs| {
                 let t = [(ty - 1 - tap / tx) * spec.stride[0] + ry, (tx - 1 - tap % tx) * spec.stride[1] + rx];
-                to.copy_from_slice(&ws[((o * e.k[0] + t[0]) * e.k[1] + t[1]) * ci..][inputs]);
+                for (o, to) in to.chunks_exact_mut(width).enumerate() {
+                    to[..inputs.len()].copy_from_slice(&ws[((o * e.k[0] + t[0]) * e.k[1] + t[1]) * ci..][inputs.clone()]);
+                }
             }));
             phases.push(Phase { first: [fy, fx], every: spec.stride, count: [ny, nx], start: [sy, sx], stride: [1, 1], taps: [ty, tx] });
         }

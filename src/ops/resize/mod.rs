@@ -100,7 +100,6 @@ pub fn resize(x: &Tensor, size: [usize; 2], how: Resize) -> Result<Tensor> {
 mod tests {
     use super::*;
     use crate::ops::random::Random;
-    use crate::tensor::DType;
 
     const ALL: [Resize; 3] = [Resize::Bilinear, Resize::AntialiasedBilinear, Resize::AntialiasedBicubic];
 
@@ -120,36 +119,7 @@ mod tests {
         }
     }
 
-    /// A plane `a + b y + c x` stays a plane away from the border, whatever the filter; a constant stays everywhere.
-    #[test]
-    fn planes_stay_planes() {
-        for (from, to) in [([9, 14], [23, 5]), ([12, 7], [12, 31]), ([30, 30], [11, 13])] {
-            let plane = |y: f64, x: f64| 2.0 - 0.3 * y + 0.7 * x;
-            let values: Vec<f64> = (0..from[0] * from[1]).map(|i| plane((i / from[1]) as f64, (i % from[1]) as f64)).collect();
-            let x = Tensor::from_vec(&[1, from[0], from[1], 1], values);
-            for how in ALL {
-                let y = resize(&x, to, how).unwrap().to_f64_vec();
-                let flat = resize(&Tensor::full(&[1, from[0], from[1], 1], 3.0, DType::F64), to, how).unwrap();
-                assert!(flat.to_f64_vec().iter().all(|v| (v - 3.0).abs() < 1e-12), "{how} {from:?} {to:?}");
-                let scale = [0, 1].map(|a| from[a] as f64 / to[a] as f64);
-                let mut inner = 0;
-                for (i, y) in y.iter().enumerate() {
-                    let at = [i / to[1], i % to[1]].map(|p| p as f64 + 0.5);
-                    let q = [at[0] * scale[0], at[1] * scale[1]];
-                    let margin = scale.map(|s| 2.0 * s.max(1.0) + 0.5);
-                    if (0..2).all(|a| q[a] > margin[a] && q[a] < from[a] as f64 - margin[a]) {
-                        // The discretised filters of other ratios than 2 are not exact on slopes; Pillow's neither.
-                        let bound = if how == Resize::Bilinear || scale.iter().all(|s| *s <= 1.0) { 1e-9 } else { 0.15 };
-                        assert!((y - plane(q[0] - 0.5, q[1] - 0.5)).abs() < bound, "{how} {from:?} {to:?} at {i}");
-                        inner += 1;
-                    }
-                }
-                assert!(inner > 0, "{from:?} {to:?} tests no inner pixel");
-            }
-        }
-    }
-
-    /// Both dtypes and any batch: a sample's result does not depend on its neighbours.
+    /// A sample's result does not depend on its neighbours.
     #[test]
     fn samples_are_independent() {
         let x = Random::new(2, 0).normal(&[3, 6, 5, 2]);

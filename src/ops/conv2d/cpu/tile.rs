@@ -91,38 +91,53 @@ pub struct Gather<'a, T> {
     pub scale: Option<&'a [T]>,
 }
 
+/// Repeats `$body` with the constant `$i` from 0 up to `$limit` (at most 12). Sums indexed by anything but constants
+/// would be kept in memory, whenever the compiler prefers a loop.
+macro_rules! unroll {
+    ($limit:expr, $i:ident => $body:block) => {
+        unroll!(@ $limit, $i, $body, 0 1 2 3 4 5 6 7 8 9 10 11)
+    };
+    (@ $limit:expr, $i:ident, $body:block, $($n:literal)*) => {
+        $(if $n < $limit {
+            const $i: usize = $n;
+            $body
+        })*
+    };
+}
+
+/// Finished sums of a tile on their way out.
+type Lines<T, const MR: usize> = [[T; MAX_PANEL]; MR];
+
 /// # Safety
 /// The bounds that `gather` asserts hold, and the instruction set of `L` is present.
 #[inline(always)]
 unsafe fn gather_body<L: Lanes, const MR: usize, const NV: usize>(job: &Gather<L::Item>, out: &mut Columns<L::Item>, column: usize, width: usize) {
-    let nr = NV * L::COUNT;
     for tile in job.rows.rows.chunks(MR) {
-        // A short tile repeats its last row; the repeats are computed and dropped.
-        let rows: [Row; MR] = std::array::from_fn(|r| tile[r.min(tile.len() - 1)]);
         // SAFETY: every window start plus every run end is inside `input`, the panel holds one line per value; the
         // pixels and channels written are inside the exclusive `Columns`, and `scale` covers the same channels.
         unsafe {
             let mut sum = [[L::splat(L::Item::ZERO); NV]; MR];
+            let mut line = [L::splat(L::Item::ZERO); NV];
+            let mut windows = [job.input.as_ptr(); MR];
             let mut panel = job.panel.as_ptr();
             for run in job.runs {
-                let windows: [*const L::Item; MR] = std::array::from_fn(|r| job.input.as_ptr().add(rows[r].input + run.offset));
+                // A short tile repeats its last row; the repeats are computed and dropped.
+                unroll!(MR, R => { windows[R] = job.input.as_ptr().add(tile[R.min(tile.len() - 1)].input + run.offset); });
                 for k in 0..run.len {
-                    let line: [L; NV] = std::array::from_fn(|j| L::load(panel.add(j * L::COUNT)));
-                    for r in 0..MR {
-                        let v = L::splat(*windows[r].add(k));
-                        for j in 0..NV {
-                            sum[r][j] = v.mul_add(line[j], sum[r][j]);
-                        }
-                    }
-                    panel = panel.add(nr);
+                    unroll!(NV, J => { line[J] = L::load(panel.add(J * L::COUNT)); });
+                    unroll!(MR, R => {
+                        let v = L::splat(*windows[R].add(k));
+                        unroll!(NV, J => { sum[R][J] = v.mul_add(line[J], sum[R][J]); });
+                    });
+                    panel = panel.add(NV * L::COUNT);
                 }
             }
-            for r in 0..MR {
-                if r < tile.len() {
-                    let to = out.start.add(rows[r].output * out.channels + out.first + column);
-                    let scale = job.scale.map(|s| s.as_ptr().add(rows[r].scale + out.first + column));
-                    finish(sum[r], to, width, job.accumulate, scale);
-                }
+            let mut lines: Lines<L::Item, MR> = [[L::Item::ZERO; MAX_PANEL]; MR];
+            unroll!(MR, R => { unroll!(NV, J => { sum[R][J].store(lines[R].as_mut_ptr().add(J * L::COUNT)); }); });
+            for (row, line) in tile.iter().zip(&lines) {
+                let to = out.start.add(row.output * out.channels + out.first + column);
+                let scale = job.scale.map(|s| s.as_ptr().add(row.scale + out.first + column));
+                finish::<L, NV>(line, to, width, job.accumulate, scale);
             }
         }
     }
@@ -133,12 +148,13 @@ unsafe fn gather_body<L: Lanes, const MR: usize, const NV: usize>(job: &Gather<L
 /// # Safety
 /// `width` elements are valid at `to` and `scale`; the instruction set of `L` is present.
 #[inline(always)]
-unsafe fn finish<L: Lanes, const NV: usize>(sum: [L; NV], to: *mut L::Item, width: usize, accumulate: bool, scale: Option<*const L::Item>) {
+unsafe fn finish<L: Lanes, const NV: usize>(sum: &[L::Item; MAX_PANEL], to: *mut L::Item, width: usize, accumulate: bool, scale: Option<*const L::Item>) {
     // SAFETY: whole registers only when all their elements are valid, single elements otherwise.
     unsafe {
         if width == NV * L::COUNT {
             for j in 0..NV {
-                let (at, mut v) = (j * L::COUNT, sum[j]);
+                let at = j * L::COUNT;
+                let mut v = L::load(sum.as_ptr().add(at));
                 if accumulate {
                     v = v.add(L::load(to.add(at)));
                 }
@@ -148,12 +164,7 @@ unsafe fn finish<L: Lanes, const NV: usize>(sum: [L; NV], to: *mut L::Item, widt
                 v.store(to.add(at));
             }
         } else {
-            // A copy, so that indexing by a variable does not force the sums themselves to memory.
-            let mut line = [L::Item::ZERO; MAX_PANEL];
-            for j in 0..NV {
-                sum[j].store(line.as_mut_ptr().add(j * L::COUNT));
-            }
-            for (j, v) in line[..width].iter().enumerate() {
+            for (j, v) in sum[..width].iter().enumerate() {
                 let v = if accumulate { *v + *to.add(j) } else { *v };
                 *to.add(j) = scale.map_or(v, |s| v * *s.add(j));
             }
@@ -213,26 +224,25 @@ unsafe fn outer_body<L: Lanes, const MR: usize, const NV: usize>(job: &Outer<L::
     // and columns that are written.
     unsafe {
         let mut sum = [[L::splat(L::Item::ZERO); NV]; MR];
+        let mut line = [L::splat(L::Item::ZERO); NV];
         let mut grad = job.grad.as_ptr();
         for run in &job.pixels.runs {
             let mut window = job.input.as_ptr().add(run.offset);
             for _ in 0..run.len {
-                let line: [L; NV] = std::array::from_fn(|j| L::load(window.add(j * L::COUNT)));
-                for r in 0..MR {
-                    let v = L::splat(*grad.add(r));
-                    for j in 0..NV {
-                        sum[r][j] = v.mul_add(line[j], sum[r][j]);
-                    }
-                }
+                unroll!(NV, J => { line[J] = L::load(window.add(J * L::COUNT)); });
+                unroll!(MR, R => {
+                    let v = L::splat(*grad.add(R));
+                    unroll!(NV, J => { sum[R][J] = v.mul_add(line[J], sum[R][J]); });
+                });
                 // Wrapping: after the last pixel the pointer may leave the slice; it is not read there.
                 window = window.wrapping_add(job.pixels.step);
                 grad = grad.add(MR);
             }
         }
-        for r in 0..MR {
-            if r < job.rows {
-                finish(sum[r], out.as_mut_ptr().add(r * job.pitch), job.width, job.accumulate, None);
-            }
+        let mut lines: Lines<L::Item, MR> = [[L::Item::ZERO; MAX_PANEL]; MR];
+        unroll!(MR, R => { unroll!(NV, J => { sum[R][J].store(lines[R].as_mut_ptr().add(J * L::COUNT)); }); });
+        for (r, line) in lines.iter().enumerate().take(job.rows) {
+            finish::<L, NV>(line, out.as_mut_ptr().add(r * job.pitch), job.width, job.accumulate, None);
         }
     }
 }

@@ -1,0 +1,223 @@
+//! Fréchet inception distance. A number without its protocol says nothing, so the protocol is a type and stands in
+//! every line printed; with a file that lacks the last layers the distance is called FID-768, never FID.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+
+use super::{FeatureStats, Statistics, frechet_distance};
+use crate::data::Dataset;
+use crate::error::{Error, Result};
+use crate::io::{image, npz};
+use crate::models::inception::{Block, Inception, SIZE};
+use crate::ops::elementwise::{Map, map};
+use crate::ops::layout::concat;
+use crate::ops::resize::{Resize, resize};
+use crate::tensor::Tensor;
+
+/// How 8-bit images become the network's input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Preparation {
+    /// pytorch-fid: bilinear without antialiasing, `v / 127.5 − 1`.
+    PytorchFid,
+    /// clean-fid's default mode: Pillow's bicubic in floating point, `(v − 128) / 128`.
+    CleanFid,
+}
+
+impl Preparation {
+    /// How images are brought to 299 px.
+    pub fn resize(self) -> Resize {
+        match self {
+            Preparation::PytorchFid => Resize::Bilinear,
+            Preparation::CleanFid => Resize::AntialiasedBicubic,
+        }
+    }
+
+    /// Takes 0..255 to the input's range.
+    fn range(self) -> Map {
+        match self {
+            Preparation::PytorchFid => Map::Affine { scale: 1.0 / 127.5, shift: -1.0 },
+            Preparation::CleanFid => Map::Affine { scale: 1.0 / 128.0, shift: -1.0 },
+        }
+    }
+}
+
+impl fmt::Display for Preparation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (name, range) = match self {
+            Preparation::PytorchFid => ("pytorch-fid", "v/127.5 - 1"),
+            Preparation::CleanFid => ("clean-fid", "(v - 128)/128"),
+        };
+        write!(f, "{name}, {} to {SIZE} px, input {range}", self.resize())
+    }
+}
+
+/// Everything that a distance depends on besides the images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct FidProtocol {
+    pub preparation: Preparation,
+    pub block: Block,
+}
+
+impl FidProtocol {
+    /// "FID" for the 2048 features that the word stands for, else with their number.
+    pub fn name(self) -> String {
+        match self.block {
+            Block::D2048 => "FID".into(),
+            block => format!("FID-{block}"),
+        }
+    }
+}
+
+impl fmt::Display for FidProtocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, block {}", self.preparation, self.block)
+    }
+}
+
+/// A distance with what it takes to compare it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct FidReport {
+    pub distance: f64,
+    pub protocol: FidProtocol,
+    /// Numbers of images; unknown for statistics of others.
+    pub images: [Option<usize>; 2],
+}
+
+impl fmt::Display for FidReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = |n: Option<usize>| n.map_or("unknown".to_string(), |n| n.to_string());
+        let [a, b] = self.images.map(count);
+        write!(f, "{} {:.4} ({}, images {a} and {b})", self.protocol.name(), self.distance, self.protocol)
+    }
+}
+
+/// The Fréchet distance of two sets of statistics taken under one protocol.
+pub fn fid(protocol: FidProtocol, a: &Statistics, b: &Statistics) -> Result<FidReport> {
+    for s in [a, b] {
+        if s.dims() != protocol.block.dims() {
+            return Err(Error::config("statistics", format!("{} dimensions, but {} compares {}", s.dims(), protocol.name(), protocol.block)));
+        }
+    }
+    Ok(FidReport { distance: frechet_distance(a, b)?, protocol, images: [a.count, b.count] })
+}
+
+/// The Inception network under one protocol.
+pub struct Extractor {
+    net: Inception,
+    protocol: FidProtocol,
+}
+
+impl Extractor {
+    /// Fails when the network's file ends before the protocol's block.
+    pub fn new(net: Inception, protocol: FidProtocol) -> Result<Extractor> {
+        if protocol.block > net.last_block() {
+            let problem = format!("the Inception file ends at block {}; {} needs the whole file", net.last_block(), protocol.name());
+            return Err(Error::config("--dims", problem));
+        }
+        Ok(Extractor { net, protocol })
+    }
+
+    pub fn protocol(&self) -> FidProtocol {
+        self.protocol
+    }
+
+    /// Empty statistics of these features.
+    pub fn start(&self) -> FeatureStats {
+        FeatureStats::new(self.protocol.block.dims())
+    }
+
+    /// Images of 0..255 `[N, H, W, 3 or 1]` as the network takes them, `[N, 299, 299, 3]`.
+    fn prepare(&self, bytes: &Tensor) -> Result<Tensor> {
+        if bytes.rank() != 4 || !matches!(bytes.dim(3), 1 | 3) {
+            return Err(Error::shape("FID", format!("images {:?} where [N, H, W, 3] or [N, H, W, 1] is needed", bytes.shape())));
+        }
+        let x = map(&resize(bytes, [SIZE; 2], self.protocol.preparation.resize())?, self.protocol.preparation.range())?;
+        if x.dim(3) == 1 { concat(&[&x, &x, &x], 3) } else { Ok(x) }
+    }
+
+    /// Adds a batch of images of 0..255, `[N, H, W, 3 or 1]`.
+    pub fn add_bytes(&self, stats: &mut FeatureStats, bytes: &Tensor) -> Result<()> {
+        self.add_prepared(stats, &self.prepare(bytes)?)
+    }
+
+    /// Adds a batch of images in [−1, 1], `[N, H, W, 3 or 1]`. They are rounded to 8 bits first, so that a model's
+    /// distance is the same whether its images were saved in between or not.
+    pub fn add_images(&self, stats: &mut FeatureStats, images: &Tensor) -> Result<()> {
+        let bytes = images.to_f64_vec().iter().map(|v| image::to_byte(*v as f32) as f32).collect::<Vec<f32>>();
+        self.add_bytes(stats, &Tensor::from_vec(images.shape(), bytes))
+    }
+
+    fn add_prepared(&self, stats: &mut FeatureStats, x: &Tensor) -> Result<()> {
+        stats.add(&self.net.features(x, &[self.protocol.block])?[0])
+    }
+
+    /// Statistics of a data set, `batch` images at a time; `progress` is called with the number of images done and
+    /// ends the work by an error.
+    pub fn dataset(&self, data: &Dataset, batch: usize, progress: &mut dyn FnMut(usize) -> Result<()>) -> Result<Statistics> {
+        let mut stats = self.start();
+        let bytes = (data.height * data.width * data.channels).max(1);
+        for pixels in data.images.chunks(batch.max(1) * bytes) {
+            let values = pixels.iter().map(|v| *v as f32).collect::<Vec<f32>>();
+            self.add_bytes(&mut stats, &Tensor::from_vec(&[pixels.len() / bytes, data.height, data.width, data.channels], values))?;
+            progress(stats.count())?;
+        }
+        stats.finish()
+    }
+
+    /// Statistics of pictures of any sizes, `batch` at a time, each brought to 299 px from its own size.
+    pub fn pictures(&self, files: &[PathBuf], batch: usize, progress: &mut dyn FnMut(usize) -> Result<()>) -> Result<Statistics> {
+        let mut stats = self.start();
+        for files in files.chunks(batch.max(1)) {
+            let prepared: Vec<Tensor> = files
+                .par_iter()
+                .map(|file| {
+                    let picture = image::read(file)?;
+                    let values = picture.pixels.iter().map(|v| *v as f32).collect::<Vec<f32>>();
+                    self.prepare(&Tensor::from_vec(&[1, picture.height, picture.width, 3], values))
+                })
+                .collect::<Result<_>>()?;
+            self.add_prepared(&mut stats, &concat(&prepared.iter().collect::<Vec<_>>(), 0)?)?;
+            progress(stats.count())?;
+        }
+        stats.finish()
+    }
+}
+
+/// Reads statistics as pytorch-fid's `--save-stats` writes them: `mu` `[D]` and `sigma` `[D, D]`; `count` if it is ours.
+pub fn read_statistics(path: impl AsRef<Path>) -> Result<Statistics> {
+    let path = path.as_ref();
+    let arrays = npz::read_only(path, &["mu", "sigma"], &["count"])?;
+    let take = |name: &str| arrays[name].to_tensor();
+    let (mu, sigma) = (take("mu"), take("sigma"));
+    let d = mu.len();
+    if mu.rank() != 1 || sigma.shape() != [d, d] || d == 0 {
+        return Err(Error::file(path, format!("mu {:?} and sigma {:?} are no statistics of features", mu.shape(), sigma.shape())));
+    }
+    let statistics = Statistics {
+        count: arrays.get("count").and_then(|c| c.to_tensor().item().ok()).map(|n| n as usize),
+        mu: mu.to_f64_vec(),
+        sigma: sigma.to_f64_vec(),
+    };
+    let finite = statistics.mu.iter().chain(&statistics.sigma).all(|v| v.is_finite());
+    let largest = statistics.sigma.iter().fold(0.0_f64, |m, v| m.max(v.abs()));
+    let symmetric = (0..d * d).all(|i| (statistics.sigma[i] - statistics.sigma[i % d * d + i / d]).abs() <= 1e-6 * largest);
+    if !finite || !symmetric || (0..d).any(|i| statistics.sigma[i * d + i] < 0.0) {
+        return Err(Error::file(path, "sigma is no covariance (not finite, not symmetric, or a negative variance); compute it again"));
+    }
+    Ok(statistics)
+}
+
+/// Writes statistics so that pytorch-fid reads them.
+pub fn write_statistics(path: impl AsRef<Path>, statistics: &Statistics) -> Result<()> {
+    let d = statistics.dims();
+    let mut arrays = npz::Arrays::new();
+    arrays.insert("mu".into(), npz::Array::new(&[d], npz::Values::F64(statistics.mu.clone())));
+    arrays.insert("sigma".into(), npz::Array::new(&[d, d], npz::Values::F64(statistics.sigma.clone())));
+    if let Some(n) = statistics.count {
+        arrays.insert("count".into(), npz::Array::new(&[], npz::Values::I64(vec![n as i64])));
+    }
+    npz::write(path, &arrays)
+}

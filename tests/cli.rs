@@ -1,0 +1,293 @@
+//! The program itself, in a temporary folder: what it writes, how it resumes, and how it refuses bad input. Bad input
+//! is one line on standard error that says what to do, and exit code 2.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use recant::io::npz::{self, Array, Arrays, Values};
+
+/// A folder of its own, removed when the test ends.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Folder {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let path = std::env::temp_dir().join(format!("recant-cli-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
+        std::fs::create_dir_all(&path).unwrap();
+        Folder(path)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        command(&self.0, args).output().unwrap()
+    }
+
+    #[track_caller]
+    fn ok(&self, args: &[&str]) -> String {
+        let out = self.run(args);
+        assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap()
+    }
+
+    /// Asserts exit code 2 and one line that contains every one of `parts`.
+    #[track_caller]
+    fn refused(&self, args: &[&str], parts: &[&str]) {
+        assert_refused(&self.run(args), args, parts);
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn command(folder: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_recant"));
+    command.args(args).current_dir(folder).stdin(Stdio::null());
+    command
+}
+
+#[track_caller]
+fn assert_refused(out: &Output, args: &[&str], parts: &[&str]) {
+    let text = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(2), "{args:?}: {text}");
+    let lines: Vec<&str> = text.lines().filter(|l| !l.starts_with("warning:")).collect();
+    assert_eq!(lines.len(), 1, "{args:?}: not one line: {text}");
+    for part in parts {
+        assert!(lines[0].contains(part), "{args:?}: {part:?} is missing in: {}", lines[0]);
+    }
+}
+
+/// The options of a network that trains in milliseconds.
+const SMALL: [&str; 8] = ["--size", "8", "--latent", "8", "--mapping-layers", "2", "--channels", "4:8,8:4"];
+
+fn with<'a>(first: &[&'a str], second: &[&'a str]) -> Vec<&'a str> {
+    [first, second].concat()
+}
+
+/// 64 images of 8×8 in two classes, bright and dark, as `images.npz`.
+fn write_images(folder: &Folder) {
+    let images: Vec<u8> = (0..64 * 64).map(|i| if i / 64 % 2 == 0 { 200 + (i % 50) as u8 } else { (i % 50) as u8 }).collect();
+    let labels = (0..64).map(|i| i % 2).collect();
+    let arrays = Arrays::from([
+        ("images".to_string(), Array::new(&[64, 8, 8], Values::U8(images))),
+        ("labels".to_string(), Array::new(&[64], Values::I64(labels))),
+    ]);
+    npz::write(folder.path("images.npz"), &arrays).unwrap();
+}
+
+fn train_args<'a>(out: &'a str, iterations: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let common = ["train", "--data", "npz:images.npz", "--batch", "4", "--out", out, "--iterations", iterations];
+    with(&with(&common, &SMALL), more)
+}
+
+/// A folder with data and a trained model `run/model.safetensors`.
+fn trained() -> Folder {
+    let folder = Folder::new();
+    write_images(&folder);
+    folder.ok(&train_args("run", "4", &[]));
+    folder
+}
+
+fn marks(folder: &Folder, indices: impl Iterator<Item = usize>) {
+    let text: Vec<String> = indices.map(|i| i.to_string()).collect();
+    std::fs::write(folder.path("marks.txt"), text.join("\n")).unwrap();
+}
+
+const FEEDBACK: [&str; 9] = ["feedback", "--model", "run/model.safetensors", "--marks", "marks.txt", "--n", "40", "--out", "feedback.npz"];
+const ADAPT: [&str; 11] = [
+    "adapt", "--model", "run/model.safetensors", "--feedback", "feedback.npz", "--out", "adapted", "--batch", "4", "--iterations", "3",
+];
+const UNLEARN: [&str; 13] = [
+    "unlearn", "--model", "run/model.safetensors", "--feedback", "feedback.npz", "--adapted", "adapted", "--out", "unlearned", "--batch", "4", "--iterations", "3",
+];
+
+/// The same with feedback and two adapted models.
+fn adapted() -> Folder {
+    let folder = trained();
+    marks(&folder, 0..10);
+    folder.ok(&FEEDBACK);
+    folder.ok(&with(&ADAPT, &["--models", "2", "--fisher-samples", "4"]));
+    folder
+}
+
+#[test]
+fn the_method_from_images_to_an_unlearned_model() {
+    let folder = adapted();
+    let last = |text: String| serde_json::from_str::<serde_json::Value>(text.lines().last().unwrap()).unwrap();
+    let summary = last(folder.ok(&with(&UNLEARN, &["--json"])));
+    assert_eq!(summary["iterations"], 3);
+    assert!(folder.path("unlearned/unlearned.safetensors").exists());
+    assert!(folder.path("unlearned/config.json").exists());
+    let metrics = std::fs::read_to_string(folder.path("unlearned/metrics.jsonl")).unwrap();
+    assert!(metrics.lines().count() >= 1 && metrics.contains("\"regulariser\""), "{metrics}");
+    for repulsion in ["nl2", "il2", "none"] {
+        folder.ok(&with(&UNLEARN, &["--repulsion", repulsion, "--out", repulsion]));
+    }
+    folder.ok(&["extrapolate", "--model", "run/model.safetensors", "--adapted", "adapted", "--out", "extrapolated", "--gamma", "0,1"]);
+    assert!(folder.path("extrapolated/extrapolated.png").exists());
+    folder.ok(&["sample", "--model", "unlearned/unlearned.safetensors", "--n", "5", "--out", "samples.png"]);
+}
+
+#[test]
+fn samples_are_reproducible_and_files_go_both_ways() {
+    let folder = trained();
+    let sample = |model: &str, out: &str| folder.ok(&["sample", "--model", model, "--n", "3", "--noise", "buffers", "--truncation", "0.7", "--out", out]);
+    sample("run/model.safetensors", "a.npz");
+    folder.ok(&["convert", "run/model.safetensors", "model.pt"]);
+    folder.ok(&["convert", "model.pt", "again.safetensors"]);
+    sample("model.pt", "b.npz");
+    sample("again.safetensors", "c.npz");
+    let images = |name: &str| npz::read(folder.path(name)).unwrap()["images"].clone();
+    assert_eq!(images("a.npz").shape, [3, 3, 8, 8]);
+    assert_eq!(images("a.npz"), images("b.npz"));
+    assert_eq!(images("a.npz"), images("c.npz"));
+}
+
+/// Continuing gives the same bits as not stopping, and so does any number of threads.
+#[test]
+fn resuming_and_threads_change_no_bit() {
+    let folder = Folder::new();
+    write_images(&folder);
+    folder.ok(&train_args("whole", "20", &["--threads", "3"]));
+    folder.ok(&train_args("parts", "9", &["--threads", "1"]));
+    folder.ok(&train_args("parts", "20", &["--resume", "--threads", "2"]));
+    let bytes = |run: &str| std::fs::read(folder.path(run).join("model.safetensors")).unwrap();
+    assert!(bytes("whole") == bytes("parts"), "the resumed run differs");
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupt_leaves_a_state_to_continue() {
+    let folder = Folder::new();
+    write_images(&folder);
+    let args = train_args("run", "1000000", &[]);
+    let child = command(&folder.0, &args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // The first line on standard output comes when training starts; a metrics line, when an iteration is done.
+    while !std::fs::read_to_string(folder.path("run/metrics.jsonl")).is_ok_and(|t| t.lines().count() > 1) {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert_refused(&child.wait_with_output().unwrap(), &args, &["interrupted", "--resume", "model.safetensors"]);
+    folder.ok(&["sample", "--model", "run/model.safetensors", "--n", "1", "--out", "a.png"]);
+}
+
+#[test]
+fn a_run_is_not_overwritten() {
+    let folder = trained();
+    folder.refused(&train_args("run", "8", &[]), &["run", "--resume"]);
+    folder.refused(&train_args("other", "8", &["--resume"]), &["other", "no run to resume"]);
+    folder.refused(&train_args("run", "8", &["--resume", "--lr", "0.1"]), &["--resume", "hyper"]);
+}
+
+#[test]
+fn wrong_files() {
+    let folder = trained();
+    std::fs::write(folder.path("text.pt"), "not a model").unwrap();
+    folder.refused(&["sample", "--model", "text.pt", "--out", "a.png"], &["text.pt"]);
+    folder.refused(&["sample", "--model", "nothing.safetensors", "--out", "a.png"], &["nothing.safetensors", "does not exist"]);
+    std::fs::write(folder.path("train-images-idx3-ubyte"), [0, 0, 9, 9, 0, 0, 0, 1]).unwrap();
+    std::fs::write(folder.path("train-labels-idx1-ubyte"), [0, 0, 8, 1, 0, 0, 0, 0]).unwrap();
+    folder.refused(&with(&["train", "--data", "mnist:.", "--out", "x"], &SMALL), &["train-images-idx3-ubyte"]);
+    let bytes = std::fs::read(folder.path("run/model.safetensors")).unwrap();
+    std::fs::write(folder.path("short.safetensors"), &bytes[..bytes.len() / 2]).unwrap();
+    folder.refused(&["sample", "--model", "short.safetensors", "--out", "a.png"], &["short.safetensors", "cut short"]);
+}
+
+#[test]
+fn wrong_shapes_and_sizes() {
+    let folder = adapted();
+    npz::write_npy(folder.path("z.npy"), &Array::new(&[2, 3], Values::F32(vec![0.0; 6]))).unwrap();
+    folder.refused(&["sample", "--model", "run/model.safetensors", "--latents", "z.npy", "--out", "a.png"], &["z.npy", "[n, 8]"]);
+    folder.ok(&with(&["train", "--data", "npz:images.npz", "--batch", "4", "--out", "wide", "--iterations", "1"], &["--size", "8", "--latent", "8", "--mapping-layers", "2", "--channels", "4:8,8:8"]));
+    let other = ["unlearn", "--model", "wide/model.safetensors", "--feedback", "feedback.npz", "--adapted", "adapted", "--out", "x", "--batch", "4"];
+    folder.refused(&other, &["adapted_0.safetensors", "parameters"]);
+    folder.refused(&["train", "--data", "npz:images.npz", "--size", "12", "--out", "x"], &["--size", "power of two"]);
+    folder.refused(&["train", "--data", "npz:images.npz", "--size", "8", "--channels", "4:8", "--out", "x"], &["--channels"]);
+    folder.refused(&train_args("x", "1", &[]).iter().map(|a| if *a == "4" { "6" } else { a }).collect::<Vec<_>>(), &["--batch", "multiple of 4"]);
+}
+
+#[test]
+fn classes_folders_and_marks() {
+    let folder = trained();
+    folder.refused(&["demo", "--class", "cat"], &["--class", "cat", "0, 1, 2"]);
+    folder.refused(&train_args("x", "1", &["--without", "7"]), &["7"]);
+    std::fs::create_dir(folder.path("empty")).unwrap();
+    folder.refused(&with(&["train", "--data", "folder:empty", "--out", "x"], &SMALL), &["empty"]);
+    folder.refused(&with(&["train", "--data", "images.npz", "--out", "x"], &SMALL), &["images.npz", "npz:"]);
+    marks(&folder, std::iter::empty());
+    folder.refused(&FEEDBACK, &["none of 40", "--n"]);
+    marks(&folder, 0..40);
+    folder.refused(&FEEDBACK, &["all 40"]);
+    marks(&folder, 39..41);
+    folder.refused(&FEEDBACK, &["marks.txt", "line 2", "40"]);
+    assert!(!folder.path("feedback.npz").exists(), "refused feedback is not written");
+}
+
+#[test]
+fn wrong_numbers() {
+    let folder = adapted();
+    for gamma in ["0", "-1", "nan"] {
+        folder.refused(&with(&UNLEARN, &["--gamma", gamma]), &["--gamma", "positive"]);
+        folder.refused(&["demo", "--gamma", gamma], &["--gamma", "positive"]);
+    }
+    folder.refused(&with(&UNLEARN, &["--alpha", "-0.5"]), &["--alpha"]);
+    folder.refused(&with(&ADAPT, &["--models", "0", "--out", "x"]), &["--models", "k ≥ 1"]);
+    folder.refused(&["demo", "--models", "0"], &["--models", "k ≥ 1"]);
+    folder.refused(&UNLEARN[..5].iter().copied().chain(["--out", "x"]).collect::<Vec<_>>(), &["--adapted", "--repulsion none"]);
+    folder.refused(&with(&ADAPT, &["--lambda", "nan", "--out", "x"]), &["--lambda"]);
+    folder.refused(&["sample", "--model", "run/model.safetensors", "--out", "a.jpg"], &["--out", ".png"]);
+    folder.refused(&["sample", "--model", "run/model.safetensors", "--out", "a.png", "--threads", "0"], &["--threads"]);
+    folder.refused(&["sample", "--model", "run/model.safetensors", "--out", "a.png", "--device", "tpu"], &["--device", "tpu"]);
+}
+
+#[test]
+fn runaway_and_poles_stop_with_the_last_good_model() {
+    let folder = adapted();
+    folder.refused(&with(&UNLEARN, &["--repulsion", "nl2", "--gamma", "1000", "--lr", "10"]), &["runs away", "--gamma"]);
+    let original = ["unlearn", "--model", "run/model.safetensors", "--feedback", "feedback.npz", "--adapted", "run/model.safetensors", "--out", "pole", "--batch", "4"];
+    folder.refused(&with(&original, &["--repulsion", "il2"]), &["il2", "pole"]);
+}
+
+#[test]
+fn losses_that_are_not_numbers_keep_the_last_good_model() {
+    let folder = trained();
+    let good = std::fs::read(folder.path("run/model.safetensors")).unwrap();
+    marks(&folder, 0..10);
+    folder.ok(&FEEDBACK);
+    let wild = with(&UNLEARN[..5], &["--repulsion", "none", "--batch", "4", "--lr", "1e30", "--out", "wild", "--iterations", "200"]);
+    folder.refused(&wild, &["not a finite number", "--lr"]);
+    assert_eq!(std::fs::read(folder.path("run/model.safetensors")).unwrap(), good);
+    // What a run saved before it diverged can still be read.
+    if folder.path("wild/model.safetensors").exists() {
+        folder.ok(&["sample", "--model", "wild/model.safetensors", "--n", "1", "--out", "a.png"]);
+    }
+}
+
+#[test]
+fn places_that_cannot_be_written() {
+    let folder = trained();
+    std::fs::write(folder.path("file"), "").unwrap();
+    folder.refused(&train_args("file/run", "1", &[]), &["file"]);
+    folder.refused(&["sample", "--model", "run/model.safetensors", "--out", "file/a.png"], &["file"]);
+}
+
+/// A limit on file sizes stands in for a full disk: the write fails in the middle.
+#[cfg(unix)]
+#[test]
+fn a_full_disk_keeps_what_was_there() {
+    let folder = trained();
+    folder.ok(&["sample", "--model", "run/model.safetensors", "--n", "600", "--out", "a.npz"]);
+    let before = std::fs::read(folder.path("a.npz")).unwrap();
+    let script = format!("trap '' XFSZ; ulimit -f 16; exec '{}' sample --model run/model.safetensors --n 600 --seed 9 --out a.npz", env!("CARGO_BIN_EXE_recant"));
+    let out = Command::new("sh").args(["-c", &script]).current_dir(&folder.0).output().unwrap();
+    assert_refused(&out, &["full disk"], &["a.npz"]);
+    assert_eq!(std::fs::read(folder.path("a.npz")).unwrap(), before, "the earlier file is untouched");
+    let left: Vec<_> = std::fs::read_dir(&folder.0).unwrap().filter_map(|e| e.unwrap().file_name().into_string().ok()).filter(|n| n.contains("tmp")).collect();
+    assert!(left.is_empty(), "left behind: {left:?}");
+}
