@@ -3,9 +3,17 @@
 //! adjoints and gradients, compare devices, or time it.
 #![allow(dead_code)]
 
+pub mod bias_act;
 pub mod conv2d;
+pub mod bias_act;
+pub mod conv2d;
+pub mod elementwise;
+pub mod layout;
+pub mod matmul;
 pub mod pool2d;
+pub mod reduce;
 pub mod resize;
+pub mod upfirdn2d;
 
 use recant::autograd::Var;
 use recant::error::Result;
@@ -116,5 +124,15 @@ pub fn positive(stream: u64, shape: &[usize]) -> Tensor {
 
 /// Every family's cases.
 pub fn families() -> Vec<(&'static str, Vec<Case>)> {
-    vec![("conv2d", conv2d::cases()), ("pool2d", pool2d::cases()), ("resize", resize::cases())]
+    vec![
+        ("bias_act", bias_act::cases()),
+        ("conv2d", conv2d::cases()),
+        ("elementwise", elementwise::cases()),
+        ("layout", layout::cases()),
+        ("matmul", matmul::cases()),
+        ("pool2d", pool2d::cases()),
+        ("reduce", reduce::cases()),
+        ("resize", resize::cases()),
+        ("upfirdn2d", upfirdn2d::cases()),
+    ]
 }
