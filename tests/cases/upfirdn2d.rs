@@ -53,7 +53,12 @@ fn case(name: &str, shape: [usize; 4], spec: Upfirdn2d) -> Case {
 pub fn cases() -> Vec<Case> {
     // No symmetry: a filter read in the wrong direction shows.
     let ramp = [0.1, 0.2, 0.3, 0.4, 0.5];
-    let flipped = |spec: Upfirdn2d| Upfirdn2d { flip: true, ..spec };
+    let flipped = |mut spec: Upfirdn2d| {
+        spec.flip = true;
+        spec
+    };
+    let mut pads_apart = Upfirdn2d::new(&RESAMPLE_TAPS, 1, 1, [0, 0], 1.0);
+    pads_apart.pad = [[2, 1], [0, 3]];
     let up = |pad: [isize; 2]| Upfirdn2d::new(&RESAMPLE_TAPS, 2, 1, pad, 4.0);
     let down = |pad: [isize; 2]| Upfirdn2d::new(&RESAMPLE_TAPS, 1, 2, pad, 1.0);
     vec![
@@ -71,7 +76,7 @@ pub fn cases() -> Vec<Case> {
         case("longest filter", [1, 6, 6, 1], Upfirdn2d::new(&[0.3, 0.1, -0.2, 0.4, 0.2, 0.1, 0.5, -0.1], 1, 1, [4, 3], 1.0)),
         case("gaps", [1, 5, 5, 2], Upfirdn2d::new(&ramp[..2], 4, 1, [1, 0], 1.0)),
         case("empty batch", [0, 4, 4, 3], up([2, 1])),
-        case("pads apart", [1, 4, 5, 2], Upfirdn2d { pad: [[2, 1], [0, 3]], ..Upfirdn2d::new(&RESAMPLE_TAPS, 1, 1, [0, 0], 1.0) }),
+        case("pads apart", [1, 4, 5, 2], pads_apart),
         case("parallel", [4, 17, 15, 24], Upfirdn2d::new(&RESAMPLE_TAPS, 1, 1, [1, 1], 4.0)),
         case("parallel up to image", [4, 32, 32, 3], up([2, 1])),
     ]
