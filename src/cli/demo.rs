@@ -36,7 +36,8 @@ const LENET: &[u8] = include_bytes!("../../assets/mnist_lenet.safetensors");
 const STATISTICS: &[u8] = include_bytes!("../../assets/mnist_lenet_statistics.safetensors");
 
 /// The stages are short here: the usual running mean, with a half-life of 312 iterations, would hardly move.
-const EMA_DECAY: f64 = 0.98;
+const ADAPT_EMA: f64 = 0.98;
+const UNLEARN_EMA: f64 = 0.99;
 
 /// Images per row of the grids.
 const COLUMNS: usize = 16;
@@ -53,19 +54,19 @@ pub(crate) struct Demo {
     #[arg(long, default_value_t = 3)]
     models: usize,
     /// Iterations of each adaptation
-    #[arg(long, default_value_t = 150)]
+    #[arg(long, default_value_t = 120)]
     adapt_iterations: u64,
     /// Iterations of stage 2
-    #[arg(long, default_value_t = 300)]
+    #[arg(long, default_value_t = 600)]
     iterations: u64,
     /// λ of the EWC penalty
     #[arg(long, default_value_t = 5e8)]
     lambda: f64,
     /// Weight γ of EL2
-    #[arg(long, default_value_t = 100.0, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 5.0, allow_negative_numbers = true)]
     gamma: f64,
     /// Decay α of EL2
-    #[arg(long, default_value_t = 0.01, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 0.001, allow_negative_numbers = true)]
     alpha: f64,
     /// Shared latents of the evaluation
     #[arg(long, default_value_t = 5000)]
@@ -131,10 +132,10 @@ impl Demo {
         let (adapt_spec, specs) = self.specs()?;
         let embedded = Embedded::load()?;
         let class = class_of(&embedded.classifier, &self.class)?;
-        let hyper = Hyper { ema_decay: EMA_DECAY, ..Hyper::default() };
+        let hyper = |ema_decay| Hyper { ema_decay, ..Hyper::default() };
         atomic::create_folder(&self.out)?;
         let noise = embedded.model.noise.clone();
-        let original = embedded.model.into_state(Path::new("the embedded model"), &hyper, self.seed)?;
+        let original = embedded.model.into_state(Path::new("the embedded model"), &hyper(ADAPT_EMA), self.seed)?;
         let g = Generator::new(original.config.clone());
         println!("embedded StyleGAN2: {} px, {} generator parameters; unlearning digit {}", g.config().size, g.layout().len(), self.class);
 
@@ -143,10 +144,11 @@ impl Demo {
         println!("feedback: {negatives} of {} samples are negative", self.n);
         let seconds_feedback = watch.lap();
 
-        let trainer = Trainer::new(&original.config, hyper);
-        let adapted = self.adapt(&trainer, &original, &feedback, &adapt_spec)?;
+        let adapting = Trainer::new(&original.config, hyper(ADAPT_EMA));
+        let adapted = self.adapt(&adapting, &original, &feedback, &adapt_spec)?;
         let seconds_adapt = watch.lap();
-        let states = self.unlearn(&trainer, &original, &adapted, &feedback, &specs)?;
+        let unlearning = Trainer::new(&original.config, hyper(UNLEARN_EMA));
+        let states = self.unlearn(&unlearning, &original, &adapted, &feedback, &specs)?;
         let seconds_unlearn = watch.lap();
 
         let bench = Bench { g: &g, classifier: &embedded.classifier, class, n: self.evaluate, seed: self.seed };

@@ -76,6 +76,11 @@ enum Command {
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
+        Err(e) if e.use_stderr() => {
+            eprintln!("recant: {}", one_line(&e.to_string()));
+            return ExitCode::from(2);
+        }
+        // Help and version.
         Err(e) => e.exit(),
     };
     match run(cli) {
@@ -85,6 +90,12 @@ pub fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// The first paragraph of clap's message, without its prefix: usage is a `--help` away.
+fn one_line(message: &str) -> String {
+    let first: Vec<&str> = message.lines().take_while(|l| !l.trim().is_empty()).map(str::trim).collect();
+    format!("{} (see --help)", first.join(" ").trim_start_matches("error: "))
 }
 
 fn run(cli: Cli) -> Result<ExitCode> {
