@@ -35,6 +35,9 @@ const MODEL: &[u8] = include_bytes!("../../assets/mnist_stylegan2.safetensors");
 const LENET: &[u8] = include_bytes!("../../assets/mnist_lenet.safetensors");
 const STATISTICS: &[u8] = include_bytes!("../../assets/mnist_lenet_statistics.safetensors");
 
+/// The stages are short here: the usual running mean, with a half-life of 312 iterations, would hardly move.
+const EMA_DECAY: f64 = 0.98;
+
 /// Images per row of the grids.
 const COLUMNS: usize = 16;
 
@@ -125,10 +128,10 @@ impl Demo {
         if self.evaluate == 0 {
             return Err(Error::config("--evaluate", "must be at least 1"));
         }
+        let (adapt_spec, specs) = self.specs()?;
         let embedded = Embedded::load()?;
         let class = class_of(&embedded.classifier, &self.class)?;
-        let hyper = Hyper::default();
-        let (adapt_spec, specs) = self.specs()?;
+        let hyper = Hyper { ema_decay: EMA_DECAY, ..Hyper::default() };
         atomic::create_folder(&self.out)?;
         let noise = embedded.model.noise.clone();
         let original = embedded.model.into_state(Path::new("the embedded model"), &hyper, self.seed)?;

@@ -9,6 +9,7 @@ mod extrapolate;
 mod feedback;
 mod model;
 mod output;
+mod reproduce;
 mod run_folder;
 mod sample;
 mod train;
@@ -64,6 +65,9 @@ enum Command {
     Extrapolate(extrapolate::Extrapolate),
     /// PUL, histograms and distances of a model against its original
     Evaluate(evaluate::Evaluate),
+    /// Experiments of the paper
+    #[command(subcommand)]
+    Reproduce(reproduce::Reproduce),
     /// PyTorch's files to safetensors and back
     Convert(convert::Convert),
 }
@@ -101,6 +105,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Unlearn(c) => c.run(global),
         Command::Extrapolate(c) => c.run(global),
         Command::Evaluate(c) => c.run(global),
+        Command::Reproduce(c) => c.run(global),
         Command::Convert(c) => c.run(global),
     }?;
     Ok(ExitCode::SUCCESS)

@@ -119,6 +119,32 @@ impl Isa {
     }
 }
 
+/// Defines a function whose loops are compiled for AVX2 as well as for the target's baseline, chosen at run time. The
+/// results are the same: only explicit fused products round differently, and loops here use none.
+macro_rules! simd_dispatch {
+    ($(#[$doc:meta])* fn $name:ident<$t:ident: $bound:path $(, $g:ident: $g_bound:path)?>($($arg:ident: $of:ty),* $(,)?) $body:block) => {
+        $(#[$doc])*
+        fn $name<$t: $bound $(, $g: $g_bound)?>($($arg: $of),*) {
+            #[inline(always)]
+            fn body<$t: $bound $(, $g: $g_bound)?>($($arg: $of),*) $body
+
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2<$t: $bound $(, $g: $g_bound)?>($($arg: $of),*) {
+                    body($($arg),*)
+                }
+                if $crate::device::cpu::Isa::Avx2.is_present() {
+                    // SAFETY: the machine has the instruction set.
+                    return unsafe { avx2($($arg),*) };
+                }
+            }
+            body($($arg),*)
+        }
+    };
+}
+pub(crate) use simd_dispatch;
+
 /// Freed buffers by (element type, length). A fresh allocation of an activation costs a page fault per 4 KiB, which
 /// is more than most elementwise passes over it; training asks for the same lengths in every iteration.
 static POOL: LazyLock<Mutex<Pool>> = LazyLock::new(Default::default);

@@ -249,8 +249,8 @@ impl Experiment<'_> {
     }
 }
 
-/// The multiple of the starting distance at which a run-away of the repulsion is stopped.
-const RUNAWAY: f64 = 100.0;
+/// The root mean square displacement at which a run-away of the repulsion is stopped.
+const RUNAWAY: f64 = 10.0;
 
 /// Calls `job` on a thread of its own pool of one: these ops are shorter than handing them to other threads.
 fn on_one_thread<T: Send>(job: impl FnOnce() -> Result<T> + Send) -> Result<T> {

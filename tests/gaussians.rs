@@ -1,0 +1,117 @@
+//! The eight-Gaussians experiment: what each stage must do to the points, and that it is reproducible.
+
+use recant::ops::random::Random;
+use recant::tensor::Tensor;
+use recant::unlearning::gaussians::{
+    Counts, EL2, GaussiansResult, GaussiansSpec, IL2, MODES, Mixture, NEGATIVE_MODES, NL2, centre, is_negative, nearest, run, scatter,
+};
+
+/// Half of the default numbers of iterations and a smaller network: seconds instead of tens of them.
+fn short(seed: u64) -> GaussiansSpec {
+    let mut spec = GaussiansSpec { seed, pretrain_iterations: 1500, models: 2, adapt_iterations: 300, unlearn_iterations: 500, ..GaussiansSpec::default() };
+    spec.network.layers = 3;
+    spec
+}
+
+/// Too short to learn anything: for what must hold in any case.
+fn tiny() -> GaussiansSpec {
+    let mut spec = GaussiansSpec { pretrain_iterations: 60, models: 2, adapt_iterations: 5, unlearn_iterations: 5, marked: 400, samples: 64, ..GaussiansSpec::default() };
+    spec.network.layers = 2;
+    spec
+}
+
+fn quiet(spec: &GaussiansSpec) -> recant::error::Result<GaussiansResult> {
+    run(spec, &mut |_| Ok(()))
+}
+
+fn kept(mode: usize) -> bool {
+    !NEGATIVE_MODES.contains(&mode)
+}
+
+
+
+#[test]
+fn the_mixture_is_what_its_name_says() {
+    assert_eq!(NEGATIVE_MODES.map(centre).map(|c| c.map(|v| (v * 100.0).round() / 100.0)), [[2.0, 0.0], [-1.41, -1.41]]);
+    let n = 80_000;
+    let points = Mixture { spread: 0.1 }.sample(n, &mut Random::new(1, 0));
+    let counts = Counts::of(&points);
+    for mode in 0..MODES {
+        // Five standard errors of a share of 1/8.
+        assert!((counts.near[mode] as f64 / n as f64 - 0.125).abs() < 5.0 * (0.125 * 0.875 / n as f64).sqrt(), "{counts:?}");
+    }
+    // 0.5 is five standard deviations: e^-12.5 of all points lie beyond.
+    assert!(counts.stray_share() < 1e-4);
+    let squared: f64 = points.as_slice::<f32>().chunks_exact(2).map(|p| nearest(p).1.powi(2)).sum::<f64>() / n as f64;
+    // E ‖offset‖² = 2 · 0.1², with a standard error of that over √n.
+    assert!((squared - 0.02).abs() < 5.0 * 0.02 / (n as f64).sqrt(), "{squared}");
+}
+
+#[test]
+fn points_are_marked_and_counted_by_the_nearest_centre() {
+    assert_eq!(nearest(&[1.0, 0.1]).0, 0);
+    assert!(is_negative(&[1.0, 0.1]) && is_negative(&[-1.4, -1.5]) && !is_negative(&[0.1, 2.0]));
+    let counts = Counts::of(&Tensor::from_vec::<f32>(&[4, 2], vec![2.0, 0.1, 1.2, 0.0, 0.0, 2.4, -1.4, -1.4]));
+    assert_eq!(counts.marked, [2, 0, 1, 0, 0, 1, 0, 0]);
+    // (1.2, 0) is 0.8 from its centre.
+    assert_eq!(counts.near, [1, 0, 1, 0, 0, 1, 0, 0]);
+    assert_eq!((counts.negative_share(), counts.negative_near_share(), counts.stray_share()), (0.75, 0.5, 0.25));
+    assert_eq!(counts.smallest_share(|m| m == 0 || m == 2), 0.25);
+    assert_eq!(counts.smallest_share(|_| true), 0.0);
+}
+
+#[test]
+fn a_seed_gives_the_same_points_on_any_number_of_threads() {
+    let on = |threads: usize, seed: u64| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let r = pool.install(|| quiet(&GaussiansSpec { seed, ..tiny() })).unwrap();
+        [&r.pretrained, &r.adapted, &r.unlearned].map(|t| t.to_vec::<f32>()).concat()
+    };
+    let points = on(1, 5);
+    assert_eq!(points, on(3, 5));
+    assert_ne!(points, on(1, 6));
+}
+
+#[test]
+fn every_repulsion_and_the_ablation_run() {
+    let mut clouds = Vec::new();
+    for kind in [Some(EL2), Some(NL2), Some(IL2), None] {
+        let r = quiet(&GaussiansSpec { repulsion: kind, ..tiny() }).unwrap();
+        match r.distance {
+            Some((before, after)) => assert!(kind.is_some() && before > 0.0 && after != before),
+            None => assert!(kind.is_none()),
+        }
+        assert_eq!(r.all_adapted.len(), 2);
+        clouds.push(r.unlearned.to_vec::<f32>());
+    }
+    for (i, cloud) in clouds.iter().enumerate() {
+        assert!(!clouds[..i].contains(cloud), "two repulsions gave the same points");
+    }
+}
+
+#[test]
+fn unusable_numbers_are_refused_in_one_line() {
+    let refused = |spec: GaussiansSpec| quiet(&spec).err().expect("refused").to_string();
+    for message in [
+        refused(GaussiansSpec { models: 0, ..tiny() }),
+        refused(GaussiansSpec { lr: -1.0, ..tiny() }),
+        refused(GaussiansSpec { repulsion: Some(recant::unlearning::repulsion::Kind::Nl2 { gamma: -1.0 }), ..tiny() }),
+        refused(GaussiansSpec { lr: f64::INFINITY, ..tiny() }),
+    ] {
+        assert!(!message.contains('\n') && message.len() > 10, "{message}");
+    }
+}
+
+#[test]
+fn the_figure_shows_three_clouds_and_the_negative_centres() {
+    let r = quiet(&tiny()).unwrap();
+    let svg = scatter(&r);
+    assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
+    for title in ["Pre-trained", "Adapted to the negatives", "Unlearned"] {
+        assert!(svg.contains(title), "{title}");
+    }
+    let inside = |t: &Tensor| t.as_slice::<f32>().chunks_exact(2).filter(|p| p[0].abs() <= 3.2 && p[1].abs() <= 3.2).count();
+    assert_eq!(svg.matches("<circle").count(), inside(&r.pretrained) + inside(&r.adapted) + inside(&r.unlearned));
+    // A cross is two lines; two negative centres in each of three panels, in red.
+    assert_eq!(svg.matches("stroke=\"#FF0000\"").count(), 3 * 2 * 2);
+}
