@@ -1,17 +1,18 @@
 //! The eight-Gaussians experiment: what each stage must do to the points, and that it is reproducible.
+//!
+//! The defaults were chosen by trying, with points out of 2000: latent 16 gives 11–13 % of points between the modes,
+//! latent 2 gives 9 %; a learning rate that falls to zero from 0.02 brings that to 6–7 %, four hidden layers instead of
+//! three to 5 %, R1 0.03 instead of 0.1 to 3–5 %; an EMA of 0.999 lags behind stage 1 (half of the adapted points
+//! between the modes). With half of the iterations and three layers, over seeds 0 to 4:
+//! 9–17 % between the modes before, 62–82 % of the adapted points near the negatives, 89–92 % fewer points there after. Without
+//! repulsion the points come out alike: here, training on positives alone forgets the negatives.
 
 use recant::ops::random::Random;
 use recant::tensor::Tensor;
 use recant::unlearning::gaussians::{
     Counts, EL2, GaussiansResult, GaussiansSpec, IL2, MODES, Mixture, NEGATIVE_MODES, NL2, centre, is_negative, nearest, run, scatter,
 };
-
-/// Half of the default numbers of iterations and a smaller network: seconds instead of tens of them.
-fn short(seed: u64) -> GaussiansSpec {
-    let mut spec = GaussiansSpec { seed, pretrain_iterations: 1500, models: 2, adapt_iterations: 300, unlearn_iterations: 500, ..GaussiansSpec::default() };
-    spec.network.layers = 3;
-    spec
-}
+use recant::unlearning::schedule::side_by_side;
 
 /// Too short to learn anything: for what must hold in any case.
 fn tiny() -> GaussiansSpec {
@@ -28,7 +29,29 @@ fn kept(mode: usize) -> bool {
     !NEGATIVE_MODES.contains(&mode)
 }
 
-
+/// Measured with the defaults at seeds 0 and 1: before, each mode has 9.5 to 14 % of the points; of the adapted points
+/// 91 to 95 % lie near a negative centre, at most 0.2 % near any other; after, 0.6 and 0.9 % lie near a negative centre
+/// (before: 24 and 26 %), 1.3 and 1.6 % are marked negative (before: 25 and 26 %; the rest are points between modes),
+/// and each of the other modes has 11 % or more. The bounds leave at least twice the distance to what is perfect.
+#[test]
+fn adapting_keeps_only_the_negative_modes_and_unlearning_drops_only_them() {
+    let specs: Vec<GaussiansSpec> = (0..2).map(|seed| GaussiansSpec { seed, ..GaussiansSpec::default() }).collect();
+    for (seed, r) in side_by_side(specs.len(), |i| quiet(&specs[i])).unwrap().iter().enumerate() {
+        let before = Counts::of(&r.pretrained);
+        assert!(before.smallest_share(|_| true) >= 0.05, "seed {seed}, pre-trained: {before:?}");
+        for points in &r.all_adapted {
+            let adapted = Counts::of(points);
+            assert!(adapted.negative_near_share() >= 0.8, "seed {seed}, adapted: {adapted:?}");
+            assert!((0..MODES).filter(|m| kept(*m)).all(|m| adapted.near[m] * 100 <= adapted.total), "seed {seed}, adapted: {adapted:?}");
+        }
+        let after = Counts::of(&r.unlearned);
+        assert!(after.negative_near_share() <= 0.1 * before.negative_near_share(), "seed {seed}, unlearned: {after:?}");
+        assert!(after.negative_share() <= 0.13 * before.negative_share(), "seed {seed}, unlearned: {after:?}");
+        assert!(after.smallest_share(kept) >= 0.06, "seed {seed}, unlearned: {after:?}");
+        let (from, to) = r.distance.expect("the default repels");
+        assert!(to > from, "seed {seed}: the distance fell from {from} to {to}");
+    }
+}
 
 #[test]
 fn the_mixture_is_what_its_name_says() {
