@@ -32,11 +32,19 @@ fn kept(mode: usize) -> bool {
 /// Measured with the defaults at seeds 0 and 1: before, each mode has 9.5 to 14 % of the points; of the adapted points
 /// 91 to 95 % lie near a negative centre, at most 0.2 % near any other; after, 0.6 and 0.9 % lie near a negative centre
 /// (before: 24 and 26 %), 1.3 and 1.6 % are marked negative (before: 25 and 26 %; the rest are points between modes),
-/// and each of the other modes has 11 % or more. The bounds leave at least twice the distance to what is perfect.
+/// and each of the other modes has 11 % or more; NL2 and IL2 leave 0.4 to 1 % near a negative centre over seeds 0 to 2.
+/// The bounds leave at least twice the distance to what is perfect.
 #[test]
 fn adapting_keeps_only_the_negative_modes_and_unlearning_drops_only_them() {
-    let specs: Vec<GaussiansSpec> = (0..2).map(|seed| GaussiansSpec { seed, ..GaussiansSpec::default() }).collect();
-    for (seed, r) in side_by_side(specs.len(), |i| quiet(&specs[i])).unwrap().iter().enumerate() {
+    let full = GaussiansSpec::default();
+    let specs = [
+        GaussiansSpec { seed: 0, ..full.clone() },
+        GaussiansSpec { seed: 1, ..full.clone() },
+        GaussiansSpec { seed: 0, models: 1, repulsion: Some(NL2), ..full.clone() },
+        GaussiansSpec { seed: 0, models: 1, repulsion: Some(IL2), ..full },
+    ];
+    let results = side_by_side(specs.len(), |i| quiet(&specs[i])).unwrap();
+    for (GaussiansSpec { seed, .. }, r) in specs.iter().zip(&results) {
         let before = Counts::of(&r.pretrained);
         assert!(before.smallest_share(|_| true) >= 0.05, "seed {seed}, pre-trained: {before:?}");
         for points in &r.all_adapted {
