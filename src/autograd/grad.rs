@@ -111,3 +111,66 @@ pub fn grad_or_zero(outputs: &[&Var], targets: &[&Var], order: Order) -> Result<
     let found = grad(outputs, targets, order)?;
     found.into_iter().zip(targets).map(|(g, t)| g.map_or_else(|| rules::zeros_like(t), Ok)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::autograd::{Rule, Scales, conv2d, mul, square, sum};
+    use crate::ops::conv2d::Conv2d;
+    use crate::ops::random::Random;
+
+    /// A convolution that writes down which gradients it is asked for.
+    struct Probe {
+        asked: Arc<Mutex<Vec<Vec<bool>>>>,
+    }
+
+    const SPEC: Conv2d = Conv2d::square(1, 1);
+
+    impl Rule for Probe {
+        fn op(&self) -> &'static str {
+            "probe"
+        }
+        fn vjp(&self, io: &Io, g: &Var, need: &[bool]) -> Result<Vec<Option<Var>>> {
+            self.asked.lock().expect("one thread").push(need.to_vec());
+            // The gradients of a real convolution of the same inputs, asked for in the same way. Inputs of the last order
+            // come detached; as leaves they make the convolution keep its rule.
+            let leaf = |v: &Var| if v.is_tracked() { v.clone() } else { Var::leaf(v.value().clone()) };
+            let y = conv2d(&leaf(&io.inputs[0]), &leaf(&io.inputs[1]), Scales::NONE, SPEC)?;
+            let history = y.0.history.as_ref().expect("tracked inputs");
+            history.rule.vjp(&Io { inputs: &history.inputs, output: &y }, g, need)
+        }
+    }
+
+    /// R1: the inner gradient, by the images, must not compute weight gradients; the outer one must.
+    #[test]
+    fn the_inner_gradient_of_r1_asks_for_images_only() {
+        let mut random = Random::new(1, 0);
+        let (x, w) = (Var::leaf(random.normal(&[2, 4, 4, 3])), Var::leaf(random.normal(&[5, 3, 3, 3])));
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let value = crate::ops::conv2d::conv2d(x.value(), w.value(), None, None, SPEC).unwrap();
+        let y = Var::from_op(value, &[&x, &w], Probe { asked: asked.clone() });
+        let inner = grad_or_zero(&[&square(&y).unwrap()], &[&x], Order::Differentiable).unwrap();
+        assert_eq!(*asked.lock().unwrap(), [[true, false]]);
+        let penalty = sum(&square(&inner[0]).unwrap()).unwrap();
+        let outer = grad_or_zero(&[&penalty], &[&w], Order::Last).unwrap();
+        assert!(asked.lock().unwrap()[1..].iter().all(|need| *need == [false, true]));
+        assert!(outer[0].value().to_f64_vec().iter().any(|v| *v != 0.0));
+    }
+
+    /// What a rule returns for what it was not asked for is nothing, so nothing was launched for it.
+    #[test]
+    fn the_convolution_computes_only_what_is_asked() {
+        let mut random = Random::new(2, 0);
+        let (x, w) = (Var::leaf(random.normal(&[1, 4, 4, 2])), Var::leaf(random.normal(&[3, 3, 3, 2])));
+        let y = conv2d(&x, &w, Scales::NONE, SPEC).unwrap();
+        let history = y.0.history.as_ref().unwrap();
+        for need in [[true, false], [false, true], [true, true]] {
+            let gradients = history.rule.vjp(&Io { inputs: &history.inputs, output: &y }, &y, &need).unwrap();
+            assert_eq!(gradients.iter().map(Option::is_some).collect::<Vec<_>>(), need);
+        }
+        let unused = mul(&x, &x).unwrap();
+        assert!(grad(&[&unused], &[&w], Order::Last).unwrap()[0].is_none());
+    }
+}

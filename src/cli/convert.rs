@@ -8,6 +8,8 @@ use super::Global;
 use super::output::summary;
 use crate::error::{Error, Result};
 use crate::io::torch_file::{self, Item};
+use crate::nn::AdamState;
+use crate::tensor::Tensor;
 use crate::training::checkpoint::{Checkpoint, discriminator_state_dict, generator_state_dict, save_generator, save_state};
 use crate::training::Hyper;
 
@@ -46,12 +48,42 @@ impl Convert {
         save_state(&self.output, &state, &noise, &Default::default())
     }
 
-    /// `{g_ema, g, d}` of state_dicts, as rosinality's scripts load them.
+    /// `{g_ema, g, d, g_optim, d_optim}` of state_dicts, as rosinality's scripts load them.
     fn to_torch(&self, c: &Checkpoint) -> Result<()> {
         let generator = |slab| Item::state_dict(&generator_state_dict(&c.config, slab, &c.noise));
         let mut entries = vec![("g_ema".to_string(), generator(&c.g_ema))];
         entries.extend(c.g.as_ref().map(|g| ("g".to_string(), generator(g))));
         entries.extend(c.d.as_ref().map(|d| ("d".to_string(), Item::state_dict(&discriminator_state_dict(&c.config, d)))));
+        entries.extend(c.g_optim.as_ref().map(|o| ("g_optim".to_string(), adam_item(o))));
+        entries.extend(c.d_optim.as_ref().map(|o| ("d_optim".to_string(), adam_item(o))));
         torch_file::write(&self.output, &Item::Dict(entries))
     }
+}
+
+/// The state_dict of PyTorch's Adam. With β1 = 0 its `exp_avg` is the last gradient, which no step reads: zeros.
+fn adam_item(o: &AdamState) -> Item {
+    let moments = o.second_moment.to_torch();
+    let segments = o.second_moment.layout().segments();
+    let state = segments.iter().enumerate().map(|(i, s)| {
+        let v = &moments[&s.name];
+        let entry = [
+            ("step", Item::Float(o.step as f64)),
+            ("exp_avg", Item::Tensor(Tensor::zeros(v.shape(), v.dtype()))),
+            ("exp_avg_sq", Item::Tensor(v.clone())),
+        ];
+        (i as i64, dict(entry))
+    });
+    let group = [
+        ("lr", Item::Float(o.adam.lr)),
+        ("betas", Item::List(vec![Item::Float(o.adam.beta1), Item::Float(o.adam.beta2)])),
+        ("eps", Item::Float(o.adam.eps)),
+        ("weight_decay", Item::Float(0.0)),
+        ("amsgrad", Item::Bool(false)),
+        ("params", Item::List((0..segments.len() as i64).map(Item::Int).collect())),
+    ];
+    dict([("state", Item::Numbered(state.collect())), ("param_groups", Item::List(vec![dict(group)]))])
+}
+
+fn dict<const N: usize>(entries: [(&str, Item); N]) -> Item {
+    Item::Dict(entries.into_iter().map(|(name, item)| (name.to_string(), item)).collect())
 }

@@ -9,6 +9,7 @@ mod extrapolate;
 mod feedback;
 mod model;
 mod output;
+mod reproduce;
 mod run_folder;
 mod sample;
 mod train;
@@ -64,6 +65,9 @@ enum Command {
     Extrapolate(extrapolate::Extrapolate),
     /// PUL, histograms and distances of a model against its original
     Evaluate(evaluate::Evaluate),
+    /// Experiments of the paper
+    #[command(subcommand)]
+    Reproduce(reproduce::Reproduce),
     /// PyTorch's files to safetensors and back
     Convert(convert::Convert),
 }
@@ -72,6 +76,11 @@ enum Command {
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
+        Err(e) if e.use_stderr() => {
+            eprintln!("recant: {}", one_line(&e.to_string()));
+            return ExitCode::from(2);
+        }
+        // Help and version.
         Err(e) => e.exit(),
     };
     match run(cli) {
@@ -81,6 +90,12 @@ pub fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// The first paragraph of clap's message, without its prefix: usage is a `--help` away.
+fn one_line(message: &str) -> String {
+    let first: Vec<&str> = message.lines().take_while(|l| !l.trim().is_empty()).map(str::trim).collect();
+    format!("{} (see --help)", first.join(" ").trim_start_matches("error: "))
 }
 
 fn run(cli: Cli) -> Result<ExitCode> {
@@ -101,6 +116,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Unlearn(c) => c.run(global),
         Command::Extrapolate(c) => c.run(global),
         Command::Evaluate(c) => c.run(global),
+        Command::Reproduce(c) => c.run(global),
         Command::Convert(c) => c.run(global),
     }?;
     Ok(ExitCode::SUCCESS)

@@ -119,14 +119,49 @@ impl Isa {
     }
 }
 
+/// Defines a function whose loops are compiled for AVX2 as well as for the target's baseline, chosen at run time. The
+/// results are the same: only explicit fused products round differently, and loops here use none.
+macro_rules! simd_dispatch {
+    ($(#[$doc:meta])* fn $name:ident<$t:ident: $bound:path $(, $g:ident: $g_bound:path)?>($($arg:ident: $of:ty),* $(,)?) $body:block) => {
+        $(#[$doc])*
+        fn $name<$t: $bound $(, $g: $g_bound)?>($($arg: $of),*) {
+            #[inline(always)]
+            fn body<$t: $bound $(, $g: $g_bound)?>($($arg: $of),*) $body
+
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2<$t: $bound $(, $g: $g_bound)?>($($arg: $of),*) {
+                    body($($arg),*)
+                }
+                if $crate::device::cpu::Isa::Avx2.is_present() {
+                    // SAFETY: the machine has the instruction set.
+                    return unsafe { avx2($($arg),*) };
+                }
+            }
+            body($($arg),*)
+        }
+    };
+}
+pub(crate) use simd_dispatch;
+
 /// Freed buffers by (element type, length). A fresh allocation of an activation costs a page fault per 4 KiB, which
 /// is more than most elementwise passes over it; training asks for the same lengths in every iteration.
 static POOL: LazyLock<Mutex<Pool>> = LazyLock::new(Default::default);
 
 #[derive(Default)]
 struct Pool {
-    free: HashMap<(TypeId, usize), Vec<Box<dyn std::any::Any + Send>>>,
+    shelves: HashMap<(TypeId, usize), Shelf>,
     bytes: usize,
+}
+
+/// Buffers of one type and length.
+#[derive(Default)]
+struct Shelf {
+    free: Vec<Box<dyn std::any::Any + Send>>,
+    /// How many were ever wanted at once. Vectors that callers made themselves come back here too; without this bound
+    /// they would fill the pool with lengths that nobody asks for.
+    wanted: usize,
 }
 
 /// Buffers under this many bytes go to the allocator directly.
@@ -138,10 +173,14 @@ const POOL_LIMIT: usize = 2 << 30;
 pub fn stale_vec<T: Element>(n: usize) -> Vec<T> {
     if n * size_of::<T>() >= POOLED_BYTES {
         let mut pool = POOL.lock().expect("the buffer pool is never left half-written");
-        if let Some(found) = pool.free.get_mut(&(TypeId::of::<T>(), n)).and_then(Vec::pop) {
-            pool.bytes -= n * size_of::<T>();
-            drop(pool);
-            return *found.downcast::<Vec<T>>().expect("keyed by element type");
+        let shelf = pool.shelves.entry((TypeId::of::<T>(), n)).or_default();
+        match shelf.free.pop() {
+            Some(found) => {
+                pool.bytes -= n * size_of::<T>();
+                drop(pool);
+                return *found.downcast::<Vec<T>>().expect("keyed by element type");
+            }
+            None => shelf.wanted += 1,
         }
     }
     vec![T::ZERO; n]
@@ -164,9 +203,10 @@ pub fn recycle<T: Element>(v: Vec<T>) {
         return;
     }
     let mut pool = POOL.lock().expect("the buffer pool is never left half-written");
-    if pool.bytes + bytes <= POOL_LIMIT {
+    let room = pool.bytes + bytes <= POOL_LIMIT;
+    if let Some(shelf) = pool.shelves.get_mut(&(TypeId::of::<T>(), v.len())).filter(|s| room && s.free.len() < s.wanted) {
+        shelf.free.push(Box::new(v));
         pool.bytes += bytes;
-        pool.free.entry((TypeId::of::<T>(), v.len())).or_default().push(Box::new(v));
     }
 }
 
@@ -181,5 +221,31 @@ pub fn for_chunks<T: Element>(out: &mut [T], chunk: usize, f: impl Fn(usize, &mu
         out.chunks_mut(chunk).enumerate().for_each(|(i, c)| f(i * chunk, c));
     } else {
         out.par_chunks_mut(chunk).enumerate().for_each(|(i, c)| f(i * chunk, c));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Buffers of a length that only this test uses.
+    #[test]
+    fn the_pool_keeps_what_is_asked_for_again_and_nothing_else() {
+        const N: usize = POOLED_BYTES / 4 + 12_345;
+        let on_shelf = || {
+            let pool = POOL.lock().unwrap();
+            pool.shelves.get(&(TypeId::of::<f32>(), N)).map_or(0, |s| s.free.len())
+        };
+        // Made elsewhere: nobody has asked for this length.
+        recycle(vec![1.0_f32; N]);
+        assert_eq!(on_shelf(), 0);
+        let (a, b) = (stale_vec::<f32>(N), stale_vec::<f32>(N));
+        for v in [a, b, vec![1.0_f32; N]] {
+            recycle(v);
+        }
+        assert_eq!(on_shelf(), 2);
+        let again = stale_vec::<f32>(N);
+        assert_eq!((again.len(), on_shelf()), (N, 1));
+        assert!(zero_vec::<f32>(N).iter().all(|v| *v == 0.0));
     }
 }

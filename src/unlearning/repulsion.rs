@@ -5,6 +5,7 @@
 
 use crate::error::{Error, Result};
 use crate::nn::ParamSlab;
+use crate::nn::params::Init;
 use crate::ops::optimizer::{Pull, weighted_squared_distance};
 use crate::training::Regulariser;
 
@@ -61,6 +62,9 @@ pub enum Distance {
     L2,
     /// The same divided by the number of parameters.
     Mean,
+    /// As `L2`, each weight in units of its initial standard deviation. The mapping network stores its weights a hundred
+    /// times larger than it uses them, so in raw numbers its drift fills the distance without changing any image.
+    Scaled,
     /// The official code's: `(k/2) (1/P) Σ_p Σ_j ‖θ_p − θ_jp‖² / n_p` over the P tensors. Converting γ between the two:
     /// this sums over the k models and multiplies by k/2 where a mean divides by k.
     Official,
@@ -111,6 +115,10 @@ impl Repulsion {
             .map(|s| match distance {
                 Distance::L2 => 1.0,
                 Distance::Mean => 1.0 / layout.len() as f64,
+                Distance::Scaled => match s.init {
+                    Init::Normal(std) => 1.0 / (std * std),
+                    Init::Constant(_) | Init::Uniform(_) => 1.0,
+                },
                 Distance::Official => k * k / (2.0 * tensors * s.len() as f64),
             })
             .collect();

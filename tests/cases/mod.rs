@@ -3,9 +3,15 @@
 //! adjoints and gradients, compare devices, or time it.
 #![allow(dead_code)]
 
+pub mod bias_act;
 pub mod conv2d;
+pub mod elementwise;
+pub mod layout;
+pub mod matmul;
 pub mod pool2d;
+pub mod reduce;
 pub mod resize;
+pub mod upfirdn2d;
 
 use recant::autograd::Var;
 use recant::error::Result;
@@ -98,7 +104,10 @@ impl Tolerance {
 /// Panics with the worst element when `got` is not within `tolerance` of `want`.
 pub fn assert_close(what: &str, got: &[f64], want: &[f64], tolerance: Tolerance) {
     assert_eq!(got.len(), want.len(), "{what}: number of elements");
-    let excess = |i: usize| (got[i] - want[i]).abs() / (tolerance.abs + tolerance.rel * want[i].abs());
+    let excess = |i: usize| match (got[i] - want[i]).abs() {
+        0.0 => 0.0,
+        distance => distance / (tolerance.abs + tolerance.rel * want[i].abs()),
+    };
     let worst = (0..got.len()).map(|i| (i, excess(i))).fold((0, 0.0), |w, v| if v.1 > w.1 || v.1.is_nan() { v } else { w });
     assert!(worst.1 <= 1.0, "{what}: element {} is {}, expected {} ({:.2} times {tolerance:?})", worst.0, got[worst.0], want[worst.0], worst.1);
 }
@@ -116,5 +125,15 @@ pub fn positive(stream: u64, shape: &[usize]) -> Tensor {
 
 /// Every family's cases.
 pub fn families() -> Vec<(&'static str, Vec<Case>)> {
-    vec![("conv2d", conv2d::cases()), ("pool2d", pool2d::cases()), ("resize", resize::cases())]
+    vec![
+        ("bias_act", bias_act::cases()),
+        ("conv2d", conv2d::cases()),
+        ("elementwise", elementwise::cases()),
+        ("layout", layout::cases()),
+        ("matmul", matmul::cases()),
+        ("pool2d", pool2d::cases()),
+        ("reduce", reduce::cases()),
+        ("resize", resize::cases()),
+        ("upfirdn2d", upfirdn2d::cases()),
+    ]
 }

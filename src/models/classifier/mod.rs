@@ -5,7 +5,7 @@ mod preprocessing;
 mod train;
 
 pub use preprocessing::{Colours, Preprocessing};
-pub use train::{Augment, Evaluation, LabelledImages, Labels, Optimizer, Recipe, TrainProgress, evaluate, fine_tune, train};
+pub use train::{Augment, Evaluation, LabelledImages, Labels, Optimizer, Recipe, Schedule, TrainProgress, evaluate, fine_tune, train};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -122,10 +122,42 @@ impl Optimizer {
 }
 
 impl State {
-    fn step(&mut self, params: &mut ParamSlab, gradients: &[Var]) -> Result<()> {
+    /// One step at `factor` times the optimiser's learning rate.
+    fn step(&mut self, params: &mut ParamSlab, gradients: &[Var], factor: f64) -> Result<()> {
         match self {
-            State::Adam(s) => s.step(params, None, gradients, Pull::None).map(|_| ()),
-            State::Adamax(s) => s.step(params, gradients),
+            State::Adam(s) => {
+                let full = s.adam.lr;
+                s.adam.lr = full * factor;
+                let result = s.step(params, None, gradients, Pull::None);
+                s.adam.lr = full;
+                result.map(|_| ())
+            }
+            State::Adamax(s) => {
+                let full = s.adamax.lr;
+                s.adamax.lr = full * factor;
+                let result = s.step(params, gradients);
+                s.adamax.lr = full;
+                result
+            }
+        }
+    }
+}
+
+/// How the learning rate goes over a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Schedule {
+    Constant,
+    /// Half a cosine from the given rate to 0.
+    Cosine,
+}
+
+impl Schedule {
+    /// Factor on the learning rate of `step`, counted from 0, of `steps`.
+    fn factor(self, step: usize, steps: usize) -> f64 {
+        match self {
+            Schedule::Constant => 1.0,
+            Schedule::Cosine => 0.5 + 0.5 * (std::f64::consts::PI * step as f64 / steps.max(1) as f64).cos(),
         }
     }
 }
@@ -134,6 +166,7 @@ impl State {
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Recipe {
     pub optimizer: Optimizer,
+    pub schedule: Schedule,
     pub batch: usize,
     pub epochs: usize,
     pub augment: Augment,
@@ -141,10 +174,12 @@ pub struct Recipe {
 }
 
 impl Recipe {
-    /// The paper's for LeNet on MNIST (appendix A.1.2).
+    /// The paper's for LeNet on MNIST (appendix A.1.2), with the learning rate going to 0. At a constant 2e-3 the
+    /// accuracy after an epoch moves by a tenth of a percent either way, and one run ended at 98.87 %.
     pub fn mnist() -> Recipe {
         Recipe {
             optimizer: Optimizer::Adam(Adam { lr: 2e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8 }),
+            schedule: Schedule::Cosine,
             batch: 256,
             epochs: 12,
             augment: Augment::default(),
@@ -156,6 +191,7 @@ impl Recipe {
     pub fn celeba() -> Recipe {
         Recipe {
             optimizer: Optimizer::Adamax(Adamax { lr: 2e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8 }),
+            schedule: Schedule::Constant,
             batch: 50,
             epochs: 3,
             augment: Augment { flip: true, shift: 8 },
@@ -204,7 +240,7 @@ pub fn fine_tune(start: Classifier, data: LabelledImages, recipe: &Recipe, progr
                 let problem = format!("the loss is {loss}; lower the learning rate");
                 return Err(Error::Diverged { what: "classifier training".into(), step, problem });
             }
-            state.step(&mut params, &gradients)?;
+            state.step(&mut params, &gradients, recipe.schedule.factor(step - 1, steps))?;
             take_in(&mut buffers, &moments)?;
             progress(&TrainProgress { step, steps, epoch, loss })?;
         }

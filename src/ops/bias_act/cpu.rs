@@ -1,8 +1,29 @@
 //! Host implementation: one pass over whole pixels, vectorised over channels.
 
 use super::Activation;
-use crate::device::cpu::{for_chunks, stale_vec};
+use crate::device::cpu::{for_chunks, simd_dispatch, stale_vec};
 use crate::tensor::{Scalar, Tensor};
+
+simd_dispatch! {
+    /// Pixels of `bias.len()` channels; `shift` is what pixel `i` gets on all channels.
+    fn act_pixels<T: Scalar, F: Fn(usize) -> T>(out: &mut [T], x: &[T], bias: &[T], shift: F, up: T, down: T) {
+        for (i, (o, v)) in out.chunks_exact_mut(bias.len()).zip(x.chunks_exact(bias.len())).enumerate() {
+            let shift = shift(i);
+            for ((o, v), b) in o.iter_mut().zip(v).zip(bias) {
+                let v = *v + (shift + *b);
+                *o = v * if v > T::ZERO { up } else { down };
+            }
+        }
+    }
+}
+
+simd_dispatch! {
+    fn act_grad<T: Scalar>(out: &mut [T], g: &[T], y: &[T], up: T, down: T) {
+        for ((o, g), y) in out.iter_mut().zip(g).zip(y) {
+            *o = *g * if *y > T::ZERO { up } else { down };
+        }
+    }
+}
 
 pub fn bias_act<T: Scalar>(x: &Tensor, bias: Option<&Tensor>, noise: Option<(&Tensor, &Tensor)>, act: Activation) -> Tensor {
     let src = x.as_slice::<T>();
@@ -14,13 +35,10 @@ pub fn bias_act<T: Scalar>(x: &Tensor, bias: Option<&Tensor>, noise: Option<(&Te
     let mut out = stale_vec::<T>(src.len());
     let pixels_per_chunk = ((1 << 13) / c).max(1);
     for_chunks(&mut out, pixels_per_chunk * c, |at, chunk| {
-        for (i, (o, v)) in chunk.chunks_exact_mut(c).zip(src[at..].chunks_exact(c)).enumerate() {
+        match noise {
+            None => act_pixels(chunk, &src[at..], bias, |_| T::ZERO, up, down),
             // Noise of one image repeats over the batch.
-            let shift = noise.map_or(T::ZERO, |(n, s)| s * n[(at / c + i) % n.len()]);
-            for ((o, v), b) in o.iter_mut().zip(v).zip(bias) {
-                let v = *v + (shift + *b);
-                *o = v * if v > T::ZERO { up } else { down };
-            }
+            Some((n, s)) => act_pixels(chunk, &src[at..], bias, |i| s * n[(at / c + i) % n.len()], up, down),
         }
     });
     Tensor::from_vec(x.shape(), out)
@@ -30,10 +48,6 @@ pub fn bias_act_grad<T: Scalar>(g: &Tensor, y: &Tensor, act: Activation) -> Tens
     let (grad, out_value) = (g.as_slice::<T>(), y.as_slice::<T>());
     let (up, down) = (T::from_f64(act.gain), T::from_f64(act.gain * act.slope));
     let mut out = stale_vec::<T>(grad.len());
-    for_chunks(&mut out, 1 << 13, |at, chunk| {
-        for ((o, g), y) in chunk.iter_mut().zip(&grad[at..]).zip(&out_value[at..]) {
-            *o = *g * if *y > T::ZERO { up } else { down };
-        }
-    });
+    for_chunks(&mut out, 1 << 13, |at, chunk| act_grad(chunk, &grad[at..], &out_value[at..], up, down));
     Tensor::from_vec(g.shape(), out)
 }

@@ -1,19 +1,42 @@
-//! Host implementation: one pass, vectorised by the compiler.
+//! Host implementation: one pass, vectorised by the compiler for AVX2 and for the baseline.
 
 use super::{Map, Zip};
-use crate::device::cpu::{PARALLEL_ELEMENTS, for_chunks, stale_vec};
+use crate::device::cpu::{for_chunks, simd_dispatch, stale_vec};
 use crate::tensor::{Scalar, Tensor};
 
 const CHUNK: usize = 1 << 13;
 
+simd_dispatch! {
+    fn map_slice<T: Scalar, F: Fn(T) -> T>(out: &mut [T], x: &[T], f: F) {
+        for (o, v) in out.iter_mut().zip(x) {
+            *o = f(*v);
+        }
+    }
+}
+
+simd_dispatch! {
+    fn zip_slice<T: Scalar, F: Fn(T, T) -> T>(out: &mut [T], u: &[T], v: &[T], f: F) {
+        for (o, (p, q)) in out.iter_mut().zip(u.iter().zip(v)) {
+            *o = f(*p, *q);
+        }
+    }
+}
+
+simd_dispatch! {
+    /// Pixels of one sample.
+    fn scale_pixels<T: Scalar>(out: &mut [T], x: &[T], scale: &[T]) {
+        for (o, v) in out.chunks_exact_mut(scale.len()).zip(x.chunks_exact(scale.len())) {
+            for ((o, v), s) in o.iter_mut().zip(v).zip(scale) {
+                *o = *v * *s;
+            }
+        }
+    }
+}
+
 fn pass<T: Scalar>(x: &Tensor, f: impl Fn(T) -> T + Sync + Send) -> Tensor {
     let src = x.as_slice::<T>();
     let mut out = stale_vec::<T>(src.len());
-    for_chunks(&mut out, CHUNK, |at, chunk| {
-        for (o, v) in chunk.iter_mut().zip(&src[at..]) {
-            *o = f(*v);
-        }
-    });
+    for_chunks(&mut out, CHUNK, |at, chunk| map_slice(chunk, &src[at..], &f));
     Tensor::from_vec(x.shape(), out)
 }
 
@@ -44,13 +67,10 @@ pub fn map<T: Scalar>(x: &Tensor, f: Map) -> Tensor {
 pub fn zip<T: Scalar>(a: &Tensor, b: &Tensor, f: Zip) -> Tensor {
     let (u, v) = (a.as_slice::<T>(), b.as_slice::<T>());
     let mut out = stale_vec::<T>(u.len());
-    for_chunks(&mut out, CHUNK, |at, chunk| {
-        let pairs = chunk.iter_mut().zip(u[at..].iter().zip(&v[at..]));
-        match f {
-            Zip::Add => pairs.for_each(|(o, (p, q))| *o = *p + *q),
-            Zip::Sub => pairs.for_each(|(o, (p, q))| *o = *p - *q),
-            Zip::Mul => pairs.for_each(|(o, (p, q))| *o = *p * *q),
-        }
+    for_chunks(&mut out, CHUNK, |at, chunk| match f {
+        Zip::Add => zip_slice(chunk, &u[at..], &v[at..], |p, q| p + q),
+        Zip::Sub => zip_slice(chunk, &u[at..], &v[at..], |p, q| p - q),
+        Zip::Mul => zip_slice(chunk, &u[at..], &v[at..], |p, q| p * q),
     });
     Tensor::from_vec(a.shape(), out)
 }
@@ -59,23 +79,21 @@ pub fn channel_scale<T: Scalar>(x: &Tensor, s: &Tensor) -> Tensor {
     let (src, scale) = (x.as_slice::<T>(), s.as_slice::<T>());
     let (n, c) = (s.dim(0), s.dim(1));
     let mut out = stale_vec::<T>(src.len());
-    if n == 0 || c == 0 {
+    if out.is_empty() {
         return Tensor::from_vec(x.shape(), out);
     }
     let per_sample = src.len() / n;
-    let one = |sample: usize, out: &mut [T]| {
-        let scale = &scale[sample * c..][..c];
-        for (o, v) in out.chunks_exact_mut(c).zip(src[sample * per_sample..].chunks_exact(c)) {
-            for ((o, v), s) in o.iter_mut().zip(v).zip(scale) {
-                *o = *v * *s;
-            }
+    let pixels_per_chunk = (CHUNK / c).max(1);
+    for_chunks(&mut out, pixels_per_chunk * c, |at, chunk| {
+        // A chunk may hold the end of one sample and the start of the next.
+        let (mut at, mut rest) = (at, chunk);
+        while !rest.is_empty() {
+            let sample = at / per_sample;
+            let len = rest.len().min((sample + 1) * per_sample - at);
+            let (mine, others) = rest.split_at_mut(len);
+            scale_pixels(mine, &src[at..], &scale[sample * c..][..c]);
+            (at, rest) = (at + len, others);
         }
-    };
-    if src.len() < PARALLEL_ELEMENTS || per_sample == 0 {
-        out.chunks_mut(per_sample.max(1)).enumerate().for_each(|(i, o)| one(i, o));
-    } else {
-        use rayon::prelude::*;
-        out.par_chunks_mut(per_sample).enumerate().for_each(|(i, o)| one(i, o));
-    }
+    });
     Tensor::from_vec(x.shape(), out)
 }

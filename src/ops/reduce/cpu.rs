@@ -3,7 +3,7 @@
 
 use rayon::prelude::*;
 
-use crate::device::cpu::{PARALLEL_ELEMENTS, for_chunks, stale_vec, zero_vec};
+use crate::device::cpu::{PARALLEL_ELEMENTS, for_chunks, recycle, simd_dispatch, stale_vec, zero_vec};
 use crate::tensor::{Scalar, Tensor};
 
 /// Adjacent dimensions that are all kept or all summed, as (size, kept).
@@ -35,6 +35,28 @@ fn sum_runs<T: Scalar>(x: &[T], runs: &[(usize, bool)]) -> Vec<T> {
     if rest.iter().all(|(_, kept)| *kept) { partial } else { sum_runs(&partial, &rest) }
 }
 
+simd_dispatch! {
+    /// Adds each row of `out.len()` values.
+    fn add_rows<T: Scalar>(out: &mut [T], rows: &[T]) {
+        for row in rows.chunks_exact(out.len()) {
+            for (o, v) in out.iter_mut().zip(row) {
+                *o += *v;
+            }
+        }
+    }
+}
+
+simd_dispatch! {
+    /// Adds the products of each pair of rows of `out.len()` values.
+    fn add_products<T: Scalar>(out: &mut [T], u: &[T], v: &[T]) {
+        for (p, q) in u.chunks_exact(out.len()).zip(v.chunks_exact(out.len())) {
+            for ((o, p), q) in out.iter_mut().zip(p).zip(q) {
+                *o += *p * *q;
+            }
+        }
+    }
+}
+
 /// `out[o, i] = Σ_m x[o, m, i]`.
 fn sum_middle<T: Scalar>(x: &[T], outer: usize, mid: usize, inner: usize) -> Vec<T> {
     let mut out = zero_vec::<T>(outer * inner);
@@ -45,11 +67,7 @@ fn sum_middle<T: Scalar>(x: &[T], outer: usize, mid: usize, inner: usize) -> Vec
         if inner == 1 {
             out[0] = sum_slice(rows);
         } else {
-            for row in rows.chunks_exact(inner) {
-                for (o, v) in out.iter_mut().zip(row) {
-                    *o += *v;
-                }
-            }
+            add_rows(out, rows);
         }
     };
     // Long columns are cut so that several threads can share one; 64 cuts keep the partial sums small.
@@ -140,23 +158,31 @@ pub fn broadcast_to<T: Scalar>(x: &Tensor, shape: &[usize]) -> Tensor {
 pub fn channel_dot<T: Scalar>(u: &Tensor, v: &Tensor) -> Tensor {
     let (n, c) = (u.dim(0), u.dim(u.rank() - 1));
     let (a, b) = (u.as_slice::<T>(), v.as_slice::<T>());
-    let mut out = zero_vec::<T>(n * c);
     if a.is_empty() {
-        return Tensor::from_vec(&[n, c], out);
+        return Tensor::from_vec(&[n, c], zero_vec::<T>(n * c));
     }
-    let per_sample = a.len() / n;
-    let one = |sample: usize, out: &mut [T]| {
-        let (a, b) = (&a[sample * per_sample..][..per_sample], &b[sample * per_sample..][..per_sample]);
-        for (p, q) in a.chunks_exact(c).zip(b.chunks_exact(c)) {
-            for ((o, p), q) in out.iter_mut().zip(p).zip(q) {
-                *o += *p * *q;
-            }
-        }
+    let pixels = a.len() / (n * c);
+    // Parts of a sample's pixels, the last one smaller, whose sums are then added in order.
+    let per_part = (PARALLEL_ELEMENTS / c).clamp(1, pixels);
+    let parts = pixels.div_ceil(per_part);
+    let mut partial = zero_vec::<T>(n * parts * c);
+    let one = |index: usize, out: &mut [T]| {
+        let (sample, part) = (index / parts, index % parts);
+        let range = (sample * pixels + part * per_part) * c..(sample * pixels + ((part + 1) * per_part).min(pixels)) * c;
+        add_products(out, &a[range.clone()], &b[range]);
     };
     if a.len() < PARALLEL_ELEMENTS {
-        out.chunks_mut(c).enumerate().for_each(|(i, o)| one(i, o));
+        partial.chunks_exact_mut(c).enumerate().for_each(|(i, o)| one(i, o));
     } else {
-        out.par_chunks_mut(c).enumerate().for_each(|(i, o)| one(i, o));
+        partial.par_chunks_exact_mut(c).enumerate().for_each(|(i, o)| one(i, o));
     }
+    if parts == 1 {
+        return Tensor::from_vec(&[n, c], partial);
+    }
+    let mut out = zero_vec::<T>(n * c);
+    for (out, parts) in out.chunks_exact_mut(c).zip(partial.chunks_exact(parts * c)) {
+        add_rows(out, parts);
+    }
+    recycle(partial);
     Tensor::from_vec(&[n, c], out)
 }

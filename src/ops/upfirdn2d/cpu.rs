@@ -4,7 +4,7 @@
 use rayon::prelude::*;
 
 use super::Upfirdn2d;
-use crate::device::cpu::{PARALLEL_ELEMENTS, stale_vec};
+use crate::device::cpu::{PARALLEL_ELEMENTS, simd_dispatch, stale_vec};
 use crate::tensor::{Scalar, Tensor};
 
 /// For each output index along one axis, the input indices and coefficients that make it.
@@ -25,7 +25,7 @@ pub(crate) fn axis_table<T: Scalar>(spec: &Upfirdn2d, axis: usize, input: usize,
 }
 
 /// `out = Σ coefficient · row`, rows of `out.len()` elements at `index · out.len()` of `src`.
-#[inline]
+#[inline(always)]
 fn weighted_rows<T: Scalar>(out: &mut [T], src: &[T], terms: &[(usize, T)]) {
     let n = out.len();
     let row = |i: usize| &src[i * n..][..n];
@@ -57,6 +57,16 @@ fn weighted_rows<T: Scalar>(out: &mut [T], src: &[T], terms: &[(usize, T)]) {
     }
 }
 
+simd_dispatch! {
+    /// One output row: `line = Σ rows`, then each pixel of `out` from pixels of `line`.
+    fn output_row<T: Scalar>(out: &mut [T], line: &mut [T], image: &[T], rows: &[(usize, T)], columns: &[Vec<(usize, T)>], c: usize) {
+        weighted_rows(line, image, rows);
+        for (o, terms) in out.chunks_exact_mut(c).zip(columns) {
+            weighted_rows(o, line, terms);
+        }
+    }
+}
+
 pub fn upfirdn2d<T: Scalar>(x: &Tensor, spec: &Upfirdn2d, [n, oh, ow, c]: [usize; 4]) -> Tensor {
     let (h, w) = (x.dim(1), x.dim(2));
     let src = x.as_slice::<T>();
@@ -68,10 +78,7 @@ pub fn upfirdn2d<T: Scalar>(x: &Tensor, spec: &Upfirdn2d, [n, oh, ow, c]: [usize
     }
     let one_row = |index: usize, out: &mut [T], line: &mut Vec<T>| {
         line.resize(w * c, T::ZERO);
-        weighted_rows(line, &src[index / oh * h * w * c..][..h * w * c], &rows[index % oh]);
-        for (o, terms) in out.chunks_exact_mut(c).zip(&columns) {
-            weighted_rows(o, line, terms);
-        }
+        output_row(out, line, &src[index / oh * h * w * c..][..h * w * c], &rows[index % oh], &columns, c);
     };
     if src.len() + out.len() < PARALLEL_ELEMENTS {
         let mut line = Vec::new();

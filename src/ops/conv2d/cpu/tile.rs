@@ -371,3 +371,84 @@ pub fn outer<T: Tiles>(isa: Isa, job: &Outer<T>, out: &mut [T]) {
     // SAFETY: asserted above.
     unsafe { T::outer_with(isa, job, out) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::random::Random;
+
+    fn numbers(stream: u64, n: usize) -> Vec<f32> {
+        Random::new(4, stream).normal(&[n]).to_vec()
+    }
+
+    /// The sets of this machine: the op tests see only the widest.
+    fn present() -> impl Iterator<Item = Isa> {
+        [Isa::Portable, Isa::Avx2, Isa::Avx512].into_iter().filter(|isa| isa.is_present())
+    }
+
+    #[test]
+    fn gather_on_every_instruction_set() {
+        let (channels, values) = (40, 23);
+        let runs = [Run { offset: 0, len: 9 }, Run { offset: 20, len: 14 }];
+        let input = numbers(0, 200);
+        let scale = numbers(1, 2 * channels);
+        for isa in present() {
+            for (count, width) in [(1, 16), (7, 16), (13, 5), (25, 8), (12, 11), (6, 1)] {
+                let mut rows = Rows::default();
+                (0..count).for_each(|p| rows.push(p * 6, count - 1 - p, p % 2 * channels));
+                let line = line_width::<f32>(width);
+                let panel = numbers(2, values * line);
+                let before = numbers(3, count * channels);
+                let mut out = before.clone();
+                let mut columns: Vec<_> = Columns::split(&mut out, channels, 24).collect();
+                let job = Gather { input: &input, rows: &rows, runs: &runs, panel: &panel, accumulate: true, scale: Some(&scale) };
+                gather(isa, &job, &mut columns[1], 0, width);
+                for p in 0..count {
+                    for c in 0..channels {
+                        let at = (count - 1 - p) * channels + c;
+                        let expected = if (24..24 + width).contains(&c) {
+                            let window = (0..9).chain(20..34).map(|k| input[p * 6 + k]);
+                            let sum: f32 = window.zip(panel.chunks(line)).map(|(v, line)| v * line[c - 24]).sum();
+                            (before[at] + sum) * scale[p % 2 * channels + c]
+                        } else {
+                            before[at]
+                        };
+                        // 24 roundings of values near 5.
+                        assert!((out[at] - expected).abs() < 3e-5, "{isa:?}, {count} pixels of {width}: {} and {expected}", out[at]);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn outer_on_every_instruction_set() {
+        let (pitch, step) = (50, 3);
+        let input = numbers(0, 120);
+        for isa in present() {
+            let mr = outer_rows(isa);
+            for (rows, width, accumulate) in [(mr, 16, false), (mr, 16, true), (1, 7, true), (mr - 1, 1, false)] {
+                let mut pixels = Pixels::default();
+                pixels.clear(step);
+                for (offset, len) in [(0, 5), (15, 4), (70, 6)] {
+                    pixels.push(offset, len);
+                }
+                let grad = numbers(1, 15 * mr);
+                let before = numbers(2, mr * pitch);
+                let mut out = before.clone();
+                outer(isa, &Outer { input: &input, pixels: &pixels, grad: &grad, accumulate, pitch, rows, width }, &mut out);
+                for (at, (got, before)) in out.iter().zip(&before).enumerate() {
+                    let (r, j) = (at / pitch, at % pitch);
+                    let expected = if r < rows && j < width {
+                        let starts = (0..9).map(|p| p * step).chain((0..6).map(|p| 70 + p * step));
+                        let sum: f32 = starts.zip(grad.chunks(mr)).map(|(from, g)| g[r] * input[from + j]).sum();
+                        sum + if accumulate { *before } else { 0.0 }
+                    } else {
+                        *before
+                    };
+                    assert!((got - expected).abs() < 2e-5, "{isa:?}, {rows} by {width}: {got} and {expected}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,74 @@
+"""Runs recant's programs and the PyTorch ones alternately and prints ratios with their spread.
+
+    python compare.py                      demo width, 2 threads, 3 rounds
+    python compare.py --width full --rounds 2 --only iteration
+
+A ratio is PyTorch's value over recant's in one round: above 1, recant is faster (or smaller). Printed are the median
+and the range over the rounds; whatever else the machine did meanwhile shows in the range.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+
+# Benchmark: the PyTorch program, recant's program, the compared keys.
+BENCHMARKS = {
+    "iteration": ("stylegan2_peer.py", "iteration", ["plain_s", "r1_s", "path_s", "amortised_s", "peak_bytes"]),
+    "sampling": ("sampling_peer.py", "sampling", ["sample_s", "classify_s", "peak_bytes"]),
+    "slab_pass": ("optimizer_peer.py", "slab_pass", ["ewc_s", "repulsion_s"]),
+}
+
+
+def run(command):
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", choices=["demo", "full"], default="demo")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", choices=list(BENCHMARKS))
+    parser.add_argument("--raw", type=pathlib.Path, help="append every line of JSON to this file")
+    o = parser.parse_args()
+    subprocess.run(["cargo", "build", "--release", "-p", "recant-benches", "--bins"], cwd=ROOT, check=True)
+    target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release"
+    print(f"{platform.machine()}, {os.cpu_count()} processors, load before: {os.getloadavg()[0]:.2f}; {o.threads} threads, width {o.width}, {o.rounds} rounds")
+    for name, (peer, ours, keys) in BENCHMARKS.items():
+        if o.only not in (None, name):
+            continue
+        options = ["--width", o.width, "--threads", str(o.threads)]
+        pairs = []
+        for i in range(o.rounds):
+            programs = [[sys.executable, str(HERE / peer)], [str(target / ours)]]
+            # The order alternates, so that a machine that slows down or speeds up favours neither.
+            order = [0, 1] if i % 2 == 0 else [1, 0]
+            results = {k: run(programs[k] + options) for k in order}
+            pairs.append((results[0], results[1]))
+            if o.raw:
+                with o.raw.open("a") as f:
+                    f.writelines(json.dumps(results[k]) + "\n" for k in order)
+        torch_parameters, our_parameters = (p["parameters"] if "parameters" in p else None for p in pairs[0])
+        if torch_parameters != our_parameters:
+            sys.exit(f"{name}: {torch_parameters} and {our_parameters} parameters: not the same network")
+        print(f"\n{name:<14}{'torch':>12}{'recant':>12}{'ratio':>8}   range")
+        for key in keys:
+            theirs, ours_ = ([p[k][key] for p in pairs] for k in (0, 1))
+            ratios = [t / r for t, r in zip(theirs, ours_)]
+            unit = 1e-6 if key == "peak_bytes" else 1.0
+            label = key.replace("peak_bytes", "peak_MB")
+            values = f"{statistics.median(theirs) * unit:>12.4g}{statistics.median(ours_) * unit:>12.4g}"
+            print(f"{label:<14}{values}{statistics.median(ratios):>8.2f}   {min(ratios):.2f} to {max(ratios):.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+//! Cases of the elementwise family: every function, below and above the size where threads share the work.
+
+use super::{Case, Tolerance, normal, positive};
+use recant::autograd::{self, Var};
+use recant::error::Result;
+use recant::ops::elementwise::{Map, Zip, channel_scale, map, zip};
+
+const SMALL: &[usize] = &[3, 2, 5];
+const LARGE: &[usize] = &[9, 50, 41];
+
+const LIBRARY: Tolerance = Tolerance { abs: 1e-6, rel: 2e-6, reason: "a few roundings and the library's f32 function" };
+const ROUNDED: Tolerance = Tolerance { abs: 1e-6, rel: 2.5e-7, reason: "two roundings of values up to about 5" };
+
+type VarMap = fn(&Var) -> Result<Var>;
+
+fn maps() -> Vec<(&'static str, Map, fn(f64) -> f64, VarMap, Tolerance)> {
+    vec![
+        ("scale", Map::Affine { scale: -1.7, shift: 0.0 }, |x| -1.7 * x, |v| autograd::scale(v, -1.7), ROUNDED),
+        ("shift", Map::Affine { scale: 1.0, shift: 0.3 }, |x| x + 0.3, |v| autograd::add_scalar(v, 0.3), ROUNDED),
+        ("square", Map::Powf(2.0), |x| x * x, |v| autograd::powf(v, 2.0), LIBRARY),
+        ("power 1", Map::Powf(1.0), |x| x, |v| autograd::powf(v, 1.0), Tolerance::EXACT),
+        ("square root", Map::Powf(0.5), f64::sqrt, |v| autograd::powf(v, 0.5), LIBRARY),
+        ("inverse square root", Map::Powf(-0.5), |x| 1.0 / x.sqrt(), |v| autograd::powf(v, -0.5), LIBRARY),
+        ("inverse", Map::Powf(-1.0), |x| 1.0 / x, |v| autograd::powf(v, -1.0), LIBRARY),
+        ("power 2.3", Map::Powf(2.3), |x| x.powf(2.3), |v| autograd::powf(v, 2.3), LIBRARY),
+        ("exp", Map::Exp, f64::exp, autograd::exp, LIBRARY),
+        ("log", Map::Log, f64::ln, autograd::log, LIBRARY),
+        ("sigmoid", Map::Sigmoid, |x| 1.0 / (1.0 + (-x).exp()), autograd::sigmoid, LIBRARY),
+        ("tanh", Map::Tanh, f64::tanh, autograd::tanh, LIBRARY),
+        ("softplus", Map::Softplus, |x| x.exp().ln_1p(), autograd::softplus, LIBRARY),
+    ]
+}
+
+/// Functions that are linear are their own adjoint here.
+fn linear(f: Map) -> bool {
+    matches!(f, Map::Affine { shift: 0.0, .. }) || f == Map::Powf(1.0)
+}
+
+fn zips() -> Vec<(Zip, fn(f64, f64) -> f64, fn(&Var, &Var) -> Result<Var>)> {
+    vec![(Zip::Add, |a, b| a + b, autograd::add), (Zip::Sub, |a, b| a - b, autograd::sub), (Zip::Mul, |a, b| a * b, autograd::mul)]
+}
+
+fn scale_case(shape: &[usize]) -> Case {
+    let (n, c) = (shape[0], *shape.last().expect("channels"));
+    Case::new(
+        format!("channel_scale {shape:?}"),
+        vec![normal(0, shape), normal(1, &[n, c])],
+        |t| channel_scale(&t[0], &t[1]),
+        move |t| {
+            let (x, s) = (t[0].to_f64_vec(), t[1].to_f64_vec());
+            let per_sample = x.len() / n.max(1);
+            (0..x.len()).map(|i| x[i] * s[i / per_sample * c + i % c]).collect()
+        },
+        Tolerance::EXACT,
+    )
+    .adjoint(|t| channel_scale(&t[0], &t[1]))
+    .on_vars(|v| autograd::channel_scale(&v[0], &v[1]))
+}
+
+pub fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (name, f, reference, on_vars, tolerance) in maps() {
+        for shape in [SMALL, LARGE, &[0, 2]] {
+            // Positive, so that powers and logarithms exist; both signs for the rest.
+            let x = if matches!(f, Map::Powf(_) | Map::Log) { positive(0, shape) } else { normal(0, shape) };
+            let case = Case::new(
+                format!("map {name} {shape:?}"),
+                vec![x],
+                move |t| map(&t[0], f),
+                move |t| t[0].to_f64_vec().into_iter().map(reference).collect(),
+                tolerance,
+            )
+            .on_vars(move |v| on_vars(&v[0]));
+            cases.push(if linear(f) { case.adjoint(move |t| map(&t[0], f)) } else { case });
+        }
+    }
+    for (f, reference, on_vars) in zips() {
+        for shape in [SMALL, LARGE] {
+            let case = Case::new(
+                format!("zip {f:?} {shape:?}"),
+                vec![normal(0, shape), normal(1, shape)],
+                move |t| zip(&t[0], &t[1], f),
+                move |t| t[0].to_f64_vec().iter().zip(t[1].to_f64_vec()).map(|(a, b)| reference(*a, b)).collect(),
+                Tolerance::EXACT,
+            )
+            .on_vars(move |v| on_vars(&v[0], &v[1]));
+            cases.push(if f == Zip::Mul { case.adjoint(move |t| zip(&t[0], &t[1], f)) } else { case });
+        }
+    }
+    // Chunks that end inside a sample, samples smaller than a chunk, one large sample.
+    cases.extend([&[2, 3, 2, 3][..], &[4, 5], &[7, 19, 23, 5], &[40, 3, 3, 48], &[1, 64, 64, 16], &[0, 3, 3, 2]].map(scale_case));
+    cases
+}
