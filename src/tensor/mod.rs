@@ -220,12 +220,12 @@ impl Tensor {
 
     /// The same for writing in place, when nothing else refers to the memory.
     pub(crate) fn cuda_pointer_mut(&mut self) -> Result<u64> {
-        match &mut self.storage {
-            Storage::Cuda(buffer) if Arc::get_mut(buffer).is_none() => {
-                Err(Error::shape("cuda_pointer_mut", "the memory is still referred to by a graph or a view"))
-            }
-            _ => Ok(self.cuda_pointer()),
+        if let Storage::Cuda(buffer) = &mut self.storage
+            && Arc::get_mut(buffer).is_none()
+        {
+            return Err(Error::shape("cuda_pointer_mut", "the memory is still referred to by a graph or a view"));
         }
+        Ok(self.cuda_pointer())
     }
 
     /// The elements of a host tensor. Panics when `T` is not its dtype or it is on a GPU: ops dispatch on `dtype()` and
