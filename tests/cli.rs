@@ -249,6 +249,28 @@ fn wrong_numbers() {
 }
 
 #[test]
+fn a_gpu_that_is_not_there() {
+    if Path::new("/dev/nvidiactl").exists() {
+        eprintln!("a_gpu_that_is_not_there: not run, this machine has one");
+        return;
+    }
+    let folder = trained();
+    let on_gpu: [&[&str]; 4] = [
+        &["sample", "--model", "run/model.safetensors", "--out", "a.png", "--device", "cuda"],
+        &["demo", "--device", "cuda:0"],
+        &with(&train_args("other", "1", &[]), &["--device", "cuda"]),
+        &with(&FEEDBACK, &["--device", "cuda:7"]),
+    ];
+    for args in on_gpu {
+        // Built with nvcc or without: the remedy differs, both name the other device.
+        folder.refused(args, &["no CUDA device", "--device cpu"]);
+    }
+    folder.refused(&["reproduce", "gaussians", "--out", "toy", "--device", "cuda"], &["gaussians", "--device cpu"]);
+    // `auto` finds the CPU.
+    folder.ok(&["sample", "--model", "run/model.safetensors", "--n", "1", "--out", "a.png", "--device", "auto"]);
+}
+
+#[test]
 fn runaway_and_poles_stop_with_the_last_good_model() {
     let folder = adapted();
     folder.refused(&with(&UNLEARN, &["--repulsion", "nl2", "--gamma", "1000", "--lr", "10"]), &["runs away", "--gamma"]);

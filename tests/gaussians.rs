@@ -7,6 +7,7 @@
 //! 9–17 % between the modes before, 62–82 % of the adapted points near the negatives, 89–92 % fewer points there after. Without
 //! repulsion the points come out alike: here, training on positives alone forgets the negatives.
 
+use recant::device::Device;
 use recant::ops::random::Random;
 use recant::tensor::Tensor;
 use recant::unlearning::gaussians::{
@@ -43,7 +44,7 @@ fn adapting_keeps_only_the_negative_modes_and_unlearning_drops_only_them() {
         GaussiansSpec { seed: 0, models: 1, repulsion: Some(NL2), ..full.clone() },
         GaussiansSpec { seed: 0, models: 1, repulsion: Some(IL2), ..full },
     ];
-    let results = side_by_side(specs.len(), |i| quiet(&specs[i])).unwrap();
+    let results = side_by_side(&Device::Cpu, specs.len(), |i| quiet(&specs[i])).unwrap();
     for (GaussiansSpec { seed, .. }, r) in specs.iter().zip(&results) {
         let before = Counts::of(&r.pretrained);
         assert!(before.smallest_share(|_| true) >= 0.05, "seed {seed}, pre-trained: {before:?}");

@@ -114,9 +114,11 @@ impl AdaptOptions {
 impl Adapt {
     pub fn run(&self, global: &Global) -> Result<()> {
         let begin = std::time::Instant::now();
+        let device = global.device.open()?;
         let hyper = self.hyper.hyper()?;
         let spec = self.options.spec(self.iterations, &self.stage)?;
         let (pretrained, noise) = read_state(&self.model, &hyper, self.stage.seed)?;
+        let pretrained = pretrained.to_device(&device)?;
         let feedback = read_feedback(&self.feedback, pretrained.config.size)?;
         check_feedback(&feedback)?;
         let config = Config { command: "adapt", model: &self.model, feedback: &self.feedback, spec: &spec, hyper: &hyper };
@@ -124,9 +126,9 @@ impl Adapt {
         let trainer = Trainer::new(&pretrained.config, hyper.clone());
         let done = Mutex::new((Progress::new("adapt", 0, spec.iterations * spec.models as u64), 0u64, folder));
         let file = |j: usize| self.out.join(format!("adapted_{j}.safetensors"));
-        side_by_side(spec.models, |j| {
+        side_by_side(&device, spec.models, |j| {
             let resumed = match self.resume && file(j).exists() {
-                true => Some(Checkpoint::open(file(j))?.into_state(&file(j), &hyper, spec.seed)?),
+                true => Some(Checkpoint::open(file(j))?.into_state(&file(j), &hyper, spec.seed)?.to_device(&device)?),
                 false => None,
             };
             let drawn = resumed.as_ref().map_or(0, |s| s.iteration);
@@ -151,7 +153,7 @@ impl Adapt {
         })?;
         done.into_inner().expect("no thread panics while it holds the progress").0.finish();
         println!("{} adapted models: {}", spec.models, self.out.display());
-        summary(global, &serde_json::json!({"models": spec.models, "iterations": spec.iterations, "out": self.out, "seconds": begin.elapsed().as_secs_f64(), "device": "cpu"}));
+        summary(global, &serde_json::json!({"models": spec.models, "iterations": spec.iterations, "out": self.out, "seconds": begin.elapsed().as_secs_f64(), "device": device.to_string()}));
         Ok(())
     }
 }

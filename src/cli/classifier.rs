@@ -86,6 +86,7 @@ impl ClassifierArgs {
 impl TrainArgs {
     fn run(&self, global: &Global) -> Result<()> {
         let start = std::time::Instant::now();
+        global.device.host_only("classifier")?;
         let config = ClassifierConfig::mnist();
         let size = config.preprocessing.size[0];
         let data = self.data.read(Split::Train, Some(size))?;
@@ -111,6 +112,7 @@ impl TrainArgs {
 impl DataArgs {
     fn run(&self, global: &Global) -> Result<()> {
         let start = std::time::Instant::now();
+        global.device.host_only("classifier")?;
         let classifier = read_classifier(&self.classifier)?;
         let data = self.data.read(Split::Test, Some(classifier.config().preprocessing.size[0]))?;
         let labels = labels_of(&data)?;
@@ -128,6 +130,7 @@ impl DataArgs {
 impl StatsArgs {
     fn run(&self, global: &Global) -> Result<()> {
         let start = std::time::Instant::now();
+        global.device.host_only("classifier")?;
         let classifier = read_classifier(&self.data.classifier)?;
         let data = self.data.data.read(Split::Train, Some(classifier.config().preprocessing.size[0]))?;
         collect_statistics(&classifier, &data)?.write(&self.out)?;

@@ -128,6 +128,7 @@ impl Stopwatch {
 impl Demo {
     pub fn run(&self, global: &Global) -> Result<()> {
         let begin = std::time::Instant::now();
+        let device = global.device.open()?;
         let mut watch = Stopwatch(begin);
         if self.evaluate == 0 {
             return Err(Error::config("--evaluate", "must be at least 1"));
@@ -138,7 +139,7 @@ impl Demo {
         let hyper = Hyper { ema_decay: EMA_DECAY, ..Hyper::default() };
         atomic::create_folder(&self.out)?;
         let noise = embedded.model.noise.clone();
-        let original = embedded.model.into_state(Path::new("the embedded model"), &hyper, self.seed)?;
+        let original = embedded.model.into_state(Path::new("the embedded model"), &hyper, self.seed)?.to_device(&device)?;
         let g = Generator::new(original.config.clone());
         println!("embedded StyleGAN2: {} px, {} generator parameters; unlearning digit {}", g.config().size, g.layout().len(), self.class);
 
@@ -154,7 +155,7 @@ impl Demo {
         let states = self.unlearn(&unlearning, &original, &adapted, &feedback, &specs)?;
         let seconds_unlearn = watch.lap();
 
-        let bench = Bench { g: &g, classifier: &embedded.classifier, class, n: self.evaluate, seed: self.seed };
+        let bench = Bench { device: &device, g: &g, classifier: &embedded.classifier, class, n: self.evaluate, seed: self.seed };
         let before = bench.judge("original", &original.g_ema)?;
         let after = bench.judge("unlearned", &states[0].g_ema)?;
         let without = bench.judge("ablation", &states[1].g_ema)?;
@@ -232,7 +233,7 @@ impl Demo {
 
     fn adapt(&self, trainer: &Trainer, original: &GanState, feedback: &Feedback, spec: &AdaptSpec) -> Result<Vec<ParamSlab>> {
         let watch = Watched::new("adapt", spec.iterations * spec.models as u64);
-        let adapted = side_by_side(spec.models, |j| {
+        let adapted = side_by_side(&original.device(), spec.models, |j| {
             let mut batches = TensorBatches::new(&feedback.images, feedback.negatives(), trainer.hyper.batch, model_seed(spec.seed, j), 0)?;
             let state = adapt(trainer, original, &mut batches, spec, j, None, &mut |p| watch.step(p))?;
             Ok(state.g_ema)
@@ -243,7 +244,7 @@ impl Demo {
 
     fn unlearn(&self, trainer: &Trainer, original: &GanState, adapted: &[ParamSlab], feedback: &Feedback, specs: &[UnlearnSpec]) -> Result<Vec<GanState>> {
         let watch = Watched::new("unlearn", self.iterations * specs.len() as u64);
-        let states = side_by_side(specs.len(), |i| {
+        let states = side_by_side(&original.device(), specs.len(), |i| {
             let mut batches = TensorBatches::new(&feedback.images, feedback.positives(), trainer.hyper.batch, specs[i].seed, 0)?;
             unlearn(trainer, original, adapted, &mut batches, &specs[i], None, &mut |p| watch.step(p))
         })?;

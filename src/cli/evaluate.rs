@@ -10,6 +10,7 @@ use super::output::{Progress, summary, table};
 use super::{Global, run_folder};
 use crate::data::dataset::{Dataset, Source};
 use crate::data::mnist::Split;
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::io::safetensors;
 use crate::metrics::class_statistics::ClassStatistics;
@@ -61,7 +62,7 @@ pub(super) struct Report {
     pub frechet_after: Option<f64>,
     pub samples: usize,
     pub seconds: f64,
-    pub device: &'static str,
+    pub device: String,
 }
 
 /// Real images by class, as features of the classifier.
@@ -91,6 +92,8 @@ pub(super) fn collect_statistics(classifier: &Classifier, data: &Dataset) -> Res
 
 /// A generator with what judges it.
 pub(super) struct Bench<'a> {
+    /// Where the generator runs.
+    pub device: &'a Device,
     pub g: &'a Generator,
     pub classifier: &'a Classifier,
     pub class: usize,
@@ -102,7 +105,7 @@ impl Bench<'_> {
     pub fn judge(&self, what: &str, params: &ParamSlab) -> Result<Judged> {
         let latents = draw_latents(self.g, self.n, self.seed, streams::EVALUATION);
         let mut progress = Progress::new(what, 0, self.n as u64);
-        let judged = judge(self.g, params, self.classifier, self.class, &latents, self.seed, &mut |done| {
+        let judged = judge(self.g, &params.to_device(self.device)?, self.classifier, self.class, &latents, self.seed, &mut |done| {
             progress.at(done as u64, String::new);
             run_folder::stop_if_interrupted()
         })?;
@@ -124,7 +127,7 @@ impl Bench<'_> {
             frechet_after: frechet(after)?,
             samples: self.n,
             seconds,
-            device: "cpu",
+            device: self.device.to_string(),
         })
     }
 }
@@ -146,6 +149,7 @@ pub(super) fn show_distance(d: Option<f64>) -> String {
 impl Evaluate {
     pub fn run(&self, global: &Global) -> Result<()> {
         let start = std::time::Instant::now();
+        let device = global.device.open()?;
         if self.n == 0 {
             return Err(Error::config("--n", "must be at least 1"));
         }
@@ -157,7 +161,7 @@ impl Evaluate {
         let class = class_of(&classifier, &self.class)?;
         let real = self.real.as_ref().map(|r| real_statistics(r, &classifier)).transpose()?;
         let g = Generator::new(original.config.clone());
-        let bench = Bench { g: &g, classifier: &classifier, class, n: self.n, seed: self.seed };
+        let bench = Bench { device: &device, g: &g, classifier: &classifier, class, n: self.n, seed: self.seed };
         let before = bench.judge("original", &original.g_ema)?;
         let after = bench.judge("unlearned", &unlearned.g_ema)?;
         let report = bench.report(&before, &after, real.as_ref(), start.elapsed().as_secs_f64())?;

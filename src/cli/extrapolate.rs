@@ -41,6 +41,7 @@ pub(crate) struct Extrapolate {
 impl Extrapolate {
     pub fn run(&self, global: &Global) -> Result<()> {
         let start = std::time::Instant::now();
+        let device = global.device.open()?;
         if let Some(g) = self.gamma.iter().find(|g| !g.is_finite()) {
             return Err(Error::config("--gamma", format!("{g} is not a finite number")));
         }
@@ -56,12 +57,12 @@ impl Extrapolate {
         for gamma in &self.gamma {
             let slab = extrapolate(&model.g_ema, &adapted, *gamma)?;
             save_generator(&self.out.join(format!("extrapolated_{gamma}.safetensors")), &model.config, &slab, &model.noise, &Default::default())?;
-            rows.push(images_of(&g, &slab, &latents, self.seed)?);
+            rows.push(images_of(&g, &slab.to_device(&device)?, &latents, self.seed)?);
         }
         let figure = self.out.join("extrapolated.png");
         image::write_grid(&figure, &concat(&rows.iter().collect::<Vec<_>>(), 0)?, self.n)?;
         println!("γ = {:?} from top to bottom: {}", self.gamma, figure.display());
-        summary(global, &serde_json::json!({"gamma": self.gamma, "figure": figure, "seconds": start.elapsed().as_secs_f64(), "device": "cpu"}));
+        summary(global, &serde_json::json!({"gamma": self.gamma, "figure": figure, "seconds": start.elapsed().as_secs_f64(), "device": device.to_string()}));
         Ok(())
     }
 }

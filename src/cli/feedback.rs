@@ -51,6 +51,7 @@ fn read_marks(path: &Path, n: usize) -> Result<Vec<bool>> {
 impl FeedbackArgs {
     pub fn run(&self, global: &Global) -> Result<()> {
         let start = std::time::Instant::now();
+        let device = global.device.open()?;
         let model = Checkpoint::open(&self.model)?;
         let g = Generator::new(model.config.clone());
         let judge_by = match (&self.classifier, &self.class) {
@@ -69,7 +70,7 @@ impl FeedbackArgs {
                 None => Ok(vec![false; images.dim(0)]),
             }
         };
-        let mut feedback: Feedback = collect(&g, &model.g_ema, self.n, self.seed, &mut judge, &mut |done| progress.at(done as u64, String::new))?;
+        let mut feedback: Feedback = collect(&g, &model.g_ema.to_device(&device)?, self.n, self.seed, &mut judge, &mut |done| progress.at(done as u64, String::new))?;
         progress.finish();
         if let Some(marks) = &self.marks {
             feedback.negative = read_marks(marks, self.n)?;
@@ -78,7 +79,7 @@ impl FeedbackArgs {
         write_feedback(&self.out, &feedback)?;
         let negatives = feedback.negatives().len();
         println!("{negatives} negative and {} positive samples: {}", self.n - negatives, self.out.display());
-        summary(global, &serde_json::json!({"samples": self.n, "negatives": negatives, "out": self.out, "seconds": start.elapsed().as_secs_f64(), "device": "cpu"}));
+        summary(global, &serde_json::json!({"samples": self.n, "negatives": negatives, "out": self.out, "seconds": start.elapsed().as_secs_f64(), "device": device.to_string()}));
         Ok(())
     }
 }

@@ -19,6 +19,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::device::Choice;
 use crate::error::{Error, Result};
 
 /// Makes a pre-trained StyleGAN2 stop generating what you mark as undesired, without its training data.
@@ -36,7 +37,7 @@ struct Cli {
 pub(crate) struct Global {
     /// Where to run: auto, cpu, cuda or cuda:N
     #[arg(long, global = true, default_value = "auto")]
-    device: String,
+    device: Choice,
     /// Threads on the CPU (default: all cores)
     #[arg(long, global = true)]
     threads: Option<usize>,
@@ -122,15 +123,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Checks the device, sets the number of threads, listens for Ctrl-C.
+/// Sets the number of threads, listens for Ctrl-C. Devices are opened by the commands that run on them.
 fn prepare(global: &Global) -> Result<rayon::ThreadPool> {
-    match global.device.as_str() {
-        "auto" | "cpu" => {}
-        other if other == "cuda" || other.strip_prefix("cuda:").is_some_and(|n| n.parse::<usize>().is_ok()) => {
-            return Err(Error::NoCuda { problem: "this build runs on the CPU only; use --device cpu".into() });
-        }
-        other => return Err(Error::config("--device", format!("'{other}' is not auto, cpu, cuda or cuda:N"))),
-    }
     if global.threads == Some(0) {
         return Err(Error::config("--threads", "must be at least 1"));
     }

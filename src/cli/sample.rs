@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use super::output::summary;
 use super::{Global, run_folder};
 use crate::autograd::Var;
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::io::npz::{self, Array, Arrays};
 use crate::io::{atomic, image};
@@ -14,7 +15,7 @@ use crate::models::stylegan2::{Generator, Styles};
 use crate::nn::ParamSlab;
 use crate::ops::layout;
 use crate::ops::random::Random;
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, all_on};
 use crate::training::checkpoint::Checkpoint;
 use crate::training::streams;
 use crate::unlearning::feedback::{SAMPLE_BATCH, draw_latents, generate};
@@ -108,7 +109,7 @@ pub(super) fn images_of(g: &Generator, params: &ParamSlab, latents: &Tensor, see
     let mut parts = Vec::new();
     let mut rng = Random { counter: 1 << 40, ..Random::new(seed, streams::SAMPLES) };
     generate(g, params, latents, &mut rng, &mut |_, images, _| {
-        parts.push(images.clone());
+        parts.push(images.to_device(&Device::Cpu)?);
         Ok(())
     })?;
     layout::concat(&parts.iter().collect::<Vec<_>>(), 0)
@@ -126,6 +127,7 @@ fn read_latents(path: &Path, latent: usize) -> Result<Tensor> {
 impl Sample {
     pub fn run(&self, global: &Global) -> Result<()> {
         let start = std::time::Instant::now();
+        let device = global.device.open()?;
         let kind = self.out.extension().and_then(|e| e.to_str()).unwrap_or("").to_lowercase();
         if kind != "png" && kind != "npz" {
             return Err(Error::config("--out", format!("{} must end in .png or .npz", self.out.display())));
@@ -139,7 +141,7 @@ impl Sample {
             Weights::Ema => &model.g_ema,
             Weights::Raw => model.g.as_ref().ok_or_else(|| Error::file(&self.model, "holds no raw generator (g); use --weights ema"))?,
         };
-        let images = self.draw(&g, slab, &model.noise)?;
+        let images = self.draw(&g, &slab.to_device(&device)?, &model.noise)?;
         if kind == "png" {
             let columns = self.columns.unwrap_or((images.dim(0) as f64).sqrt().ceil() as usize).max(1);
             image::write_grid(&self.out, &images, columns)?;
@@ -147,7 +149,7 @@ impl Sample {
             npz::write(&self.out, &Arrays::from([("images".to_string(), Array::from(&to_nchw(&images)?))]))?;
         }
         println!("{} images of {} px: {}", images.dim(0), g.config().size, self.out.display());
-        summary(global, &serde_json::json!({"images": images.dim(0), "out": self.out, "seconds": start.elapsed().as_secs_f64(), "device": "cpu"}));
+        summary(global, &serde_json::json!({"images": images.dim(0), "out": self.out, "seconds": start.elapsed().as_secs_f64(), "device": device.to_string()}));
         Ok(())
     }
 
@@ -168,7 +170,8 @@ impl Sample {
             return Err(Error::config("--crossover", format!("must be from 1 to {layers}")));
         }
         let p = slab.constants();
-        let centre = self.centre(g, slab)?;
+        let device = p.device();
+        let centre = self.centre(g, slab)?.map(|c| c.to_device(&device)).transpose()?;
         let n = z1.dim(0);
         let mut noise = self.noise_source(g, buffers, n)?;
         let mut parts = Vec::new();
@@ -181,11 +184,12 @@ impl Sample {
                 Some(z2) => Styles::Mixed { z1: first, z2: z2.rows(at, count)?, crossover },
                 None => Styles::One(first),
             };
-            let mut ws: Vec<Var> = g.styles(&p, &styles)?;
+            let mut ws: Vec<Var> = g.styles(&p, &styles.to_device(&device)?)?;
             if let Some(centre) = &centre {
                 ws = Generator::truncate(&ws, centre, self.truncation)?;
             }
-            parts.push(g.synthesis(&p, &ws, &noise.maps(g, at, count)?)?.value().clone());
+            let maps = all_on(&device, &noise.maps(g, at, count)?)?;
+            parts.push(g.synthesis(&p, &ws, &maps)?.value().to_device(&Device::Cpu)?);
             at += count;
         }
         layout::concat(&parts.iter().collect::<Vec<_>>(), 0)

@@ -168,6 +168,7 @@ impl Train {
         if self.save_every == 0 {
             return Err(Error::config("--save-every", "must be at least 1"));
         }
+        let device = global.device.open()?;
         let mut data = self.data.read(Split::Train, Some(self.size))?;
         for class in &self.without {
             data = data.without_class(data.class(class)?)?;
@@ -185,7 +186,8 @@ impl Train {
         };
         let mut folder = RunFolder::create(&self.out, self.resume, &config, &["iterations", "save_every"])?;
         let model = folder.file("model.safetensors");
-        let (mut state, noise) = self.start(&model, &network, &hyper)?;
+        let (state, noise) = self.start(&model, &network, &hyper)?;
+        let mut state = state.to_device(&device)?;
         println!("{} images, {} generator and {} discriminator parameters", data.len(), state.g.layout().len(), state.d.layout().len());
         let trainer = Trainer::new(&network, hyper.clone());
         let flip = if self.flip { Flip::Random } else { Flip::Never };
@@ -212,7 +214,7 @@ impl Train {
         })?;
         recorder.progress.finish();
         println!("trained {} iterations: {}", state.iteration, model.display());
-        summary(global, &serde_json::json!({"model": model, "iterations": state.iteration, "seconds": start.elapsed().as_secs_f64(), "device": "cpu"}));
+        summary(global, &serde_json::json!({"model": model, "iterations": state.iteration, "seconds": start.elapsed().as_secs_f64(), "device": device.to_string()}));
         Ok(())
     }
 

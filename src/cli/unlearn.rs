@@ -106,6 +106,7 @@ struct Config<'a> {
 impl Unlearn {
     pub fn run(&self, global: &Global) -> Result<()> {
         let begin = std::time::Instant::now();
+        let device = global.device.open()?;
         let hyper = self.hyper.hyper()?;
         let spec = UnlearnSpec {
             iterations: self.iterations,
@@ -120,6 +121,7 @@ impl Unlearn {
             return Err(Error::config("--adapted", "is needed by the repulsion; give the folder that `recant adapt` wrote, or --repulsion none"));
         }
         let (pretrained, noise) = read_state(&self.model, &hyper, self.stage.seed)?;
+        let pretrained = pretrained.to_device(&device)?;
         let feedback = read_feedback(&self.feedback, pretrained.config.size)?;
         check_feedback(&feedback)?;
         let adapted = read_adapted(&self.adapted, &pretrained.g_ema)?;
@@ -127,7 +129,7 @@ impl Unlearn {
         let mut folder = RunFolder::create(&self.out, self.resume, &config, &[])?;
         let model = folder.file("model.safetensors");
         let resumed = match self.resume && model.exists() {
-            true => Some(Checkpoint::open(&model)?.into_state(&model, &hyper, spec.seed)?),
+            true => Some(Checkpoint::open(&model)?.into_state(&model, &hyper, spec.seed)?.to_device(&device)?),
             false => None,
         };
         let drawn = resumed.as_ref().map_or(0, |s| s.iteration);
@@ -148,7 +150,7 @@ impl Unlearn {
         let out = self.out.join("unlearned.safetensors");
         save_generator(&out, &state.config, &state.g_ema, &noise, &Default::default())?;
         println!("unlearned generator: {}", out.display());
-        summary(global, &serde_json::json!({"iterations": spec.iterations, "out": out, "seconds": begin.elapsed().as_secs_f64(), "device": "cpu"}));
+        summary(global, &serde_json::json!({"iterations": spec.iterations, "out": out, "seconds": begin.elapsed().as_secs_f64(), "device": device.to_string()}));
         Ok(())
     }
 }

@@ -5,6 +5,7 @@ pub mod cpu;
 pub mod cuda;
 
 use std::fmt;
+use std::str::FromStr;
 
 use crate::error::{Error, Result};
 pub use cuda::CudaDevice;
@@ -18,24 +19,48 @@ pub enum Device {
     Cuda(CudaDevice),
 }
 
-impl Device {
-    /// `cpu`; `cuda` or `cuda:N`, which opens that GPU or says why it cannot; `auto`: the first GPU where one is usable
-    /// by this program, else the CPU.
-    pub fn parse(text: &str) -> Result<Device> {
-        let refused = || Error::config("--device", format!("{text:?}: use auto, cpu, cuda or cuda:N"));
+/// What was asked for with `--device`; nothing is opened yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// The first GPU where one is usable by this program, else the CPU.
+    Auto,
+    Cpu,
+    Cuda(usize),
+}
+
+impl FromStr for Choice {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Choice, String> {
         match text {
-            "cpu" => Ok(Device::Cpu),
-            "cuda" => CudaDevice::open(0).map(Device::Cuda),
-            "auto" => match CudaDevice::open(0) {
+            "auto" => Ok(Choice::Auto),
+            "cpu" => Ok(Choice::Cpu),
+            "cuda" => Ok(Choice::Cuda(0)),
+            _ => text.strip_prefix("cuda:").and_then(|n| n.parse().ok()).map(Choice::Cuda).ok_or("use auto, cpu, cuda or cuda:N".into()),
+        }
+    }
+}
+
+impl Choice {
+    /// Opens the device, or says why it cannot be used.
+    pub fn open(self) -> Result<Device> {
+        match self {
+            Choice::Cpu => Ok(Device::Cpu),
+            Choice::Cuda(ordinal) => CudaDevice::open(ordinal).map(Device::Cuda),
+            Choice::Auto => match CudaDevice::open(0) {
                 Ok(device) => Ok(Device::Cuda(device)),
                 Err(Error::NoCuda { .. }) => Ok(Device::Cpu),
                 // A GPU that is there and fails is for its user to know.
                 Err(other) => Err(other),
             },
-            _ => {
-                let ordinal = text.strip_prefix("cuda:").and_then(|n| n.parse().ok()).ok_or_else(refused)?;
-                CudaDevice::open(ordinal).map(Device::Cuda)
-            }
+        }
+    }
+
+    /// For work that has no CUDA path: an error when a GPU was asked for by name.
+    pub fn host_only(self, what: &'static str) -> Result<()> {
+        match self {
+            Choice::Auto | Choice::Cpu => Ok(()),
+            Choice::Cuda(ordinal) => Err(Error::Unsupported { op: what, problem: format!("it runs on the CPU, not on cuda:{ordinal}; use --device cpu") }),
         }
     }
 }
@@ -55,10 +80,12 @@ mod tests {
 
     #[test]
     fn names_of_devices() {
-        assert_eq!(Device::parse("cpu").unwrap(), Device::Cpu);
+        let known = [("auto", Choice::Auto), ("cpu", Choice::Cpu), ("cuda", Choice::Cuda(0)), ("cuda:3", Choice::Cuda(3))];
+        for (text, choice) in known {
+            assert_eq!(text.parse(), Ok(choice));
+        }
         for unknown in ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "CPU"] {
-            let refused = Device::parse(unknown).unwrap_err().to_string();
-            assert!(refused.contains("--device") && refused.contains("auto, cpu, cuda or cuda:N"), "{refused}");
+            assert!(unknown.parse::<Choice>().unwrap_err().contains("auto, cpu, cuda or cuda:N"));
         }
     }
 }

@@ -306,6 +306,11 @@ impl Tensor {
     }
 }
 
+/// The same tensors on `device`.
+pub fn all_on(device: &Device, tensors: &[Tensor]) -> Result<Vec<Tensor>> {
+    tensors.iter().map(|t| t.to_device(device)).collect()
+}
+
 /// Runs `$body` with `$t` bound to the element type of `$dtype`.
 #[macro_export]
 macro_rules! on_dtype {

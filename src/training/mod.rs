@@ -18,7 +18,7 @@ use crate::models::stylegan2::{Discriminator, Generator, StyleGan2Config, Styles
 use crate::nn::{AdamState, ParamSlab, Params};
 use crate::ops::optimizer::{Adam, Pull};
 use crate::ops::random::Random;
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, all_on};
 
 /// Numbers of the training loop; the defaults are rosinality's and the paper's.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -175,17 +175,16 @@ pub struct Inputs {
 impl Inputs {
     /// The same inputs on another device.
     pub fn to_device(&self, device: &Device) -> Result<Inputs> {
-        let all = |tensors: &[Tensor]| tensors.iter().map(|t| t.to_device(device)).collect::<Result<Vec<_>>>();
         Ok(Inputs {
             real: self.real.to_device(device)?,
             d_styles: self.d_styles.to_device(device)?,
-            d_noise: all(&self.d_noise)?,
+            d_noise: all_on(device, &self.d_noise)?,
             g_styles: self.g_styles.to_device(device)?,
-            g_noise: all(&self.g_noise)?,
+            g_noise: all_on(device, &self.g_noise)?,
             r1: self.r1,
             path: match &self.path {
                 None => None,
-                Some(p) => Some(PathInputs { styles: p.styles.to_device(device)?, noise: all(&p.noise)?, y: p.y.to_device(device)? }),
+                Some(p) => Some(PathInputs { styles: p.styles.to_device(device)?, noise: all_on(device, &p.noise)?, y: p.y.to_device(device)? }),
             },
         })
     }

@@ -1,11 +1,12 @@
 //! Feedback: samples of the EMA generator with their latents, each marked as undesired (negative) or not (positive).
 
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::models::stylegan2::{Generator, Styles};
 use crate::nn::ParamSlab;
 use crate::ops::layout;
 use crate::ops::random::Random;
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, all_on};
 use crate::training::streams;
 
 /// Fewer negatives than this and stage 1 sees the same few images again and again (the official MNIST run had ~20).
@@ -34,16 +35,17 @@ impl Feedback {
     }
 }
 
-/// Calls `each(first index, images, latents)` for `latents` in order, a batch at a time. Noise is fresh per batch, from
+/// Calls `each(first index, images, latents)` for `latents` in order, a batch at a time; images are where `params` are. Noise is fresh per batch, from
 /// `rng`; one z per image, no truncation.
 pub fn generate(g: &Generator, params: &ParamSlab, latents: &Tensor, rng: &mut Random, each: &mut dyn FnMut(usize, &Tensor, &Tensor) -> Result<()>) -> Result<()> {
     let p = params.constants();
+    let device = p.device();
     let (mut at, n) = (0, latents.dim(0));
     while at < n {
         let count = SAMPLE_BATCH.min(n - at);
         let z = latents.rows(at, count)?;
-        let noise = g.draw_noise(count, rng);
-        let images = g.forward(&p, &Styles::One(z.clone()), &noise)?;
+        let noise = all_on(&device, &g.draw_noise(count, rng))?;
+        let images = g.forward(&p, &Styles::One(z.to_device(&device)?), &noise)?;
         each(at, images.value(), &z)?;
         at += count;
     }
@@ -65,7 +67,7 @@ pub fn collect(g: &Generator, params: &ParamSlab, n: usize, seed: u64, judge: &m
     let mut rng = Random { counter: 1 << 40, ..Random::new(seed, streams::FEEDBACK) };
     generate(g, params, &latents, &mut rng, &mut |at, images, _| {
         negative.extend(judge(images)?);
-        parts.push(images.clone());
+        parts.push(images.to_device(&Device::Cpu)?);
         progress(at + images.dim(0));
         Ok(())
     })?;

@@ -11,7 +11,7 @@ use crate::nn::ParamSlab;
 use crate::ops::layout;
 use crate::ops::optimizer::accumulate_squares;
 use crate::ops::random::Random;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::{DType, Tensor, all_on};
 use crate::training::Trainer;
 
 /// The function whose per-sample gradient is squared.
@@ -85,8 +85,9 @@ pub fn fisher_diagonal(nets: &Trainer, g: &ParamSlab, d: &ParamSlab, spec: Fishe
     if spec.samples == 0 {
         return Err(Error::config("--fisher-samples", "needs at least one sample"));
     }
-    let styles = nets.draw_styles(spec.samples, rng);
-    let noise = nets.generator.draw_noise(spec.samples, rng);
+    let device = g.values().device();
+    let styles = nets.draw_styles(spec.samples, rng).to_device(&device)?;
+    let noise = all_on(&device, &nets.generator.draw_noise(spec.samples, rng))?;
     fisher_of(nets, g, d, spec, &styles, &noise)
 }
 

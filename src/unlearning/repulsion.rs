@@ -3,6 +3,7 @@
 //! `Σ_j ‖θ − θ_j‖² = k ‖θ − θ̄‖² + const`, so any number of adapted models costs one centroid, and the distance for the
 //! next step is reduced by the optimiser pass of this one.
 
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::nn::ParamSlab;
 use crate::nn::params::Init;
@@ -87,12 +88,13 @@ pub struct Repulsion {
     steps: usize,
 }
 
-/// `Σ_j θ_j / k`, in f64.
+/// `Σ_j θ_j / k`, in f64, on the host.
 pub fn centroid(models: &[ParamSlab]) -> Result<ParamSlab> {
     let first = models.first().ok_or_else(|| Error::config("--adapted", "needs at least one adapted model (k ≥ 1)"))?;
     if models.iter().any(|m| m.layout().len() != first.layout().len()) {
         return Err(Error::config("--adapted", "the adapted models are not of one size"));
     }
+    let models = models.iter().map(|m| m.to_device(&Device::Cpu)).collect::<Result<Vec<_>>>()?;
     let k = models.len() as f64;
     let mean = (0..first.layout().len()).map(|i| (models.iter().map(|m| m.as_slice()[i] as f64).sum::<f64>() / k) as f32);
     ParamSlab::from_values(first.layout(), mean.collect())
@@ -103,7 +105,8 @@ impl Repulsion {
     /// stopped. Weights of StyleGAN2 are of size one, so at 1 nothing is left of the network.
     pub fn new(kind: Kind, distance: Distance, adapted: &[ParamSlab], start: &ParamSlab, runaway: f64) -> Result<Repulsion> {
         let kind = kind.checked()?;
-        let centroid = centroid(adapted)?;
+        let device = start.values().device();
+        let centroid = centroid(adapted)?.to_device(&device)?;
         if centroid.layout().len() != start.layout().len() {
             return Err(Error::config("--adapted", format!("adapted models have {} parameters, the generator {}", centroid.layout().len(), start.layout().len())));
         }
@@ -123,7 +126,7 @@ impl Repulsion {
             })
             .collect();
         let offsets = layout.offsets();
-        let to_centroid = |m: &ParamSlab| weighted_squared_distance(m.values(), centroid.values(), &offsets, &weights);
+        let to_centroid = |m: &ParamSlab| weighted_squared_distance(&m.values().to_device(&device)?, centroid.values(), &offsets, &weights);
         let spread = adapted.iter().map(to_centroid).sum::<Result<f64>>()? / k;
         let distance = to_centroid(start)? + spread;
         if matches!(kind, Kind::Il2 { .. }) && distance <= 1e-12 {

@@ -2,15 +2,19 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::device::Device;
 use crate::error::{Error, Result};
 
 /// Calls `job(i)` for `0..n` and returns the results in order; the first error (by index) wins.
 ///
 /// Small networks leave threads waiting at the end of every op, so as many jobs run at once as there are threads, each
-/// on its share of them. Results do not depend on this: no op's result depends on its number of threads.
-pub fn side_by_side<T: Send>(n: usize, job: impl Fn(usize) -> Result<T> + Sync) -> Result<Vec<T>> {
+/// on its share of them. A GPU runs one job at a time: all of its work is in one stream. Results do not depend on this: no op's result depends on its number of threads.
+pub fn side_by_side<T: Send>(device: &Device, n: usize, job: impl Fn(usize) -> Result<T> + Sync) -> Result<Vec<T>> {
     let threads = rayon::current_num_threads();
-    let lanes = n.min(threads).max(1);
+    let lanes = match device {
+        Device::Cpu => n.min(threads).max(1),
+        Device::Cuda(_) => 1,
+    };
     if lanes == 1 {
         return (0..n).map(job).collect();
     }

@@ -28,6 +28,7 @@ pub(crate) struct Gaussians {
 impl Gaussians {
     pub fn run(&self, global: &Global) -> Result<()> {
         let start = std::time::Instant::now();
+        global.device.host_only("gaussians")?;
         let repulsion = match self.repulsion {
             Loss::El2 => Some(gaussians::EL2),
             Loss::Nl2 => Some(gaussians::NL2),

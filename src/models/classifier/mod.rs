@@ -178,11 +178,12 @@ impl Classifier {
         })
     }
 
-    /// Logits and features of `images` `[N, H, W, 3 or 1]` in [−1, 1]; no history.
+    /// Logits and features of `images` `[N, H, W, 3 or 1]` in [−1, 1], judged where the parameters are; no history.
     pub fn judge(&self, images: &Tensor) -> Result<Judgement> {
-        let x = Var::constant(self.config.preprocessing.apply(images)?);
+        let params = self.params.constants();
+        let x = Var::constant(self.config.preprocessing.apply(&images.to_device(&params.device())?)?);
         let running = self.buffers.constants();
-        let (logits, features) = self.config.forward(&self.params.constants(), Normalise::Running(&running), &x)?;
+        let (logits, features) = self.config.forward(&params, Normalise::Running(&running), &x)?;
         Ok(Judgement { decision: self.config.decision, logits: logits.value().clone(), features: features.value().clone() })
     }
 

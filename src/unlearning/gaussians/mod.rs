@@ -14,6 +14,7 @@ use super::fisher::Estimator;
 use super::repulsion::{Distance, Kind, Repulsion};
 use super::schedule::side_by_side;
 use crate::autograd::{Order, Var, grad_or_zero};
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::models::mlp_gan::{COORDINATES, MlpGan, MlpGanConfig};
 use crate::nn::{AdamState, ParamSlab};
@@ -280,7 +281,7 @@ pub fn run(spec: &GaussiansSpec, stage: &mut dyn FnMut(&str) -> Result<()>) -> R
     }
 
     stage("stage 1: adapting to the negatives")?;
-    let adapted = side_by_side(spec.models, |j| this.adapt(&pretrained, &marked, negatives.clone(), j))?;
+    let adapted = side_by_side(&Device::Cpu, spec.models, |j| this.adapt(&pretrained, &marked, negatives.clone(), j))?;
     stage("stage 2: unlearning")?;
     let (unlearned, distance) = on_one_thread(|| this.unlearn(&pretrained, &adapted, &marked, positives))?;
 
