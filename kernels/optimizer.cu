@@ -10,9 +10,10 @@
 // and, while theta is in registers, the regulariser's value: at the new theta what the next step needs (repulsion), at
 // the old one what belongs to this step's loss (EWC, L1).
 //   accumulate_squares   sum_i += weight grad_i^2          how squared gradients of samples become a Fisher diagonal
+// The gradients are one tensor each, wherever they lie.
 //
 // Threads: one block per chunk, four elements per thread and step; see slab.cuh. The last block advances beta^t, so a
-// replayed graph counts its steps. accumulate_squares: four elements per thread where addresses allow, grid-stride.
+// replayed graph counts its steps.
 // Cost per parameter, in bytes: theta 8, grad 4, v 8; plus m 8, ema 8, shadow 2; plus EWC 8 (anchor, fisher) or
 // repulsion 4 (centroid), L1 nothing. StyleGAN2 (beta1 = 0) with average: 28, with EWC 36, with repulsion 32. About 15 FLOP. Bound
 // by memory.
@@ -130,7 +131,6 @@ struct Repulsion {
 // What every entry takes. m, ema and shadow may be null.
 struct AdamSlabs {
   float* theta;
-  const float* grad;
   float* m;
   float* v;
   float* ema;
@@ -154,6 +154,7 @@ __device__ __forceinline__ void store_shadow(__nv_bfloat16* shadow, int64_t i, c
 template <typename Regulariser>
 struct AdamPass {
   AdamSlabs slabs;
+  ChunkGradient gradient;
   Regulariser regulariser;
   AdamParams p;
   float step_size, sqrt_correction2, ema_decay;
@@ -162,7 +163,7 @@ struct AdamPass {
   template <int N>
   __device__ __forceinline__ void visit(int64_t i) {
     auto theta = load_lanes<N>(slabs.theta, i);
-    const auto grad = load_lanes<N>(slabs.grad, i);
+    const auto grad = gradient.template load<N>(i);
     auto v = load_lanes<N>(slabs.v, i);
     const auto streams = regulariser.template load<N>(i);
     Lanes<N> m{}, ema{};
@@ -189,28 +190,34 @@ struct AdamPass {
 
 // Runs the block's chunk and gives the sum of this thread.
 template <typename Regulariser>
-__device__ __forceinline__ float step(const AdamSlabs& slabs, const Regulariser& regulariser, const SlabChunk& chunk,
-                                      const AdamState& state, const AdamParams& p) {
-  AdamPass<Regulariser> pass{
-      slabs, regulariser, p, state.learning_rate * state.correction1, state.sqrt_correction2, state.ema_decay};
+__device__ __forceinline__ float step(const AdamSlabs& slabs, const Gradients& gradients,
+                                      const Regulariser& regulariser, const SlabChunk& chunk, const AdamState& state,
+                                      const AdamParams& p) {
+  AdamPass<Regulariser> pass{slabs,
+                             ChunkGradient(gradients, chunk),
+                             regulariser,
+                             p,
+                             state.learning_rate * state.correction1,
+                             state.sqrt_correction2,
+                             state.ema_decay};
   visit_chunk(chunk, pass);
   return pass.sum;
 }
 
 extern "C" __global__ void __launch_bounds__(kSlabThreads)
-    adam_f32(float* theta, const float* grad, float* m, float* v, float* ema, __nv_bfloat16* shadow,
+    adam_f32(float* theta, const __grid_constant__ Gradients gradients, float* m, float* v, float* ema, __nv_bfloat16* shadow,
              const SlabChunk* chunks, unsigned* arrivals, AdamState* state, AdamParams p) {
-  step(AdamSlabs{theta, grad, m, v, ema, shadow}, NoRegulariser{}, chunks[blockIdx.x], *state, p);
+  step(AdamSlabs{theta, m, v, ema, shadow}, gradients, NoRegulariser{}, chunks[blockIdx.x], *state, p);
   if (is_last_block(arrivals) && threadIdx.x == 0) advance(state, p);
 }
 
 // `penalty` becomes lambda/2 sum fisher (theta - anchor)^2 at the theta before the step.
 extern "C" __global__ void __launch_bounds__(kSlabThreads)
-    adam_ewc_f32(float* theta, const float* grad, float* m, float* v, float* ema, __nv_bfloat16* shadow,
+    adam_ewc_f32(float* theta, const __grid_constant__ Gradients gradients, float* m, float* v, float* ema, __nv_bfloat16* shadow,
                  const SlabChunk* chunks, unsigned* arrivals, AdamState* state, AdamParams p, const float* anchor,
                  const float* fisher, double* partials, double* penalty, float lambda) {
   const Ewc ewc{anchor, fisher, lambda};
-  const float sum = step(AdamSlabs{theta, grad, m, v, ema, shadow}, ewc, chunks[blockIdx.x], *state, p);
+  const float sum = step(AdamSlabs{theta, m, v, ema, shadow}, gradients, ewc, chunks[blockIdx.x], *state, p);
   double total;
   if (!slab_total(sum, partials, arrivals, &total) || threadIdx.x != 0) return;
   *penalty = 0.5 * double(lambda) * total;
@@ -219,10 +226,10 @@ extern "C" __global__ void __launch_bounds__(kSlabThreads)
 
 // `norm` becomes sum |theta| before the step.
 extern "C" __global__ void __launch_bounds__(kSlabThreads)
-    adam_l1_f32(float* theta, const float* grad, float* m, float* v, float* ema, __nv_bfloat16* shadow,
+    adam_l1_f32(float* theta, const __grid_constant__ Gradients gradients, float* m, float* v, float* ema, __nv_bfloat16* shadow,
                 const SlabChunk* chunks, unsigned* arrivals, AdamState* state, AdamParams p, double* partials,
                 double* norm, float strength) {
-  const float sum = step(AdamSlabs{theta, grad, m, v, ema, shadow}, L1{strength}, chunks[blockIdx.x], *state, p);
+  const float sum = step(AdamSlabs{theta, m, v, ema, shadow}, gradients, L1{strength}, chunks[blockIdx.x], *state, p);
   double total;
   if (!slab_total(sum, partials, arrivals, &total) || threadIdx.x != 0) return;
   *norm = total;
@@ -231,13 +238,13 @@ extern "C" __global__ void __launch_bounds__(kSlabThreads)
 
 // Uses repulsion->gradient_scale, which belongs to the theta at entry, and leaves there what belongs to the new one.
 extern "C" __global__ void __launch_bounds__(kSlabThreads)
-    adam_repulsion_f32(float* theta, const float* grad, float* m, float* v, float* ema, __nv_bfloat16* shadow,
+    adam_repulsion_f32(float* theta, const __grid_constant__ Gradients gradients, float* m, float* v, float* ema, __nv_bfloat16* shadow,
                        const SlabChunk* chunks, unsigned* arrivals, AdamState* state, AdamParams p,
                        const float* centroid, double* partials, RepulsionState* repulsion,
                        RepulsionParams repulsion_params) {
   const SlabChunk chunk = chunks[blockIdx.x];
   const Repulsion away{centroid, repulsion->gradient_scale * chunk.weight};
-  const float sum = step(AdamSlabs{theta, grad, m, v, ema, shadow}, away, chunk, *state, p);
+  const float sum = step(AdamSlabs{theta, m, v, ema, shadow}, gradients, away, chunk, *state, p);
   double total;
   if (!slab_total(chunk.weight * sum, partials, arrivals, &total) || threadIdx.x != 0) return;
   update_repulsion(repulsion, repulsion_params, total);
@@ -246,19 +253,23 @@ extern "C" __global__ void __launch_bounds__(kSlabThreads)
 
 struct SquaresPass {
   float* sum;
-  const float* grad;
+  ChunkGradient gradient;
   float weight;
 
   template <int N>
   __device__ __forceinline__ void visit(int64_t i) const {
     auto s = load_lanes<N>(sum, i);
-    const auto g = load_lanes<N>(grad, i);
+    const auto g = gradient.template load<N>(i);
 #pragma unroll
     for (int lane = 0; lane < N; lane++) s.v[lane] += weight * g.v[lane] * g.v[lane];
     store_lanes<N>(sum, i, s);
   }
 };
 
-extern "C" __global__ void accumulate_squares_f32(float* sum, const float* grad, int count, float weight) {
-  visit_elements(count, all_aligned16(sum, grad), SquaresPass{sum, grad, weight});
+extern "C" __global__ void __launch_bounds__(kSlabThreads)
+    accumulate_squares_f32(float* sum, const __grid_constant__ Gradients gradients, const SlabChunk* chunks,
+                           float weight) {
+  const SlabChunk chunk = chunks[blockIdx.x];
+  SquaresPass pass{sum, ChunkGradient(gradients, chunk), weight};
+  visit_chunk(chunk, pass);
 }

@@ -16,9 +16,11 @@ constexpr int kSlabThreads = 256;
 struct SlabChunk {
   int64_t begin;  // in elements
   int32_t count;
-  float weight;  // of this chunk's tensor in the repulsion distance
+  float weight;    // of this chunk's tensor in the repulsion distance
+  int32_t tensor;  // which tensor it lies in
+  int32_t first;   // and where it begins there
 };
-static_assert(sizeof(SlabChunk) == 16, "keep in step with src/ops/optimizer/cuda.rs");
+static_assert(sizeof(SlabChunk) == 24, "keep in step with src/ops/optimizer/cuda.rs");
 
 // Calls pass.template visit<N>(i) for all elements of the chunk, with N = 4 at multiples of four and N = 1 elsewhere.
 template <typename Pass>
@@ -30,6 +32,35 @@ __device__ __forceinline__ void visit_chunk(const SlabChunk& chunk, Pass& pass) 
   if (threadIdx.x < head_count) pass.template visit<1>(chunk.begin + threadIdx.x);
   if (threadIdx.x < end - tail) pass.template visit<1>(tail + threadIdx.x);
 }
+
+// Where the gradient of each tensor lies. Passes read it there, so it is never gathered into a slab.
+constexpr int kMostTensors = 256;
+struct Gradients {
+  const float* of[kMostTensors];
+};
+static_assert(sizeof(Gradients) == 2048, "keep in step with src/ops/optimizer/cuda.rs");
+
+// The gradient of one chunk, by the slab's indices. Where its alignment is not the slab's, it is read one by one.
+struct ChunkGradient {
+  const float* origin;
+  bool wide;
+
+  __device__ __forceinline__ ChunkGradient(const Gradients& gradients, const SlabChunk& chunk)
+      : origin(gradients.of[chunk.tensor] + (int64_t(chunk.first) - chunk.begin)), wide(all_aligned16(origin)) {}
+
+  template <int N>
+  __device__ __forceinline__ Lanes<N> load(int64_t i) const {
+    if constexpr (N == 1) {
+      return load_lanes<1>(origin, i);
+    } else {
+      if (wide) return load_lanes<N>(origin, i);
+      Lanes<N> lanes;
+#pragma unroll
+      for (int lane = 0; lane < N; lane++) lanes.v[lane] = __ldcg(origin + i + lane);
+      return lanes;
+    }
+  }
+};
 
 // Adds the threads' sums up over the grid. True in the block that has the total, which is then the same in all its
 // threads. `partials` holds one double per chunk.

@@ -7,7 +7,7 @@ use std::path::Path;
 use common::{Arrays, golden, safetensors};
 use recant::io::safetensors::Content;
 use recant::io::torch_file::TorchFile;
-use recant::tensor::Tensor;
+use recant::tensor::{DType, Tensor};
 use recant::training::Hyper;
 use recant::training::checkpoint::{Checkpoint, save_state};
 
@@ -70,13 +70,13 @@ fn a_state_comes_back_whole() {
     let c = Checkpoint::open(&path).unwrap();
     let noise = c.noise.clone();
     let mut state = c.into_state(&path, &Hyper::default(), 7).unwrap();
-    (state.iteration, state.mean_path_length) = (12, 0.1 + 0.2);
+    (state.iteration, state.mean_path_length) = (12, Tensor::full(&[1], 0.1 + 0.2, DType::F32));
     state.rng.counter = u64::MAX - 3;
     let file = std::env::temp_dir().join(format!("recant-state-{}.safetensors", std::process::id()));
     save_state(&file, &state, &noise, &Default::default()).unwrap();
     let back = Checkpoint::open(&file).unwrap().into_state(Path::new("file"), &Hyper::default(), 0).unwrap();
     std::fs::remove_file(&file).unwrap();
-    assert_eq!((back.iteration, back.mean_path_length, back.rng), (state.iteration, state.mean_path_length, state.rng));
+    assert_eq!((back.iteration, back.mean_path_length.item().unwrap(), back.rng), (state.iteration, state.mean_path_length.item().unwrap(), state.rng));
     assert_eq!((back.g_optim.step, back.d_optim.adam), (state.g_optim.step, state.d_optim.adam));
     for (a, b) in [(&back.g, &state.g), (&back.g_ema, &state.g_ema), (&back.d, &state.d), (&back.d_optim.second_moment, &state.d_optim.second_moment)] {
         assert_eq!(a.as_slice(), b.as_slice());

@@ -101,13 +101,13 @@ fn ewc_penalty_and_gradient() {
     assert_slab("ewc", &ParamSlab::from_values(anchor.layout(), grad.to_vec()).unwrap(), &weights("ewc_grad"));
 }
 
-/// `coefficient · 2 w_p (θ − θ̄)` of a regulariser's pull.
+/// `R'(D) · 2 w_p (θ − θ̄)` of a regulariser's pull.
 fn gradient_of(repulsion: &Repulsion, theta: &ParamSlab) -> ParamSlab {
-    let Pull::Centroid { centroid, weights, coefficient } = repulsion.pull() else { panic!("repulsion pulls at a centroid") };
+    let Pull::Centroid { centroid, weights, loss, distance, gradient: true, .. } = repulsion.pull() else { panic!("repulsion pulls at a centroid") };
     let c = centroid.as_slice::<f32>();
     let mut values = Vec::new();
     for (s, w) in theta.layout().segments().iter().zip(weights) {
-        values.extend((s.offset..s.offset + s.len()).map(|i| (coefficient * 2.0 * w * (theta.as_slice()[i] as f64 - c[i] as f64)) as f32));
+        values.extend((s.offset..s.offset + s.len()).map(|i| (loss.slope(distance) * 2.0 * w * (theta.as_slice()[i] as f64 - c[i] as f64)) as f32));
     }
     ParamSlab::from_values(theta.layout(), values).unwrap()
 }
@@ -177,11 +177,11 @@ fn guards() {
 
     let mut repulsion = Repulsion::new(Kind::Nl2 { gamma: 1.0 }, Distance::L2, &adapted, &theta, 10.0).unwrap();
     let start = repulsion.distance();
-    assert!(repulsion.observe(start).is_ok());
+    assert!(repulsion.observe(start, 1).is_ok());
     // Beyond a root mean square displacement of 10 per parameter.
-    assert!(repulsion.observe(99.0 * theta.layout().len() as f64).is_ok());
-    assert!(matches!(repulsion.observe(101.0 * theta.layout().len() as f64), Err(Error::Diverged { .. })));
-    assert!(matches!(repulsion.observe(f64::NAN), Err(Error::Diverged { .. })));
+    assert!(repulsion.observe(99.0 * theta.layout().len() as f64, 2).is_ok());
+    assert!(matches!(repulsion.observe(101.0 * theta.layout().len() as f64, 3), Err(Error::Diverged { .. })));
+    assert!(matches!(repulsion.observe(f64::NAN, 4), Err(Error::Diverged { .. })));
 }
 
 #[test]

@@ -137,14 +137,15 @@ impl Adapt {
                 let mut shared = done.lock().expect("no thread panics while it holds the progress");
                 let (progress, count, folder) = &mut *shared;
                 *count += 1;
-                progress.at(*count, || format!("model {j}: {}", describe(&p.losses)));
+                progress.at(*count, || format!("model {j}: {}", describe(p)));
                 let i = p.state.iteration;
                 if i.is_multiple_of(10) || i == p.until {
-                    folder.log(&Record { model: j, iteration: i, losses: p.losses })?;
+                    folder.log(&Record { model: j, iteration: i, losses: p.losses()? })?;
                 }
                 drop(shared);
                 let stop = interrupted() && i < p.until;
                 if stop || i == p.until || i.is_multiple_of(1000) {
+                    p.losses()?;
                     save_state(&file(j), p.state, &noise, &Default::default())?;
                 }
                 if stop { Err(Error::Interrupted { resume: Some(file(j)) }) } else { Ok(()) }

@@ -300,7 +300,7 @@ impl Watched {
         let mut shared = self.0.lock().expect("no thread panics while it holds the progress");
         shared.1 += 1;
         let count = shared.1;
-        shared.0.at(count, || super::train::describe(&p.losses));
+        shared.0.at(count, || super::train::describe(p));
         run_folder::stop_if_interrupted()
     }
 

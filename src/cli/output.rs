@@ -19,6 +19,8 @@ pub(super) struct Progress {
 }
 
 const LINE_EVERY: Duration = Duration::from_secs(15);
+/// A message may have to wait for a GPU.
+const MESSAGE_EVERY: Duration = Duration::from_millis(500);
 
 impl Progress {
     /// `at`: how much of `total` was done before (a resumed run).
@@ -34,11 +36,15 @@ impl Progress {
         Progress { bar, what: what.to_string(), total, start: Instant::now(), first: at, last_line: Instant::now() }
     }
 
+    /// `message` is asked for only when it is shown.
     pub fn at(&mut self, position: u64, message: impl FnOnce() -> String) {
         match &self.bar {
             Some(bar) => {
                 bar.set_position(position);
-                bar.set_message(message());
+                if self.last_line.elapsed() >= MESSAGE_EVERY {
+                    self.last_line = Instant::now();
+                    bar.set_message(message());
+                }
             }
             None if self.last_line.elapsed() >= LINE_EVERY => {
                 self.last_line = Instant::now();

@@ -134,12 +134,14 @@ pub(super) struct Recorder<'a> {
 impl Recorder<'_> {
     pub fn on_iteration(&mut self, p: &training::Progress) -> Result<()> {
         let i = p.state.iteration;
-        self.progress.at(i, || describe(&p.losses));
-        if i.is_multiple_of(self.log_every) || i == p.until || p.losses.r1.is_some() {
-            self.folder.log(&Record { iteration: i, seconds: self.start.elapsed().as_secs_f64(), losses: p.losses })?;
+        self.progress.at(i, || describe(p));
+        if i.is_multiple_of(self.log_every) || i == p.until || p.has_r1() {
+            self.folder.log(&Record { iteration: i, seconds: self.start.elapsed().as_secs_f64(), losses: p.losses()? })?;
         }
         let stop = interrupted();
         if stop || i == p.until || i.is_multiple_of(self.save_every) {
+            // What is not finite must not replace a good model.
+            p.losses()?;
             self.save(p.state)?;
         }
         if stop && i < p.until {
@@ -153,7 +155,9 @@ impl Recorder<'_> {
     }
 }
 
-pub(super) fn describe(l: &training::Losses) -> String {
+/// An iteration's numbers, for people. What is wrong with them is the loop's to report.
+pub(super) fn describe(p: &training::Progress) -> String {
+    let Ok(l) = p.losses() else { return String::new() };
     let regulariser = l.regulariser.map_or(String::new(), |r| format!(" reg {r:.4}"));
     format!("D {:.3} G {:.3}{regulariser}", l.d, l.g)
 }
@@ -186,8 +190,8 @@ impl Train {
         };
         let mut folder = RunFolder::create(&self.out, self.resume, &config, &["iterations", "save_every"])?;
         let model = folder.file("model.safetensors");
-        let (state, noise) = self.start(&model, &network, &hyper)?;
-        let mut state = state.to_device(&device)?;
+        let (mut state, noise) = self.start(&model, &network, &hyper)?;
+        state = state.to_device(&device)?;
         println!("{} images, {} generator and {} discriminator parameters", data.len(), state.g.layout().len(), state.d.layout().len());
         let trainer = Trainer::new(&network, hyper.clone());
         let flip = if self.flip { Flip::Random } else { Flip::Never };

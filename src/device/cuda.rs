@@ -6,12 +6,14 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytemuck::Pod;
 use cudarc::driver::result::{self, mem_pool};
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, LaunchArgs, LaunchConfig, PushKernelArg, sys,
+    CudaContext, CudaFunction, CudaGraph, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, HostSlice, LaunchArgs, LaunchConfig,
+    PinnedHostSlice, PushKernelArg, sys,
 };
 use cudarc::nvrtc::Ptx;
 
@@ -55,6 +57,17 @@ struct Inner {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
     functions: HashMap<&'static str, CudaFunction>,
+    /// Where allocations come from, if not from the driver.
+    workspace: Mutex<Option<Workspace>>,
+    /// Whether queued work is recorded instead of run.
+    recording: AtomicBool,
+    /// The driver's memory that was dropped during a recording: it cannot be given back there.
+    late: Mutex<Vec<CudaSlice<u8>>>,
+}
+
+/// What a lock holds. A panic in another thread leaves these values whole.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl PartialEq for CudaDevice {
@@ -112,7 +125,8 @@ impl CudaDevice {
                 functions.insert(*entry, function);
             }
         }
-        Ok(CudaDevice(Arc::new(Inner { context, stream, functions })))
+        let inner = Inner { context, stream, functions, workspace: Mutex::default(), recording: AtomicBool::new(false), late: Mutex::default() };
+        Ok(CudaDevice(Arc::new(inner)))
     }
 
     pub fn ordinal(&self) -> usize {
@@ -136,10 +150,27 @@ impl CudaDevice {
 
     /// Memory of `bytes` bytes that nobody has written.
     pub fn allocate(&self, bytes: usize) -> Result<CudaBuffer> {
+        let home = locked(&self.0.workspace).clone();
+        let memory = match &home {
+            None => self.from_driver(bytes)?,
+            Some(workspace) => match workspace.take(bytes) {
+                Some(memory) => memory,
+                None if self.is_recording() => {
+                    return Err(Error::Cuda {
+                        what: format!("asking for {bytes} bytes while recording a graph"),
+                        problem: "the rehearsal of the same work did not need them".into(),
+                    });
+                }
+                None => self.from_driver(Workspace::block(bytes))?,
+            },
+        };
+        Ok(CudaBuffer { memory: Some(memory), bytes, home, device: self.clone() })
+    }
+
+    fn from_driver(&self, bytes: usize) -> Result<CudaSlice<u8>> {
         // The driver refuses an allocation of nothing.
         // SAFETY: the content is unspecified; whoever asked writes it before anything reads it.
-        let memory = unsafe { self.0.stream.alloc::<u8>(bytes.max(1)) }.map_err(|e| self.out_of_memory(bytes, e))?;
-        Ok(CudaBuffer { memory, device: self.clone() })
+        unsafe { self.0.stream.alloc::<u8>(bytes.max(1)) }.map_err(|e| self.out_of_memory(bytes, e))
     }
 
     /// Memory for `len` f32 that nobody has written.
@@ -165,18 +196,29 @@ impl CudaDevice {
     /// A copy of `data` on the device.
     pub fn upload<T: Pod>(&self, data: &[T]) -> Result<CudaBuffer> {
         let buffer = self.allocate(size_of_val(data))?;
-        if !data.is_empty() {
-            self.bind()?;
-            // SAFETY: the buffer holds as many bytes. The source is ordinary memory, which the driver has read when the
-            // call returns.
-            unsafe { result::memcpy_htod_async(buffer.pointer(), data, self.0.stream.cu_stream()) }.map_err(failed("copying to the GPU"))?;
-        }
+        self.write(&buffer, data)?;
         Ok(buffer)
+    }
+
+    /// Overwrites the beginning of `buffer`, after all work queued so far.
+    pub fn write<T: Pod>(&self, buffer: &CudaBuffer, data: &[T]) -> Result<()> {
+        assert!(size_of_val(data) <= buffer.bytes, "a copy stays inside its buffer");
+        if data.is_empty() {
+            return Ok(());
+        }
+        if self.is_recording() {
+            // The graph would read the host's memory at every launch.
+            return Err(Error::Cuda { what: "copying to the GPU".into(), problem: "not while a graph is recorded".into() });
+        }
+        self.bind()?;
+        // SAFETY: the buffer holds the bytes, by the assertion. The source is ordinary memory, which the driver has read
+        // when the call returns.
+        unsafe { result::memcpy_htod_async(buffer.pointer(), data, self.0.stream.cu_stream()) }.map_err(failed("copying to the GPU"))
     }
 
     /// `count` elements from byte `offset` of `buffer`, after all work queued so far.
     pub fn download<T: Pod>(&self, buffer: &CudaBuffer, offset: usize, count: usize) -> Result<Vec<T>> {
-        assert!(offset + count * size_of::<T>() <= buffer.memory.len(), "a copy stays inside its buffer");
+        assert!(offset + count * size_of::<T>() <= buffer.bytes, "a copy stays inside its buffer");
         let mut data = vec![T::zeroed(); count];
         if count > 0 {
             self.bind()?;
@@ -240,6 +282,110 @@ impl CudaDevice {
     }
 }
 
+impl CudaDevice {
+    fn is_recording(&self) -> bool {
+        self.0.recording.load(Ordering::Relaxed)
+    }
+
+    /// Runs `work` with its memory from `workspace`.
+    pub fn with_workspace<R>(&self, workspace: &Workspace, work: impl FnOnce() -> R) -> R {
+        struct Restore<'a>(&'a CudaDevice, Option<Workspace>);
+        impl Drop for Restore<'_> {
+            fn drop(&mut self) {
+                *locked(&self.0.0.workspace) = self.1.take();
+            }
+        }
+        let before = locked(&self.0.workspace).replace(workspace.clone());
+        let _restore = Restore(self, before);
+        work()
+    }
+
+    /// Records what `work` queues as a graph, without running it. Its memory comes from `workspace`, in which the same
+    /// work must have run before, and which the graph keeps; so do the tensors that `work` returns.
+    pub fn record<R>(&self, workspace: &Workspace, work: impl FnOnce() -> Result<R>) -> Result<(Graph, R)> {
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        self.0.stream.begin_capture(mode).map_err(failed("starting to record a graph"))?;
+        self.0.recording.store(true, Ordering::Relaxed);
+        let result = self.with_workspace(workspace, work);
+        self.0.recording.store(false, Ordering::Relaxed);
+        let graph = self.0.stream.end_capture(sys::CUgraphInstantiate_flags(0));
+        locked(&self.0.late).clear();
+        // What failed in the work says more than the recording that it spoiled.
+        let result = result?;
+        let graph = graph.map_err(failed("recording a graph"))?.expect("a recording gives a graph");
+        graph.upload().map_err(failed("uploading a graph"))?;
+        Ok((Graph { graph, _memory: workspace.clone() }, result))
+    }
+}
+
+/// Memory for work that is recorded and run again. Blocks are handed out by size and come back when their buffer is
+/// dropped; none goes back to the driver, so nobody else gets an address that a graph writes to.
+#[derive(Clone, Default)]
+pub struct Workspace(Arc<Mutex<HashMap<usize, Vec<CudaSlice<u8>>>>>);
+
+impl Workspace {
+    /// The size of the block for `bytes`: at most a sixteenth larger, so that blocks serve more than one shape.
+    fn block(bytes: usize) -> usize {
+        const SMALLEST: usize = 256;
+        bytes.max(1).next_multiple_of((bytes.next_power_of_two() / 16).max(SMALLEST))
+    }
+
+    fn take(&self, bytes: usize) -> Option<CudaSlice<u8>> {
+        locked(&self.0).get_mut(&Self::block(bytes))?.pop()
+    }
+
+    fn give(&self, memory: CudaSlice<u8>) {
+        locked(&self.0).entry(memory.len()).or_default().push(memory);
+    }
+}
+
+/// Recorded work of one device, to be queued as a whole.
+pub struct Graph {
+    graph: CudaGraph,
+    _memory: Workspace,
+}
+
+// SAFETY: the driver wants calls on one graph one after the other; `launch` takes the graph by exclusive reference.
+unsafe impl Send for Graph {}
+
+impl Graph {
+    /// Queues the work.
+    pub fn launch(&mut self) -> Result<()> {
+        self.graph.launch().map_err(failed("running a recorded graph"))
+    }
+}
+
+/// Sends the host's data to the device while that works: through pinned memory, twice, so that a sender waits only when
+/// the copy before the last has not been made yet.
+pub struct Mailbox {
+    device: CudaDevice,
+    slots: [PinnedHostSlice<u8>; 2],
+}
+
+impl Mailbox {
+    /// For messages of up to `bytes` bytes.
+    pub fn new(device: &CudaDevice, bytes: usize) -> Result<Mailbox> {
+        // SAFETY: every message is written before it is sent. Without flags: write-combined memory is slow to fill.
+        let slot = || unsafe { device.0.context.alloc_pinned_with_flags::<u8>(bytes.max(1), 0) }.map_err(failed("asking for pinned memory"));
+        Ok(Mailbox { device: device.clone(), slots: [slot()?, slot()?] })
+    }
+
+    /// Copies `data` to the beginning of `to`, after all work queued so far.
+    pub fn send<T: Pod>(&mut self, data: &[T], to: &CudaBuffer) -> Result<()> {
+        let bytes: &[u8] = bytemuck::cast_slice(data);
+        assert!(bytes.len() <= to.bytes && bytes.len() <= self.slots[0].len(), "a message fits its slot and its place");
+        self.slots.swap(0, 1);
+        let (slot, stream) = (&mut self.slots[0], &self.device.0.stream);
+        slot.as_mut_slice().map_err(failed("waiting for an earlier copy"))?[..bytes.len()].copy_from_slice(bytes);
+        // SAFETY: the slot is pinned; its event, recorded when `_sent` is dropped, keeps it from being written before the
+        // copy is made. The place holds the bytes.
+        unsafe {
+            let (pinned, _sent) = slot.stream_synced_slice(stream);
+            result::memcpy_htod_async(to.pointer(), &pinned[..bytes.len()], stream.cu_stream()).map_err(failed("copying to the GPU"))
+        }
+    }
+}
+
 /// The GPU, or why there is none.
 fn driver_context(ordinal: usize) -> Result<Arc<CudaContext>> {
     // SAFETY: looks for a library by name and calls nothing in it.
@@ -282,8 +428,22 @@ fn unusable_module(stem: &str, error: DriverError) -> Error {
 
 /// Memory on a device. Dropping it gives it back after the work queued so far.
 pub struct CudaBuffer {
-    memory: CudaSlice<u8>,
+    /// Something until it is dropped.
+    memory: Option<CudaSlice<u8>>,
+    bytes: usize,
+    home: Option<Workspace>,
     device: CudaDevice,
+}
+
+impl Drop for CudaBuffer {
+    fn drop(&mut self) {
+        let Some(memory) = self.memory.take() else { return };
+        match &self.home {
+            Some(workspace) => workspace.give(memory),
+            None if self.device.is_recording() => locked(&self.device.0.late).push(memory),
+            None => drop(memory),
+        }
+    }
 }
 
 impl CudaBuffer {
@@ -293,13 +453,13 @@ impl CudaBuffer {
 
     /// Its address on the device, aligned for any access.
     pub fn pointer(&self) -> u64 {
-        self.memory.device_ptr(&self.device.0.stream).0
+        self.memory.as_ref().expect("dropped last").device_ptr(&self.device.0.stream).0
     }
 }
 
 impl fmt::Debug for CudaBuffer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "CudaBuffer({} bytes on cuda:{})", self.memory.len(), self.device.ordinal())
+        write!(f, "CudaBuffer({} bytes on cuda:{})", self.bytes, self.device.ordinal())
     }
 }
 

@@ -1,6 +1,6 @@
 //! Path-length regularisation (StyleGAN2 §3.2, as rosinality computes it).
 
-use crate::autograd::{Order, Var, add, add_scalar, broadcast_to, grad_seeded, mean, powf, reshape, scale, square, sub, sum_to, zeros_like};
+use crate::autograd::{Order, Var, add, broadcast_to, grad_seeded, mean, powf, reshape, scale, square, sub, sum_to, zeros_like};
 use crate::error::Result;
 use crate::tensor::Tensor;
 
@@ -8,18 +8,16 @@ use crate::tensor::Tensor;
 pub struct PathLength {
     /// `mean_n (length_n − m')²`, one element, differentiable; `m'` is the updated running mean, part of the graph.
     pub penalty: Var,
-    /// The updated running mean, a number.
-    pub running_mean: f64,
-    /// Mean length of this batch.
-    pub mean_length: f64,
+    /// The updated running mean, `[1]`.
+    pub running_mean: Tensor,
 }
 
 /// Step of the running mean towards the batch's mean length.
 pub const DECAY: f64 = 0.01;
 
 /// `ws`: the style of each layer, nodes that `images` depends on. `y` `[N, H, W, 3]`: normal noise already divided by
-/// √(H·W). `length_n = sqrt(mean_layers Σ_d (∂ Σ images·y / ∂ w)²)`.
-pub fn path_length(images: &Var, ws: &[Var], y: &Tensor, running_mean: f64) -> Result<PathLength> {
+/// √(H·W). `running_mean` `[1]`: of the steps before. `length_n = sqrt(mean_layers Σ_d (∂ Σ images·y / ∂ w)²)`.
+pub fn path_length(images: &Var, ws: &[Var], y: &Tensor, running_mean: &Tensor) -> Result<PathLength> {
     let targets: Vec<&Var> = ws.iter().collect();
     let seed = Var::constant(y.to_dtype(images.dtype()));
     let gradients = grad_seeded(&[images], &[seed], &targets, Order::Differentiable)?;
@@ -36,7 +34,8 @@ pub fn path_length(images: &Var, ws: &[Var], y: &Tensor, running_mean: f64) -> R
     let lengths = powf(&scale(&energy, 1.0 / ws.len() as f64)?, 0.5)?;
     let batch_mean = mean(&lengths)?;
     // m' = m + decay (mean − m), with the gradient flowing through the batch's mean.
-    let updated = add_scalar(&scale(&batch_mean, DECAY)?, running_mean * (1.0 - DECAY))?;
+    let before = Var::constant(running_mean.to_dtype(images.dtype()).reshape(batch_mean.shape())?);
+    let updated = add(&scale(&batch_mean, DECAY)?, &scale(&before, 1.0 - DECAY)?)?;
     let penalty = reshape(&mean(&square(&sub(&lengths, &broadcast_to(&updated, lengths.shape())?)?)?)?, &[1])?;
-    Ok(PathLength { penalty, running_mean: updated.item()?, mean_length: batch_mean.item()? })
+    Ok(PathLength { penalty, running_mean: updated.value().reshape(&[1])? })
 }

@@ -6,7 +6,7 @@ use super::params::{Layout, ParamSlab};
 use crate::autograd::Var;
 use crate::device::Device;
 use crate::error::Result;
-use crate::ops::optimizer::{Adam, Pull, Slabs, adam_step};
+use crate::ops::optimizer::{Adam, Pull, Resident, Slabs, Sum, adam_step};
 use crate::tensor::Tensor;
 
 /// Adam's moments and step count for one network. With β1 = 0 there is no first moment.
@@ -16,11 +16,24 @@ pub struct AdamState {
     pub step: u64,
     pub first_moment: Option<ParamSlab>,
     pub second_moment: ParamSlab,
+    resident: Resident,
 }
 
 impl AdamState {
     pub fn new(layout: &Arc<Layout>, adam: Adam) -> AdamState {
-        AdamState { adam, step: 0, first_moment: (adam.beta1 > 0.0).then(|| ParamSlab::zeros(layout)), second_moment: ParamSlab::zeros(layout) }
+        let first_moment = (adam.beta1 > 0.0).then(|| ParamSlab::zeros(layout));
+        AdamState { first_moment, ..AdamState::after(adam, 0, ParamSlab::zeros(layout)) }
+    }
+
+    /// With β1 = 0, after `step` steps.
+    pub fn after(adam: Adam, step: u64, second_moment: ParamSlab) -> AdamState {
+        AdamState { adam, step, first_moment: None, second_moment, resident: Resident::default() }
+    }
+
+    /// Says that the GPU has done so many steps (or, negative, that so many were not done) without a call of `step`.
+    pub fn count(&mut self, steps: i64) {
+        self.step = self.step.wrapping_add_signed(steps);
+        self.resident.count(steps);
     }
 
     /// A copy that shares no memory.
@@ -34,11 +47,12 @@ impl AdamState {
     }
 
     fn on_each(&self, f: impl Fn(&ParamSlab) -> Result<ParamSlab>) -> Result<AdamState> {
-        Ok(AdamState { first_moment: self.first_moment.as_ref().map(&f).transpose()?, second_moment: f(&self.second_moment)?, ..*self })
+        let first_moment = self.first_moment.as_ref().map(&f).transpose()?;
+        Ok(AdamState { first_moment, ..AdamState::after(self.adam, self.step, f(&self.second_moment)?) })
     }
 
     /// One step on `params` with one gradient per parameter; see `ops::optimizer::adam_step` for what is returned.
-    pub fn step(&mut self, params: &mut ParamSlab, ema: Option<(&mut ParamSlab, f64)>, grads: &[Var], pull: Pull) -> Result<f64> {
+    pub fn step(&mut self, params: &mut ParamSlab, ema: Option<(&mut ParamSlab, f64)>, grads: &[Var], pull: Pull) -> Result<Option<Sum>> {
         self.step += 1;
         let grads: Vec<Tensor> = grads.iter().map(|g| g.value().clone()).collect();
         let offsets = params.layout().offsets();
@@ -48,6 +62,6 @@ impl AdamState {
             second_moment: self.second_moment.values_mut(),
             ema: ema.map(|(e, decay)| (e.values_mut(), decay)),
         };
-        adam_step(slabs, &grads, &offsets, pull, self.adam, self.step)
+        adam_step(slabs, &grads, &offsets, pull, self.adam, self.step, &mut self.resident)
     }
 }

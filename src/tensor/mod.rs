@@ -1,11 +1,11 @@
-//! L2: n-dimensional arrays without history, on the host (f32 or f64) or on a GPU (f32). A `Tensor` is a contiguous, immutable, cheaply cloned view
-//! (`shape`, `offset`) into shared storage, in row-major order of its shape. Activations are channels-last
-//! `[N, H, W, C]`, convolution weights `[C_out, k_h, k_w, C_in]`.
+//! L2: n-dimensional arrays without history, on the host (f32 or f64) or on a GPU (f32). A `Tensor` is a contiguous,
+//! immutable, cheaply cloned view (`shape`, `offset`) into shared storage, in row-major order of its shape. Activations
+//! are channels-last `[N, H, W, C]`, convolution weights `[C_out, k_h, k_w, C_in]`.
 
 use std::sync::Arc;
 
 use crate::device::cpu::{self, Element};
-use crate::device::cuda::CudaBuffer;
+use crate::device::cuda::{CudaBuffer, Mailbox};
 use crate::device::{CudaDevice, Device};
 use crate::error::{Error, Result};
 
@@ -228,6 +228,20 @@ impl Tensor {
         Ok(self.cuda_pointer())
     }
 
+    /// Takes the elements of `from`. On a GPU they are copied to where these lie, so that the address stays.
+    pub fn assign(&mut self, from: &Tensor) -> Result<()> {
+        if self.shape != from.shape || self.device() != from.device() {
+            return Err(Error::shape("assign", format!("{:?} on {} to {:?} on {}", from.shape, from.device(), self.shape, self.device())));
+        }
+        if let Device::Cuda(device) = self.device() {
+            let to = self.cuda_pointer_mut()?;
+            // SAFETY: both hold as many elements; nothing else refers to what is written, so they do not overlap.
+            return unsafe { device.copy(to, from.cuda_pointer(), self.len() * size_of::<f32>()) };
+        }
+        *self = from.clone();
+        Ok(())
+    }
+
     /// The elements of a host tensor. Panics when `T` is not its dtype or it is on a GPU: ops dispatch on `dtype()` and
     /// `device()` first, others ask `to_device`.
     pub fn as_slice<T: Scalar>(&self) -> &[T] {
@@ -303,6 +317,33 @@ impl Tensor {
             (_, DType::F64) => Tensor::from_vec(&self.shape, self.to_f64_vec()),
             (_, DType::F32) => Tensor::from_vec(&self.shape, self.as_slice::<f64>().iter().map(|v| *v as f32).collect()),
         }
+    }
+}
+
+/// A tensor on a GPU that the host fills anew while the GPU works.
+pub struct Inbox {
+    tensor: Tensor,
+    mailbox: Mailbox,
+}
+
+impl Inbox {
+    pub fn new(shape: &[usize], device: &CudaDevice) -> Result<Inbox> {
+        let tensor = Tensor::from_cuda(shape, device.filled(shape.iter().product(), 0.0)?);
+        Ok(Inbox { mailbox: Mailbox::new(device, tensor.len() * size_of::<f32>())?, tensor })
+    }
+
+    /// The tensor: always the same memory.
+    pub fn tensor(&self) -> &Tensor {
+        &self.tensor
+    }
+
+    /// Sends the elements of a host tensor of the same shape, after all work queued so far.
+    pub fn fill(&mut self, from: &Tensor) -> Result<()> {
+        if from.shape() != self.tensor.shape() {
+            return Err(Error::shape("inbox", format!("{:?} for {:?}", from.shape(), self.tensor.shape())));
+        }
+        let Storage::Cuda(buffer) = &self.tensor.storage else { unreachable!("made on a GPU") };
+        self.mailbox.send(from.as_slice::<f32>(), buffer)
     }
 }
 

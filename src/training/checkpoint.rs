@@ -12,7 +12,7 @@ use crate::models::stylegan2::{Discriminator, Generator, StyleGan2Config};
 use crate::nn::{AdamState, Layout, ParamSlab};
 use crate::ops::optimizer::Adam;
 use crate::ops::random::Random;
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
 
 use super::{GanState, Hyper, streams};
 
@@ -104,7 +104,7 @@ impl Checkpoint {
             let optim = |slab: &Option<ParamSlab>, prefix: &str, step, adam| -> std::result::Result<Option<AdamState>, String> {
                 let Some(slab) = slab else { return Ok(None) };
                 let second_moment = ParamSlab::from_torch(slab.layout(), &under(&content.tensors, prefix), prefix)?;
-                Ok(Some(AdamState { adam, step, first_moment: None, second_moment }))
+                Ok(Some(AdamState::after(adam, step, second_moment)))
             };
             c.g_optim = optim(&c.g, "g_optim.exp_avg_sq.", numbers.g_step, numbers.g_adam)?;
             c.d_optim = optim(&c.d, "d_optim.exp_avg_sq.", numbers.d_step, numbers.d_adam)?;
@@ -168,7 +168,7 @@ impl Checkpoint {
             g_ema: self.g_ema,
             d,
             iteration: self.iteration,
-            mean_path_length: self.mean_path_length,
+            mean_path_length: Tensor::full(&[1], self.mean_path_length, DType::F32),
             rng: self.rng.unwrap_or(Random::new(seed, streams::TRAINING)),
         })
     }
@@ -199,7 +199,7 @@ fn torch_adam(layout: &Arc<Layout>, optim: Value, tensors: &BTreeMap<String, Ten
     if adam.beta1 != 0.0 {
         return Err(format!("{name} has beta1 = {}; StyleGAN2's optimisers have 0", adam.beta1));
     }
-    Ok(AdamState { adam, step, first_moment: None, second_moment: ParamSlab::from_torch(layout, &moments, name)? })
+    Ok(AdamState::after(adam, step, ParamSlab::from_torch(layout, &moments, name)?))
 }
 
 /// FIR buffers are part of a state_dict; the engine has StyleGAN2's built in, so others are refused.
@@ -258,7 +258,7 @@ pub fn save_state(path: &Path, state: &GanState, noise: &[Tensor], metadata: &BT
     put(&mut tensors, "d_optim.exp_avg_sq.", state.d_optim.second_moment.to_torch());
     let numbers = StateNumbers {
         iteration: state.iteration,
-        mean_path_length: state.mean_path_length,
+        mean_path_length: state.mean_path_length.item()?,
         rng: state.rng,
         g_step: state.g_optim.step,
         d_step: state.d_optim.step,

@@ -5,20 +5,23 @@
 //! iteration is drawn beforehand into `Inputs`, so an iteration is a function.
 
 pub mod checkpoint;
+mod inputs;
+mod replay;
 mod run;
 pub mod steps;
 
+pub use inputs::{Inputs, PathInputs};
 pub use run::{Batches, DatasetBatches, Progress, TensorBatches, run};
 
-use crate::autograd::{Var, scale};
+use crate::autograd::scale;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::losses::path_length;
-use crate::models::stylegan2::{Discriminator, Generator, StyleGan2Config, Styles};
+use crate::models::stylegan2::{Discriminator, Generator, StyleGan2Config};
 use crate::nn::{AdamState, ParamSlab, Params};
-use crate::ops::optimizer::{Adam, Pull};
+use crate::ops::optimizer::{Adam, Pull, Sum};
 use crate::ops::random::Random;
-use crate::tensor::{Tensor, all_on};
+use crate::tensor::{DType, Tensor};
 
 /// Numbers of the training loop; the defaults are rosinality's and the paper's.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -96,7 +99,8 @@ pub struct GanState {
     pub d_optim: AdamState,
     /// Iterations done.
     pub iteration: u64,
-    pub mean_path_length: f64,
+    /// `[1]`, beside the networks.
+    pub mean_path_length: Tensor,
     pub rng: Random,
 }
 
@@ -114,7 +118,7 @@ impl GanState {
             d_optim: AdamState::new(d.layout(), hyper.discriminator_adam()),
             g: g_slab,
             iteration: 0,
-            mean_path_length: 0.0,
+            mean_path_length: Tensor::zeros(&[1], DType::F32),
             rng: Random::new(seed, streams::TRAINING),
         }
     }
@@ -135,7 +139,9 @@ impl GanState {
             d: self.d.to_device(device)?,
             g_optim: self.g_optim.to_device(device)?,
             d_optim: self.d_optim.to_device(device)?,
-            ..*self
+            iteration: self.iteration,
+            mean_path_length: self.mean_path_length.to_device(device)?,
+            rng: self.rng,
         })
     }
 }
@@ -152,44 +158,6 @@ pub mod streams {
     pub const TOY: u64 = 8;
 }
 
-/// Random inputs of the path-length step.
-pub struct PathInputs {
-    pub styles: Styles,
-    pub noise: Vec<Tensor>,
-    /// `[n, H, W, 3]`, already divided by √(H·W).
-    pub y: Tensor,
-}
-
-/// Everything that an iteration reads besides the state.
-pub struct Inputs {
-    /// `[batch, H, W, 3]` in [−1, 1].
-    pub real: Tensor,
-    pub d_styles: Styles,
-    pub d_noise: Vec<Tensor>,
-    pub g_styles: Styles,
-    pub g_noise: Vec<Tensor>,
-    pub r1: bool,
-    pub path: Option<PathInputs>,
-}
-
-impl Inputs {
-    /// The same inputs on another device.
-    pub fn to_device(&self, device: &Device) -> Result<Inputs> {
-        Ok(Inputs {
-            real: self.real.to_device(device)?,
-            d_styles: self.d_styles.to_device(device)?,
-            d_noise: all_on(device, &self.d_noise)?,
-            g_styles: self.g_styles.to_device(device)?,
-            g_noise: all_on(device, &self.g_noise)?,
-            r1: self.r1,
-            path: match &self.path {
-                None => None,
-                Some(p) => Some(PathInputs { styles: p.styles.to_device(device)?, noise: all_on(device, &p.noise)?, y: p.y.to_device(device)? }),
-            },
-        })
-    }
-}
-
 /// What one iteration measured.
 #[derive(Clone, Copy, Debug, Default, serde::Serialize)]
 pub struct Losses {
@@ -200,23 +168,64 @@ pub struct Losses {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<f64>,
     pub mean_path_length: f64,
-    /// The regulariser's own number (EWC penalty, repulsion distance), if there is one.
+    /// The regulariser's own number (EWC penalty, repulsion distance after the iteration), if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub regulariser: Option<f64>,
 }
 
-/// What a stage adds to the generator's step. The optimiser pass applies `pull` and hands the sum it reduced to
-/// `observe`; `path_pull` is what the path-length step applies: nothing, or a measurement.
+/// What one iteration measured, where it was computed: reading waits for a GPU.
+#[derive(Clone)]
+pub(crate) struct Measured {
+    d: Tensor,
+    g: Tensor,
+    r1: Option<Tensor>,
+    path: Option<Tensor>,
+    regulariser: Option<Sum>,
+}
+
+impl Measured {
+    /// The numbers, while `state` is the one that the iteration left. The regulariser observes its sum.
+    fn read(&self, state: &GanState, regulariser: &mut dyn Regulariser) -> Result<Losses> {
+        let number = |t: &Option<Tensor>| t.as_ref().map(Tensor::item).transpose();
+        let losses = Losses {
+            d: self.d.item()?,
+            g: self.g.item()?,
+            r1: number(&self.r1)?,
+            path: number(&self.path)?,
+            mean_path_length: state.mean_path_length.item()?,
+            regulariser: self.regulariser.as_ref().map(Sum::read).transpose()?,
+        };
+        let Losses { d, g, r1, path, .. } = losses;
+        if ![Some(d), Some(g), r1, path, losses.regulariser].into_iter().flatten().all(f64::is_finite) {
+            return Err(Error::Diverged {
+                what: "training".into(),
+                step: state.iteration as usize,
+                problem: format!("a loss is not a finite number (D {d}, G {g}, R1 {r1:?}, path {path:?}); lower --lr, or raise --r1"),
+            });
+        }
+        if let Some(sum) = losses.regulariser {
+            regulariser.observe(sum, state.iteration)?;
+        }
+        Ok(losses)
+    }
+
+    /// A copy in memory of its own.
+    fn deep_clone(&self) -> Result<Measured> {
+        let copy = |t: &Option<Tensor>| t.as_ref().map(Tensor::deep_clone).transpose();
+        Ok(Measured { d: self.d.deep_clone()?, g: self.g.deep_clone()?, r1: copy(&self.r1)?, path: copy(&self.path)?, regulariser: self.regulariser.clone() })
+    }
+}
+
+/// What a stage adds to the generator's step: the optimiser pass applies `pull`; `path_pull` is what the path-length
+/// step applies: nothing, or a measurement.
 pub trait Regulariser {
     fn pull(&self) -> Pull<'_>;
     fn path_pull(&self) -> Pull<'_> {
         Pull::None
     }
-    /// `sum` is what the pass of `pull` reduced; the number to log is returned.
-    fn observe(&mut self, _sum: f64) -> Result<Option<f64>> {
-        Ok(None)
-    }
-    fn observe_path(&mut self, _sum: f64) -> Result<()> {
+    /// `sum` is what the last pass with a pull has reduced. On the CPU this is called after every iteration, on a GPU
+    /// when somebody reads the losses.
+    fn observe(&mut self, _sum: f64, _iteration: u64) -> Result<()> {
         Ok(())
     }
 }
@@ -235,85 +244,43 @@ pub struct Trainer {
     pub generator: Generator,
     pub discriminator: Discriminator,
     pub hyper: Hyper,
+    /// On a GPU, whether `run` records iterations as graphs (the default), or queues them op by op.
+    pub record: bool,
 }
 
 impl Trainer {
     pub fn new(config: &StyleGan2Config, hyper: Hyper) -> Trainer {
-        Trainer { generator: Generator::new(config.clone()), discriminator: Discriminator::new(config.clone()), hyper }
+        Trainer { generator: Generator::new(config.clone()), discriminator: Discriminator::new(config.clone()), hyper, record: true }
     }
 
-    /// Latents for `n` images, mixed with the run's probability.
-    pub fn draw_styles(&self, n: usize, rng: &mut Random) -> Styles {
-        let config = self.generator.config();
-        let z1 = rng.normal(&[n, config.latent]);
-        if (rng.unit() as f64) < self.hyper.mixing {
-            let z2 = rng.normal(&[n, config.latent]);
-            // Uniform in 1 … layers − 1, one draw for the batch.
-            let crossover = 1 + rng.below(config.style_layers() - 1);
-            Styles::Mixed { z1, z2, crossover }
-        } else {
-            Styles::One(z1)
-        }
-    }
-
-    /// Draws the random part of iteration `state.iteration` from the state's generator, on the host, so that it is the
-    /// same on every device.
-    pub fn draw_inputs(&self, state: &mut GanState, real: Tensor) -> Inputs {
-        let (h, n, i) = (&self.hyper, self.hyper.batch, state.iteration);
-        let rng = &mut state.rng;
-        Inputs {
-            real,
-            d_styles: self.draw_styles(n, rng),
-            d_noise: self.generator.draw_noise(n, rng),
-            g_styles: self.draw_styles(n, rng),
-            g_noise: self.generator.draw_noise(n, rng),
-            r1: h.r1_weight > 0.0 && i.is_multiple_of(h.r1_every),
-            path: (h.path_weight > 0.0 && i.is_multiple_of(h.path_every)).then(|| {
-                let n = (n / h.path_shrink).max(1);
-                let s = self.generator.config().size;
-                let styles = self.draw_styles(n, rng);
-                let noise = self.generator.draw_noise(n, rng);
-                let y = Var::constant(rng.normal(&[n, s, s, 3]));
-                PathInputs { styles, noise, y: scale(&y, 1.0 / s as f64).expect("a scaled tensor").value().clone() }
-            }),
-        }
-    }
-
-    /// One whole iteration on `state`.
+    /// One whole iteration on `state`, and what it measured.
     pub fn iteration(&self, state: &mut GanState, inputs: &Inputs, regulariser: &mut dyn Regulariser) -> Result<Losses> {
-        let mut losses = Losses { d: self.discriminator_step(state, inputs)?, ..Losses::default() };
-        if inputs.r1 {
-            losses.r1 = Some(self.r1_step(state, &inputs.real)?);
-        }
-        let (g, logged) = self.generator_step(state, inputs, regulariser)?;
-        (losses.g, losses.regulariser) = (g, logged);
-        if let Some(path) = &inputs.path {
-            losses.path = Some(self.path_step(state, path, regulariser)?);
-        }
-        losses.mean_path_length = state.mean_path_length;
+        let measured = self.queue(state, inputs, regulariser)?;
         state.iteration += 1;
-        let finite = [Some(losses.d), Some(losses.g), losses.r1, losses.path, losses.regulariser].into_iter().flatten().all(f64::is_finite);
-        if !finite {
-            return Err(Error::Diverged {
-                what: "training".into(),
-                step: state.iteration as usize,
-                problem: format!("a loss is not a finite number (D {}, G {}, R1 {:?}, path {:?}); lower --lr, or raise --r1", losses.d, losses.g, losses.r1, losses.path),
-            });
-        }
-        Ok(losses)
+        measured.read(state, regulariser)
     }
 
-    fn discriminator_step(&self, state: &mut GanState, inputs: &Inputs) -> Result<f64> {
+    /// The work of one iteration. Nothing in it waits for a GPU, and nothing but `inputs` and memory that `state` keeps is
+    /// read, so it can be recorded. The iterations of `state` are not counted.
+    fn queue(&self, state: &mut GanState, inputs: &Inputs, regulariser: &dyn Regulariser) -> Result<Measured> {
+        let d = self.discriminator_step(state, inputs)?;
+        let r1 = inputs.r1.then(|| self.r1_step(state, &inputs.real)).transpose()?;
+        let (g, sum) = self.generator_step(state, inputs, regulariser)?;
+        let (path, path_sum) = inputs.path.as_ref().map(|path| self.path_step(state, path, regulariser)).transpose()?.unzip();
+        Ok(Measured { d, g, r1, path, regulariser: path_sum.flatten().or(sum) })
+    }
+
+    fn discriminator_step(&self, state: &mut GanState, inputs: &Inputs) -> Result<Tensor> {
         let fake = self.generator.forward(&state.g.constants(), &inputs.d_styles, &inputs.d_noise)?;
         steps::discriminator_step(&mut state.d, &mut state.d_optim, &inputs.real, &fake, |p, x| self.discriminator.forward(p, x, 2))
     }
 
-    fn r1_step(&self, state: &mut GanState, real: &Tensor) -> Result<f64> {
+    fn r1_step(&self, state: &mut GanState, real: &Tensor) -> Result<Tensor> {
         let weight = self.hyper.r1_weight / 2.0 * self.hyper.r1_every as f64;
         steps::r1_step(&mut state.d, &mut state.d_optim, real, weight, |p, x| self.discriminator.forward(p, x, 1))
     }
 
-    fn generator_step(&self, state: &mut GanState, inputs: &Inputs, regulariser: &mut dyn Regulariser) -> Result<(f64, Option<f64>)> {
+    fn generator_step(&self, state: &mut GanState, inputs: &Inputs, regulariser: &dyn Regulariser) -> Result<(Tensor, Option<Sum>)> {
         // The EMA follows the last generator step of the iteration.
         let ema = inputs.path.is_none().then_some((&mut state.g_ema, self.hyper.ema_decay));
         let d = state.d.constants();
@@ -321,19 +288,18 @@ impl Trainer {
         steps::generator_step(&mut state.g, &mut state.g_optim, ema, regulariser, generate, |x| self.discriminator.forward(&d, x, 1))
     }
 
-    fn path_step(&self, state: &mut GanState, inputs: &PathInputs, regulariser: &mut dyn Regulariser) -> Result<f64> {
-        let (penalty, grads) = {
+    fn path_step(&self, state: &mut GanState, inputs: &PathInputs, regulariser: &dyn Regulariser) -> Result<(Tensor, Option<Sum>)> {
+        let (penalty, running_mean, grads) = {
             let params = state.g.leaves();
             let ws = self.generator.styles(&params, &inputs.styles)?;
             let images = self.generator.synthesis(&params, &ws, &inputs.noise)?;
-            let path = path_length(&images, &ws, &inputs.y, state.mean_path_length)?;
-            state.mean_path_length = path.running_mean;
+            let path = path_length(&images, &ws, &inputs.y, &state.mean_path_length)?;
             let loss = scale(&path.penalty, self.hyper.path_weight * self.hyper.path_every as f64)?;
-            (path.penalty.item()?, steps::gradients(&loss, &params)?)
+            (path.penalty.value().clone(), path.running_mean, steps::gradients(&loss, &params)?)
         };
+        state.mean_path_length.assign(&running_mean)?;
         let ema = Some((&mut state.g_ema, self.hyper.ema_decay));
         let sum = state.g_optim.step(&mut state.g, ema, &grads, regulariser.path_pull())?;
-        regulariser.observe_path(sum)?;
-        Ok(penalty)
+        Ok((penalty, sum))
     }
 }

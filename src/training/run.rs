@@ -1,7 +1,11 @@
 //! The loop around iterations: batches in, losses and snapshots out.
 
-use super::{GanState, Losses, Regulariser, Trainer};
+use std::cell::{Cell, RefCell};
+
+use super::replay::Replay;
+use super::{GanState, Losses, Measured, Regulariser, Trainer};
 use crate::data::dataset::{Dataset, Flip, Sampler, SamplerState};
+use crate::device::Device;
 use crate::error::Result;
 use crate::ops::layout::concat;
 use crate::tensor::Tensor;
@@ -64,10 +68,32 @@ impl Batches for TensorBatches<'_> {
 /// What the loop tells after each iteration.
 pub struct Progress<'a> {
     pub state: &'a GanState,
-    pub losses: Losses,
     /// Iterations to do in all.
     pub until: u64,
+    measured: Measured,
+    regulariser: RefCell<&'a mut dyn Regulariser>,
+    read: Cell<Option<Losses>>,
 }
+
+impl Progress<'_> {
+    /// What the iteration measured, if all of it is finite. Asking waits for a GPU.
+    pub fn losses(&self) -> Result<Losses> {
+        if let Some(losses) = self.read.get() {
+            return Ok(losses);
+        }
+        let losses = self.measured.read(self.state, *self.regulariser.borrow_mut())?;
+        self.read.set(Some(losses));
+        Ok(losses)
+    }
+
+    /// Whether R1 was measured, which happens once in many iterations.
+    pub fn has_r1(&self) -> bool {
+        self.measured.r1.is_some()
+    }
+}
+
+/// A GPU is asked for its losses at least this often, to stop when one is no number any more.
+const CHECK_EVERY: u64 = 50;
 
 /// Trains `state` until it has done `until` iterations. `on_iteration` may save, draw or stop (by an error).
 pub fn run(
@@ -78,11 +104,26 @@ pub fn run(
     until: u64,
     on_iteration: &mut dyn FnMut(&Progress) -> Result<()>,
 ) -> Result<()> {
+    let mut replay = match state.device() {
+        Device::Cpu => None,
+        Device::Cuda(device) => Some(Replay::new(trainer, &device)?),
+    };
     while state.iteration < until {
         let real = batches.next()?;
-        let inputs = trainer.draw_inputs(state, real).to_device(&state.device())?;
-        let losses = trainer.iteration(state, &inputs, regulariser)?;
-        on_iteration(&Progress { state, losses, until })?;
+        let measured = match &mut replay {
+            None => {
+                let inputs = trainer.draw_inputs(state, real);
+                trainer.queue(state, &inputs, regulariser)?
+            }
+            Some(replay) => replay.step(state, &real, regulariser)?,
+        };
+        state.iteration += 1;
+        let progress = Progress { state, until, measured, regulariser: RefCell::new(&mut *regulariser), read: Cell::new(None) };
+        let i = progress.state.iteration;
+        if replay.is_none() || i.is_multiple_of(CHECK_EVERY) || i == until {
+            progress.losses()?;
+        }
+        on_iteration(&progress)?;
     }
     Ok(())
 }

@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use crate::nn::{AdamState, ParamSlab};
 use crate::ops::optimizer::Pull;
 use crate::ops::random::Random;
+use crate::tensor::{DType, Tensor};
 use crate::training::{Batches, GanState, Progress, Regulariser, Trainer, run, streams};
 
 use super::fisher::{FisherSpec, fisher_diagonal};
@@ -60,7 +61,11 @@ pub fn stage_start(pretrained: &GanState, start: Start, optimiser: Optimiser, tr
     };
     let device = pretrained.device();
     let optim = |old: &AdamState, adam| match optimiser {
-        Optimiser::Restore => Ok(AdamState { adam, ..old.deep_clone()? }),
+        Optimiser::Restore => {
+            let mut optim = old.deep_clone()?;
+            optim.adam = adam;
+            Ok(optim)
+        }
         Optimiser::Fresh => AdamState::new(old.second_moment.layout(), adam).to_device(&device),
     };
     Ok(GanState {
@@ -71,7 +76,7 @@ pub fn stage_start(pretrained: &GanState, start: Start, optimiser: Optimiser, tr
         g_optim: optim(&pretrained.g_optim, trainer.hyper.generator_adam())?,
         d_optim: optim(&pretrained.d_optim, trainer.hyper.discriminator_adam())?,
         iteration: 0,
-        mean_path_length: 0.0,
+        mean_path_length: Tensor::full_on(&[1], 0.0, DType::F32, &device)?,
         rng: Random::new(seed, streams::TRAINING),
     })
 }
@@ -86,9 +91,6 @@ pub struct Ewc {
 impl Regulariser for Ewc {
     fn pull(&self) -> Pull<'_> {
         Pull::Ewc { anchor: self.anchor.values(), fisher: self.fisher.values(), lambda: self.lambda }
-    }
-    fn observe(&mut self, sum: f64) -> Result<Option<f64>> {
-        Ok(Some(sum))
     }
 }
 

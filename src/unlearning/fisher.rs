@@ -77,6 +77,7 @@ fn styles_of(styles: &Styles, indices: &[usize]) -> Result<Styles> {
     Ok(match styles {
         Styles::One(z) => Styles::One(rows(z, indices)?),
         Styles::Mixed { z1, z2, crossover } => Styles::Mixed { z1: rows(z1, indices)?, z2: rows(z2, indices)?, crossover: *crossover },
+        Styles::Chosen { z1, z2, choice } => Styles::Chosen { z1: rows(z1, indices)?, z2: rows(z2, indices)?, choice: choice.clone() },
     })
 }
 

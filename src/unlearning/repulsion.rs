@@ -7,20 +7,9 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::nn::ParamSlab;
 use crate::nn::params::Init;
+pub use crate::ops::optimizer::RepulsionLoss as Kind;
 use crate::ops::optimizer::{Pull, weighted_squared_distance};
 use crate::training::Regulariser;
-
-/// Which function of the distance, with its numbers.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Kind {
-    /// `γ exp(−α D)`
-    El2 { gamma: f64, alpha: f64 },
-    /// `−γ D`, unbounded below.
-    Nl2 { gamma: f64 },
-    /// `γ / D`, singular at D = 0.
-    Il2 { gamma: f64 },
-}
 
 impl Kind {
     /// The same numbers if they are usable.
@@ -35,24 +24,6 @@ impl Kind {
             }
         }
         Ok(self)
-    }
-
-    /// The loss at squared distance `d`.
-    pub fn loss(self, d: f64) -> f64 {
-        match self {
-            Kind::El2 { gamma, alpha } => gamma * (-alpha * d).exp(),
-            Kind::Nl2 { gamma } => -gamma * d,
-            Kind::Il2 { gamma } => gamma / d,
-        }
-    }
-
-    /// Its derivative by `d`.
-    pub fn slope(self, d: f64) -> f64 {
-        match self {
-            Kind::El2 { gamma, alpha } => -alpha * gamma * (-alpha * d).exp(),
-            Kind::Nl2 { gamma } => -gamma,
-            Kind::Il2 { gamma } => -gamma / (d * d),
-        }
     }
 }
 
@@ -85,7 +56,6 @@ pub struct Repulsion {
     unit: f64,
     /// A root mean square displacement beyond this is a run-away.
     runaway: f64,
-    steps: usize,
 }
 
 /// `Σ_j θ_j / k`, in f64, on the host.
@@ -133,7 +103,7 @@ impl Repulsion {
             return Err(Error::config("--repulsion il2", "the start equals the adapted models, where 1/distance has its pole; adapt for more iterations"));
         }
         let unit = layout.segments().iter().zip(&weights).map(|(s, w)| w * s.len() as f64).sum();
-        Ok(Repulsion { kind, centroid, weights, spread, distance, unit, runaway, steps: 0 })
+        Ok(Repulsion { kind, centroid, weights, spread, distance, unit, runaway })
     }
 
     /// The current squared distance D.
@@ -146,39 +116,39 @@ impl Repulsion {
         self.kind.loss(self.distance)
     }
 
-    fn pull_by(&self, coefficient: f64) -> Pull<'_> {
-        Pull::Centroid { centroid: self.centroid.values(), weights: &self.weights, coefficient }
+    fn pull_with(&self, gradient: bool) -> Pull<'_> {
+        Pull::Centroid {
+            centroid: self.centroid.values(),
+            weights: &self.weights,
+            loss: self.kind,
+            spread: self.spread,
+            distance: self.distance,
+            gradient,
+        }
+    }
+}
+
+impl Regulariser for Repulsion {
+    fn pull(&self) -> Pull<'_> {
+        self.pull_with(true)
     }
 
-    fn move_to(&mut self, sum: f64) -> Result<()> {
-        self.distance = sum + self.spread;
-        self.steps += 1;
-        let stop = |problem: String| Err(Error::Diverged { what: "repulsion".into(), step: self.steps, problem });
-        if !self.distance.is_finite() || !self.kind.slope(self.distance).is_finite() {
+    fn path_pull(&self) -> Pull<'_> {
+        self.pull_with(false)
+    }
+
+    fn observe(&mut self, distance: f64, iteration: u64) -> Result<()> {
+        self.distance = distance;
+        let stop = |problem: String| Err(Error::Diverged { what: "repulsion".into(), step: iteration as usize, problem });
+        if !distance.is_finite() || !self.kind.slope(distance).is_finite() {
             return stop("the distance to the adapted models is not a finite number; lower --gamma".into());
         }
-        let displacement = (self.distance / self.unit).sqrt();
+        let displacement = (distance / self.unit).sqrt();
         if displacement > self.runaway {
             return stop(format!(
                 "the parameters are {displacement:.3} (root mean square) from the adapted models: the repulsion runs away; lower --gamma, use el2, or raise --runaway"
             ));
         }
         Ok(())
-    }
-}
-
-impl Regulariser for Repulsion {
-    fn pull(&self) -> Pull<'_> {
-        self.pull_by(self.kind.slope(self.distance))
-    }
-    fn path_pull(&self) -> Pull<'_> {
-        self.pull_by(0.0)
-    }
-    fn observe(&mut self, sum: f64) -> Result<Option<f64>> {
-        self.move_to(sum)?;
-        Ok(Some(self.distance))
-    }
-    fn observe_path(&mut self, sum: f64) -> Result<()> {
-        self.move_to(sum)
     }
 }

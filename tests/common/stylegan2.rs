@@ -9,7 +9,7 @@ use recant::autograd::{Order, Var, grad_or_zero};
 use recant::models::stylegan2::{Discriminator, Generator, StyleGan2Config, Styles};
 use recant::nn::{AdamState, ParamSlab, Params};
 use recant::ops::random::Random;
-use recant::tensor::Tensor;
+use recant::tensor::{DType, Tensor};
 use recant::training::{GanState, Hyper, Inputs, Losses, PathInputs};
 
 pub const DIR: &str = "stylegan2_tiny";
@@ -83,7 +83,7 @@ pub fn training_start() -> GanState {
         g_optim: AdamState::new(g.layout(), hyper().generator_adam()),
         d_optim: AdamState::new(d.layout(), hyper().discriminator_adam()),
         iteration: 0,
-        mean_path_length: 0.0,
+        mean_path_length: Tensor::zeros(&[1], DType::F32),
         rng: Random::new(0, 0),
     }
 }

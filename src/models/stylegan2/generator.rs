@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::config::{IMAGE_CHANNELS, StyleGan2Config};
 use crate::autograd::{
-    Scales, Var, add, add_scalar, alias, bias_act, conv2d, conv2d_transpose, matmul, powf, reshape, scale, square, sub, sum_to, upfirdn2d,
+    Scales, Var, add, add_scalar, alias, bias_act, concat, conv2d, conv2d_transpose, matmul, powf, reshape, scale, slice, square, sub, sum_to, upfirdn2d,
 };
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -29,6 +29,9 @@ pub enum Styles {
     One(Tensor),
     /// Style mixing: layers below `crossover` take `z1`, the others `z2`.
     Mixed { z1: Tensor, z2: Tensor, crossover: usize },
+    /// The same with the crossover as data, `[layers, 2]`: `[1, 0]` for a layer that takes `z1`, `[0, 1]` for one that
+    /// takes `z2`. Work that is recorded once mixes otherwise each time.
+    Chosen { z1: Tensor, z2: Tensor, choice: Tensor },
 }
 
 impl Styles {
@@ -37,6 +40,9 @@ impl Styles {
         Ok(match self {
             Styles::One(z) => Styles::One(z.to_device(device)?),
             Styles::Mixed { z1, z2, crossover } => Styles::Mixed { z1: z1.to_device(device)?, z2: z2.to_device(device)?, crossover: *crossover },
+            Styles::Chosen { z1, z2, choice } => {
+                Styles::Chosen { z1: z1.to_device(device)?, z2: z2.to_device(device)?, choice: choice.to_device(device)? }
+            }
         })
     }
 }
@@ -153,6 +159,15 @@ impl Generator {
                 let w2 = self.mapping(p, &Var::constant(z2.clone()))?;
                 Ok((0..layers).map(|i| alias(if i < *crossover { &w1 } else { &w2 })).collect())
             }
+            Styles::Chosen { z1, z2, choice } => {
+                let w1 = self.mapping(p, &Var::constant(z1.clone()))?;
+                let w2 = self.mapping(p, &Var::constant(z2.clone()))?;
+                let (n, latent) = (w1.dim(0), w1.dim(1));
+                let both = reshape(&concat(&[&w1, &w2], 0)?, &[2, n * latent])?;
+                // Products with one and zero: the chosen style, bit for bit.
+                let all = matmul(&Var::constant(choice.clone()), Read::Plain, &both, Read::Plain)?;
+                (0..layers).map(|i| reshape(&slice(&all, 0, i, 1)?, &[n, latent])).collect()
+            }
         }
     }
 
@@ -181,14 +196,17 @@ impl Generator {
         Ok(scale(&total, 1.0 / samples as f64)?.value().clone())
     }
 
-    /// Fresh noise maps for `n` images, `[n, r, r, 1]` for each noise layer.
+    /// Shapes of the noise maps for `n` images, `[n, r, r, 1]` for each noise layer.
+    pub fn noise_shapes(&self, n: usize) -> impl Iterator<Item = [usize; 4]> {
+        (0..self.config.noise_layers()).map(move |k| {
+            let r = self.config.noise_size(k);
+            [n, r, r, 1]
+        })
+    }
+
+    /// Fresh noise maps for `n` images.
     pub fn draw_noise(&self, n: usize, rng: &mut Random) -> Vec<Tensor> {
-        (0..self.config.noise_layers())
-            .map(|k| {
-                let r = self.config.noise_size(k);
-                rng.normal(&[n, r, r, 1])
-            })
-            .collect()
+        self.noise_shapes(n).map(|shape| rng.normal(&shape)).collect()
     }
 
     /// Images `[N, size, size, 3]`, unclamped, around [−1, 1]. `ws`: one style per layer; `noise`: one map per noise

@@ -85,7 +85,8 @@ pub fn adam_step(slabs: Slabs, grads: &[Tensor], offsets: &[usize], pull: Pull, 
         ema_weight,
     };
     let partial: Vec<f64> = chunks.into_par_iter().map(|c| chunk_step(c, pull, &rates)).collect();
-    Ok(partial.iter().sum())
+    let constant = if let Pull::Centroid { spread, .. } = pull { spread } else { 0.0 };
+    Ok(partial.iter().sum::<f64>() + constant)
 }
 
 fn chunk_step(c: Chunk, pull: Pull, r: &Rates) -> f64 {
@@ -109,7 +110,8 @@ fn chunk_step(c: Chunk, pull: Pull, r: &Rates) -> f64 {
             );
             sum * lambda as f64 / 2.0
         }
-        Pull::Centroid { centroid, weights, coefficient } => {
+        Pull::Centroid { centroid, weights, loss, distance, gradient, .. } => {
+            let coefficient = if gradient { loss.slope(distance) } else { 0.0 };
             let (centroid, weight) = (&centroid.as_slice::<f32>()[range], weights[c.segment]);
             let by = (coefficient * 2.0 * weight) as f32;
             let sum = update(

@@ -7,7 +7,10 @@
 mod cpu;
 mod cuda;
 
+use std::sync::Arc;
+
 use crate::device::Device;
+use crate::device::cuda::CudaBuffer;
 use crate::error::{Error, Result};
 use crate::ops::same_kind;
 use crate::tensor::Tensor;
@@ -27,11 +30,99 @@ pub enum Pull<'a> {
     None,
     /// `λ F (θ − anchor)`, the gradient of `(λ/2) Σ F (θ − anchor)²`.
     Ewc { anchor: &'a Tensor, fisher: &'a Tensor, lambda: f64 },
-    /// `coefficient · 2 w_p (θ − centroid)`, where `coefficient` is the derivative of a repulsion loss by
-    /// `Σ_p w_p ‖θ_p − centroid_p‖²` and `w_p` the weight of segment `p`.
-    Centroid { centroid: &'a Tensor, weights: &'a [f64], coefficient: f64 },
+    /// `R'(D) · 2 w_p (θ − centroid)`, the gradient of a repulsion loss `R` of the squared distance
+    /// `D = Σ_p w_p ‖θ_p − centroid_p‖² + spread`, where `w_p` is the weight of segment `p`.
+    Centroid {
+        centroid: &'a Tensor,
+        weights: &'a [f64],
+        loss: RepulsionLoss,
+        spread: f64,
+        /// `D` of the parameters before the step. A GPU takes it for the first step only: later ones find it in its memory,
+        /// where the step before left it.
+        distance: f64,
+        /// Whether the gradient is added; else the distance is only measured.
+        gradient: bool,
+    },
     /// `strength · sign(θ)`, the gradient of `strength Σ |θ|`.
     L1 { strength: f64 },
+}
+
+/// A repulsion loss as a function of the squared distance D (paper eq. 5–7).
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RepulsionLoss {
+    /// `γ exp(−α D)`
+    El2 { gamma: f64, alpha: f64 },
+    /// `−γ D`, unbounded below.
+    Nl2 { gamma: f64 },
+    /// `γ / D`, singular at D = 0.
+    Il2 { gamma: f64 },
+}
+
+impl RepulsionLoss {
+    /// The loss at squared distance `d`.
+    pub fn loss(self, d: f64) -> f64 {
+        match self {
+            RepulsionLoss::El2 { gamma, alpha } => gamma * (-alpha * d).exp(),
+            RepulsionLoss::Nl2 { gamma } => -gamma * d,
+            RepulsionLoss::Il2 { gamma } => gamma / d,
+        }
+    }
+
+    /// Its derivative by `d`.
+    pub fn slope(self, d: f64) -> f64 {
+        match self {
+            RepulsionLoss::El2 { gamma, alpha } => -alpha * gamma * (-alpha * d).exp(),
+            RepulsionLoss::Nl2 { gamma } => -gamma,
+            RepulsionLoss::Il2 { gamma } => -gamma / (d * d),
+        }
+    }
+}
+
+/// A number that a pass has reduced. A GPU keeps it until it is asked for.
+#[derive(Clone, Debug)]
+pub struct Sum(Kept);
+
+#[derive(Clone, Debug)]
+enum Kept {
+    Here(f64),
+    /// The first f64 of the buffer.
+    There(Arc<CudaBuffer>),
+}
+
+impl Sum {
+    /// The number. On a GPU: of the last pass, after waiting for it.
+    pub fn read(&self) -> Result<f64> {
+        match &self.0 {
+            Kept::Here(sum) => Ok(*sum),
+            Kept::There(buffer) => Ok(buffer.device().download::<f64>(buffer, 0, 1)?[0]),
+        }
+    }
+}
+
+/// What one optimiser's passes on a GPU keep there from step to step; made at the first. A clone starts empty.
+#[derive(Default)]
+pub struct Resident(Option<cuda::Pass>);
+
+impl Clone for Resident {
+    fn clone(&self) -> Resident {
+        Resident::default()
+    }
+}
+
+impl std::fmt::Debug for Resident {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Resident({})", if self.0.is_some() { "prepared" } else { "empty" })
+    }
+}
+
+impl Resident {
+    /// Says that the GPU has done so many steps (or, negative, that so many were not done) without `adam_step` running.
+    pub fn count(&mut self, steps: i64) {
+        if let Some(pass) = &mut self.0 {
+            pass.count(steps);
+        }
+    }
 }
 
 /// The slabs of one step; all of one length.
@@ -47,9 +138,8 @@ pub struct Slabs<'a> {
 /// One step. `grads[p]` is the gradient of segment `p`, which lies at `offsets[p]` of the slab; `step` counts from 1.
 ///
 /// Returns, in f64 and a fixed order of summation: for `Pull::Ewc` the penalty `(λ/2) Σ F (θ − anchor)²` of the
-/// parameters before the step; for `Pull::Centroid` the weighted squared distance `Σ_p w_p ‖θ_p − centroid_p‖²` after
-/// it; for `Pull::L1` the norm before it; else 0.
-pub fn adam_step(slabs: Slabs, grads: &[Tensor], offsets: &[usize], pull: Pull, adam: Adam, step: u64) -> Result<f64> {
+/// parameters before the step; for `Pull::Centroid` the distance `D` after it; for `Pull::L1` the norm before it.
+pub fn adam_step(slabs: Slabs, grads: &[Tensor], offsets: &[usize], pull: Pull, adam: Adam, step: u64, resident: &mut Resident) -> Result<Option<Sum>> {
     let total: usize = grads.iter().map(Tensor::len).sum();
     if slabs.params.len() != total || slabs.second_moment.len() != total || offsets.len() != grads.len() {
         return Err(Error::shape("adam_step", format!("gradients of {total} elements for a slab of {}", slabs.params.len())));
@@ -68,8 +158,11 @@ pub fn adam_step(slabs: Slabs, grads: &[Tensor], offsets: &[usize], pull: Pull, 
     }
     same_kind("adam_step", &all)?;
     match slabs.params.device() {
-        Device::Cpu => cpu::adam_step(slabs, grads, offsets, pull, adam, step),
-        Device::Cuda(d) => cuda::adam_step(&d, slabs, grads, offsets, pull, adam, step),
+        Device::Cpu => {
+            let sum = cpu::adam_step(slabs, grads, offsets, pull, adam, step)?;
+            Ok((!matches!(pull, Pull::None)).then_some(Sum(Kept::Here(sum))))
+        }
+        Device::Cuda(d) => cuda::adam_step(&d, slabs, grads, offsets, pull, adam, step, resident),
     }
 }
 

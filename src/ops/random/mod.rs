@@ -3,6 +3,8 @@
 
 mod cuda;
 
+pub use cuda::Places;
+
 use crate::device::Device;
 use crate::device::cpu::{for_chunks, stale_vec};
 use crate::error::Result;
@@ -52,6 +54,13 @@ impl Random {
         )
     }
 
+    /// Passes over `len` numbers of `normal` or `uniform`; what is returned draws them.
+    pub fn skip(&mut self, len: usize) -> Random {
+        let here = *self;
+        self.counter += len.div_ceil(4) as u64;
+        here
+    }
+
     fn fill(&mut self, out: &mut [f32], make: impl Fn([u32; 4]) -> [f32; 4] + Sync + Send) {
         let this = *self;
         for_chunks(out, 1 << 12, |at, chunk| {
@@ -83,9 +92,8 @@ impl Random {
         match device {
             Device::Cpu => Ok(self.normal(shape)),
             Device::Cuda(d) => {
-                let numbers = cuda::normal(d, self, shape)?;
-                self.counter += numbers.len().div_ceil(4) as u64;
-                Ok(numbers)
+                let here = self.skip(shape.iter().product());
+                cuda::normal(d, &here, shape)
             }
         }
     }
@@ -95,9 +103,8 @@ impl Random {
         match device {
             Device::Cpu => Ok(self.uniform(shape)),
             Device::Cuda(d) => {
-                let numbers = cuda::uniform(d, self, shape)?;
-                self.counter += numbers.len().div_ceil(4) as u64;
-                Ok(numbers)
+                let here = self.skip(shape.iter().product());
+                cuda::uniform(d, &here, shape)
             }
         }
     }

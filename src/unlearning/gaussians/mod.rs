@@ -186,7 +186,7 @@ impl Experiment<'_> {
             }
             let d = state.d.constants();
             let ema = Some((&mut state.g_ema, spec.ema_decay));
-            let (g_loss, _) = steps::generator_step(
+            let (g_loss, sum) = steps::generator_step(
                 &mut state.g,
                 &mut state.g_optim,
                 ema,
@@ -194,6 +194,10 @@ impl Experiment<'_> {
                 |p| generator.forward(p, &z_g),
                 |x| discriminator.forward(&d, x),
             )?;
+            let (d_loss, g_loss) = (d_loss.item()?, g_loss.item()?);
+            if let Some(sum) = sum {
+                regulariser.observe(sum.read()?, i)?;
+            }
             if !(d_loss.is_finite() && g_loss.is_finite()) {
                 return Err(Error::Diverged {
                     what: "gaussians".into(),

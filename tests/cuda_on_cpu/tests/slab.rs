@@ -1,7 +1,7 @@
 //! kernels/ewc.cu, repulsion.cu and optimizer.cu against loops in double precision.
 
 use cuda_on_cpu::{orders, with_order};
-use cudarc::driver::{CudaSlice, DeviceRepr, PushKernelArg};
+use cudarc::driver::{CudaSlice, DevicePtr, DeviceRepr, PushKernelArg};
 use support::{Geometry, Gpu, bf16_bits, grid, numbers};
 
 mod support;
@@ -14,6 +14,8 @@ struct SlabChunk {
     begin: i64,
     count: i32,
     weight: f32,
+    tensor: i32,
+    first: i32,
 }
 // SAFETY: plain numbers, in the layout of the struct in kernels/slab.cuh.
 unsafe impl DeviceRepr for SlabChunk {}
@@ -86,6 +88,8 @@ fn layout() -> Layout {
                 begin: (begin + start) as i64,
                 count,
                 weight,
+                tensor: tensor as i32,
+                first: start as i32,
             });
         }
         weights.extend(std::iter::repeat_n(f64::from(weight), size));
@@ -149,6 +153,35 @@ impl Pass {
     fn values(&self, slab: &CudaSlice<f32>) -> Vec<f32> {
         without_guard(self.gpu.download(slab))
     }
+}
+
+const MOST_TENSORS: usize = 256;
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Gradients {
+    of: [u64; MOST_TENSORS],
+}
+// SAFETY: plain numbers, in the layout of the struct in kernels/slab.cuh.
+unsafe impl DeviceRepr for Gradients {}
+
+/// Each tensor's part of `values` by itself, at a multiple of 16 bytes: in step with the slab for some tensors, out of
+/// step for others.
+fn gradients(gpu: &Gpu, values: &[f32]) -> (CudaSlice<f32>, Gradients) {
+    let (mut packed, mut begin, mut starts) = (Vec::new(), 0, Vec::new());
+    for size in TENSORS {
+        starts.push(packed.len());
+        packed.extend_from_slice(&values[begin..begin + size]);
+        packed.resize(packed.len().next_multiple_of(4), GUARD_VALUE);
+        begin += size;
+    }
+    let buffer = gpu.upload(&packed);
+    let address = buffer.device_ptr(&gpu.stream).0;
+    let mut of = [0; MOST_TENSORS];
+    for (to, start) in of.iter_mut().zip(starts) {
+        *to = address + (start * size_of::<f32>()) as u64;
+    }
+    (buffer, Gradients { of })
 }
 
 fn in_every_order<R: PartialEq + std::fmt::Debug>(run: impl Fn() -> R) -> R {
@@ -454,7 +487,8 @@ fn run_adam(layout: &Layout, case: AdamCase) -> AdamResult {
     let n = layout.weights.len();
     let mut pass = Pass::new("optimizer", layout);
     let start = numbers(n, 20);
-    let (mut theta, grad) = (pass.slab(&start), pass.slab(&numbers(n, 21)));
+    let mut theta = pass.slab(&start);
+    let (_kept, grad) = gradients(&pass.gpu, &numbers(n, 21));
     let (mut m, mut v, mut ema) = (
         pass.slab(&vec![0.0; n]),
         pass.slab(&squares(n, 22)),
