@@ -248,6 +248,24 @@ fn wrong_numbers() {
     folder.refused(&["sample", "--model", "run/model.safetensors", "--out", "a.png", "--device", "tpu"], &["--device", "tpu"]);
 }
 
+/// The two programs to run first on a new machine.
+#[test]
+fn doctor_and_bench_describe_the_machine() {
+    let folder = Folder::new();
+    let last = |text: String| serde_json::from_str::<serde_json::Value>(text.lines().last().unwrap()).unwrap();
+    let doctor = last(folder.ok(&["doctor", "--device", "cpu", "--json"]));
+    assert!(doctor["machine"]["cpu"].is_string() && doctor["machine"]["threads"].as_u64() > Some(0), "{doctor}");
+    assert_eq!((&doctor["device"], doctor["results"].as_array().map(Vec::len)), (&"cpu".into(), Some(0)));
+    assert!(folder.ok(&["doctor", "--device", "cpu"]).contains("conv2d 3x3"), "what would run");
+    let bench = ["bench", "--device", "cpu", "--what", "iterations,pipeline", "--widths", "demo", "--batch", "1", "--repeats", "1", "--json"];
+    let results = last(folder.ok(&bench))["results"].clone();
+    for number in results.as_array().unwrap() {
+        assert!(number["name"].is_string() && number["value"].as_f64() > Some(0.0) && number["unit"].is_string(), "{number}");
+    }
+    assert_eq!(results.as_array().unwrap().len(), 6);
+    folder.refused(&["bench", "--batch", "6"], &["--batch", "multiple of 4"]);
+}
+
 #[test]
 fn a_gpu_that_is_not_there() {
     if Path::new("/dev/nvidiactl").exists() {

@@ -8,12 +8,13 @@ mod common;
 use std::collections::BTreeSet;
 
 use cases::{Tolerance, assert_close, families, normal, positive};
+use common::gpu;
 use common::stylegan2::{self as tiny, BOUND, arrays, weights};
 use common::{assert_near, nhwc};
 use cuda_on_cpu::{orders, with_order};
 use recant::autograd::{Var, mul, sum};
 use recant::device::cuda::KERNELS;
-use recant::device::{CudaDevice, Device};
+use recant::device::Device;
 use recant::error::{Error, Result};
 use recant::losses::{path_length, r1_penalty};
 use recant::models::stylegan2::Styles;
@@ -29,16 +30,6 @@ use recant::ops::reduce::{broadcast_to, channel_dot, sum_to};
 use recant::ops::upfirdn2d::{RESAMPLE_TAPS, Upfirdn2d, upfirdn2d};
 use recant::tensor::{DType, Tensor};
 use recant::training::{NoRegulariser, Trainer};
-
-fn cuda() -> Device {
-    cuda_on_cpu::install();
-    let opened = if cuda_on_cpu::is_emulated() {
-        CudaDevice::with_images(0, &|stem| Some(cuda_on_cpu::image(stem)))
-    } else {
-        CudaDevice::open(0)
-    };
-    Device::Cuda(opened.unwrap_or_else(|e| panic!("{e}")))
-}
 
 fn all_on(device: &Device, tensors: &[Tensor]) -> Vec<Tensor> {
     tensors.iter().map(|t| t.to_device(device).unwrap()).collect()
@@ -86,7 +77,7 @@ fn the_kernel_list_is_what_the_sources_hold() {
 
 #[test]
 fn elementwise() {
-    let device = cuda();
+    let device = gpu::device();
     let (x, p) = (normal(1, &[3, 5, 7]), positive(2, &[3, 5, 7]));
     let maps = [Map::Affine { scale: -1.5, shift: 0.25 }, Map::Powf(2.0), Map::Powf(1.0), Map::Exp, Map::Sigmoid, Map::Tanh, Map::Softplus];
     for f in maps {
@@ -110,7 +101,7 @@ fn elementwise() {
 
 #[test]
 fn reduce() {
-    let device = cuda();
+    let device = gpu::device();
     // Rows, columns, both, a middle, one long sum in parts, few channels, more columns than a block has.
     let sums: [(&[usize], &[usize]); 10] = [
         (&[4, 5, 6], &[4, 5, 1]),
@@ -139,7 +130,7 @@ fn reduce() {
 
 #[test]
 fn layout() {
-    let device = cuda();
+    let device = gpu::device();
     let x = normal(1, &[3, 4, 5, 8]);
     for order in [[0, 1, 2, 3], [3, 2, 1, 0], [0, 3, 1, 2], [1, 0, 2, 3], [0, 2, 1, 3]] {
         compare(&device, &format!("permute {order:?}"), std::slice::from_ref(&x), EXACT, &|t| permute(&t[0], &order));
@@ -158,7 +149,7 @@ fn layout() {
 
 #[test]
 fn bias_act_and_its_gradient() {
-    let device = cuda();
+    let device = gpu::device();
     for shape in [[2, 3, 4, 8], [3, 2, 5, 3]] {
         let (x, bias) = (normal(1, &shape), normal(2, &[shape[3]]));
         let (noise, one, strength) = (normal(3, &[shape[0], shape[1], shape[2], 1]), normal(4, &[1, shape[1], shape[2], 1]), normal(5, &[1]));
@@ -176,7 +167,7 @@ fn bias_act_and_its_gradient() {
 
 #[test]
 fn resampling() {
-    let device = cuda();
+    let device = gpu::device();
     let odd = [0.5, -0.25, 1.0, 0.75, 0.125];
     let specs = [
         Upfirdn2d::new(&RESAMPLE_TAPS, 2, 1, [2, 1], 4.0),
@@ -198,7 +189,7 @@ fn resampling() {
 
 #[test]
 fn matrices() {
-    let device = cuda();
+    let device = gpu::device();
     for [m, n, k] in [[1, 1, 1], [5, 7, 3], [64, 64, 16], [65, 63, 17], [16, 40, 700], [3, 130, 20]] {
         for (ra, rb) in [(Read::Plain, Read::Plain), (Read::Plain, Read::Transposed), (Read::Transposed, Read::Plain), (Read::Transposed, Read::Transposed)] {
             let shape = |r: Read, rows: usize, columns: usize| if r == Read::Plain { [rows, columns] } else { [columns, rows] };
@@ -213,7 +204,7 @@ fn matrices() {
 fn case_lists() {
     /// The emulator does about this many multiply-adds in a second; larger cases test the CPU's tiles, not ours.
     const LARGEST: usize = 60_000;
-    let device = cuda();
+    let device = gpu::device();
     let mut run = 0;
     for (family, cases) in families() {
         // Families whose ops say that they have no kernel; see `ops_without_kernels_say_so`.
@@ -230,7 +221,7 @@ fn case_lists() {
 
 #[test]
 fn ops_without_kernels_say_so() {
-    let device = cuda();
+    let device = gpu::device();
     let x = normal(1, &[1, 4, 4, 2]).to_dtype(DType::F32).to_device(&device).unwrap();
     let refused = max_pool2d(&x, Window::square(2, 2, 0)).unwrap_err();
     assert!(matches!(refused, Error::Unsupported { op: "max_pool2d", .. }), "{refused}");
@@ -245,7 +236,7 @@ fn ops_without_kernels_say_so() {
 
 #[test]
 fn tensors_move_between_devices() {
-    let device = cuda();
+    let device = gpu::device();
     let x = normal(1, &[5, 3]).to_dtype(DType::F32);
     let there = x.to_device(&device).unwrap();
     assert_eq!((there.device(), there.shape(), there.dtype()), (device.clone(), x.shape(), DType::F32));
@@ -260,7 +251,7 @@ fn tensors_move_between_devices() {
 
 #[test]
 fn random_numbers() {
-    let device = cuda();
+    let device = gpu::device();
     for count in [1, 3, 4, 1001] {
         let (mut here, mut there) = (Random::new(11, 5), Random::new(11, 5));
         for _ in 0..2 {
@@ -280,7 +271,7 @@ const SEGMENTS: [usize; 7] = [1, 5, 2, 1030, 7, 17_000, 4];
 
 #[test]
 fn slab_passes() {
-    let device = cuda();
+    let device = gpu::device();
     let total: usize = SEGMENTS.iter().sum();
     let offsets: Vec<usize> = SEGMENTS.iter().scan(0, |at, n| Some(std::mem::replace(at, *at + n))).collect();
     let value = |stream: u64| normal(stream, &[total]).to_dtype(DType::F32);
@@ -348,7 +339,7 @@ fn slab_passes() {
 
 #[test]
 fn tiny_generator() {
-    let device = cuda();
+    let device = gpu::device();
     let (g, slab) = tiny::generator();
     let data = arrays("generator_forward");
     let p = slab.to_device(&device).unwrap().leaves();
@@ -362,7 +353,7 @@ fn tiny_generator() {
 
 #[test]
 fn tiny_path_length() {
-    let device = cuda();
+    let device = gpu::device();
     let (g, slab) = tiny::generator();
     let data = arrays("path_length");
     let p = slab.to_device(&device).unwrap().leaves();
@@ -377,7 +368,7 @@ fn tiny_path_length() {
 
 #[test]
 fn tiny_gradient_penalty() {
-    let device = cuda();
+    let device = gpu::device();
     let (g, _) = tiny::generator();
     let (d, slab) = tiny::discriminator(g.config());
     let data = arrays("discriminator");
@@ -391,7 +382,7 @@ fn tiny_gradient_penalty() {
 /// One whole iteration, with R1 and path length, against PyTorch's.
 #[test]
 fn tiny_training_iteration() {
-    let device = cuda();
+    let device = gpu::device();
     let data = arrays("train_steps");
     let mut state = tiny::training_start().to_device(&device).unwrap();
     let inputs = tiny::training_inputs(&data, 0).to_device(&device).unwrap();

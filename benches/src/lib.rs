@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use recant::models::stylegan2::{Generator, StyleGan2Config};
 use recant::nn::{AdamState, ParamSlab};
-use recant::ops::optimizer::{Pull, Slabs, adam_step};
+use recant::ops::optimizer::{Pull, RepulsionLoss, Resident, Slabs, adam_step};
 use recant::ops::random::Random;
 use recant::tensor::Tensor;
 use recant::training::{GanState, Hyper, NoRegulariser, Trainer};
@@ -123,6 +123,7 @@ pub struct SlabPass {
     fisher: ParamSlab,
     optim: AdamState,
     grads: Vec<Tensor>,
+    resident: Resident,
 }
 
 /// The measured passes; each is Adam and EMA with the gradient of a regulariser.
@@ -159,7 +160,8 @@ impl SlabPass {
         let params = ParamSlab::init(g.layout(), &mut rng);
         let fisher = ParamSlab::from_values(g.layout(), rng.uniform(&[g.layout().len()]).to_vec()).expect("one value per parameter");
         let grads = g.layout().segments().iter().map(|s| rng.normal(&s.shape)).collect();
-        SlabPass { ema: params.deep_clone(), anchor: params.deep_clone(), fisher, optim: AdamState::new(g.layout(), Hyper::default().generator_adam()), grads, params }
+        let copy = || params.deep_clone().expect("a slab on the host");
+        SlabPass { ema: copy(), anchor: copy(), fisher, optim: AdamState::new(g.layout(), Hyper::default().generator_adam()), grads, resident: Resident::default(), params }
     }
 
     pub fn parameters(&self) -> usize {
@@ -171,7 +173,14 @@ impl SlabPass {
         let weights = vec![1.0; offsets.len()];
         let pull = match pass {
             Pass::Ewc => Pull::Ewc { anchor: self.anchor.values(), fisher: self.fisher.values(), lambda: 1.0 },
-            Pass::Repulsion => Pull::Centroid { centroid: self.anchor.values(), weights: &weights, coefficient: -1e-3 },
+            Pass::Repulsion => Pull::Centroid {
+                centroid: self.anchor.values(),
+                weights: &weights,
+                loss: RepulsionLoss::Nl2 { gamma: 1e-3 },
+                spread: 0.0,
+                distance: 0.0,
+                gradient: true,
+            },
         };
         self.optim.step += 1;
         let slabs = Slabs {
@@ -180,7 +189,8 @@ impl SlabPass {
             second_moment: self.optim.second_moment.values_mut(),
             ema: Some((self.ema.values_mut(), 0.998)),
         };
-        adam_step(slabs, &self.grads, &offsets, pull, self.optim.adam, self.optim.step).expect("one optimiser pass")
+        let sum = adam_step(slabs, &self.grads, &offsets, pull, self.optim.adam, self.optim.step, &mut self.resident);
+        sum.expect("one optimiser pass").map_or(0.0, |sum| sum.read().expect("a number on the host"))
     }
 }
 

@@ -1,14 +1,18 @@
 //! L10: the command line. One file per command; what they share is in `run_folder` and `output`.
 
 mod adapt;
+mod bench;
 mod classifier;
 mod convert;
 mod demo;
+mod doctor;
 mod evaluate;
 mod extrapolate;
 mod feedback;
+mod machine;
 mod model;
 mod output;
+pub mod probes;
 mod reproduce;
 mod run_folder;
 mod sample;
@@ -71,6 +75,10 @@ enum Command {
     Reproduce(reproduce::Reproduce),
     /// PyTorch's files to safetensors and back
     Convert(convert::Convert),
+    /// This machine: its devices, every kernel checked against the CPU and timed against its floor
+    Doctor(doctor::Doctor),
+    /// Times of kernels, training iterations and sampling
+    Bench(bench::Bench),
 }
 
 /// Parses, runs, prints errors. Exit codes: 0 ok, 1 a requested check failed, 2 an error.
@@ -119,6 +127,9 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Evaluate(c) => c.run(global),
         Command::Reproduce(c) => c.run(global),
         Command::Convert(c) => c.run(global),
+        Command::Bench(c) => c.run(global),
+        // Its checks may fail without an error.
+        Command::Doctor(c) => return c.run(global),
     }?;
     Ok(ExitCode::SUCCESS)
 }

@@ -4,15 +4,15 @@
 //! first. All work of a device goes through one stream: memory is given back in stream order, so a buffer may be
 //! dropped while kernels that read it are still queued.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytemuck::Pod;
 use cudarc::driver::result::{self, mem_pool};
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaGraph, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, HostSlice, LaunchArgs, LaunchConfig,
+    CudaContext, CudaEvent, CudaFunction, CudaGraph, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, LaunchArgs, LaunchConfig,
     PinnedHostSlice, PushKernelArg, sys,
 };
 use cudarc::nvrtc::Ptx;
@@ -37,6 +37,7 @@ pub const KERNELS: &[(&str, &[&str])] = &[
     ("layout", &["copy_strided_f32", "copy_strided_f32x4"]),
     ("matmul", &["matmul_nn_f32", "matmul_nt_f32", "matmul_tn_f32", "matmul_tt_f32"]),
     ("optimizer", &["adam_f32", "adam_ewc_f32", "adam_repulsion_f32", "adam_l1_f32", "accumulate_squares_f32"]),
+    ("peak", &["fma_peak_f32", "mma_peak_bf16"]),
     ("random", &["random_uniform_f32", "random_normal_f32"]),
     ("reduce", &["sum_middle_f32", "channel_dot_f32"]),
     ("repulsion", &["repulsion_norm_f32"]),
@@ -56,13 +57,18 @@ pub struct CudaDevice(Arc<Inner>);
 struct Inner {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
-    functions: HashMap<&'static str, CudaFunction>,
+    functions: HashMap<&'static str, Entry>,
     /// Where allocations come from, if not from the driver.
     workspace: Mutex<Option<Workspace>>,
     /// Whether queued work is recorded instead of run.
     recording: AtomicBool,
     /// The driver's memory that was dropped during a recording: it cannot be given back there.
     late: Mutex<Vec<CudaSlice<u8>>>,
+}
+
+struct Entry {
+    function: CudaFunction,
+    launches: AtomicU64,
 }
 
 /// What a lock holds. A panic in another thread leaves these values whole.
@@ -122,7 +128,7 @@ impl CudaDevice {
             let module = context.load_module(Ptx::from_binary(image)).map_err(|e| unusable_module(stem, e))?;
             for entry in *entries {
                 let function = module.load_function(entry).map_err(failed(&format!("{entry} of kernels/{stem}.cu")))?;
-                functions.insert(*entry, function);
+                functions.insert(*entry, Entry { function, launches: AtomicU64::new(0) });
             }
         }
         let inner = Inner { context, stream, functions, workspace: Mutex::default(), recording: AtomicBool::new(false), late: Mutex::default() };
@@ -141,6 +147,47 @@ impl CudaDevice {
     /// Bytes of memory: free, in all.
     pub fn memory(&self) -> Result<(usize, usize)> {
         self.0.context.mem_get_info().map_err(failed("asking for free memory"))
+    }
+
+    /// Major and minor version of what the GPU's kernels are compiled for.
+    pub fn compute_capability(&self) -> Result<(i32, i32)> {
+        self.0.context.compute_capability().map_err(failed("asking for the GPU's compute capability"))
+    }
+
+    fn attribute(&self, attribute: sys::CUdevice_attribute) -> Result<usize> {
+        let value = self.0.context.attribute(attribute).map_err(failed("asking what the GPU is"))?;
+        Ok(value.max(0) as usize)
+    }
+
+    pub fn multiprocessors(&self) -> Result<u32> {
+        Ok(self.attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32)
+    }
+
+    /// Bytes of the second-level cache.
+    pub fn cache(&self) -> Result<usize> {
+        self.attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)
+    }
+
+    /// The newest CUDA that the driver runs, as `13.0`.
+    pub fn driver(&self) -> Result<String> {
+        Ok(version_text(driver_version().map_err(failed("asking for the driver's version"))?))
+    }
+
+    /// How often each kernel was queued or recorded so far.
+    pub fn launches(&self) -> BTreeMap<&'static str, u64> {
+        self.0.functions.iter().map(|(name, entry)| (*name, entry.launches.load(Ordering::Relaxed))).collect()
+    }
+
+    /// Seconds that what `work` queues takes on the GPU; waits for it.
+    pub fn time(&self, work: impl FnOnce() -> Result<()>) -> Result<f64> {
+        let start = self.mark()?;
+        work()?;
+        start.until(&self.mark()?)
+    }
+
+    /// Marks the time at which the GPU has done all that was queued so far.
+    pub fn mark(&self) -> Result<Mark> {
+        self.0.stream.record_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT)).map(Mark).map_err(failed("marking a time"))
     }
 
     /// Waits until all work is done; reports what failed in it.
@@ -270,8 +317,9 @@ impl CudaDevice {
         if grid.blocks.contains(&0) {
             return Ok(());
         }
-        let function = self.0.functions.get(kernel).unwrap_or_else(|| panic!("{kernel} is not among KERNELS"));
-        let mut builder = self.0.stream.launch_builder(function);
+        let entry = self.0.functions.get(kernel).unwrap_or_else(|| panic!("{kernel} is not among KERNELS"));
+        entry.launches.fetch_add(1, Ordering::Relaxed);
+        let mut builder = self.0.stream.launch_builder(&entry.function);
         for argument in arguments {
             argument.push(&mut builder);
         }
@@ -289,13 +337,23 @@ impl CudaDevice {
 
     /// Runs `work` with its memory from `workspace`.
     pub fn with_workspace<R>(&self, workspace: &Workspace, work: impl FnOnce() -> R) -> R {
+        self.with_memory_from(Some(workspace.clone()), work)
+    }
+
+    /// Runs `work` with its memory from the driver: for what a rehearsal makes and later work keeps. Taken from the
+    /// workspace it would be missing when the work is recorded.
+    pub fn without_workspace<R>(&self, work: impl FnOnce() -> R) -> R {
+        self.with_memory_from(None, work)
+    }
+
+    fn with_memory_from<R>(&self, workspace: Option<Workspace>, work: impl FnOnce() -> R) -> R {
         struct Restore<'a>(&'a CudaDevice, Option<Workspace>);
         impl Drop for Restore<'_> {
             fn drop(&mut self) {
                 *locked(&self.0.0.workspace) = self.1.take();
             }
         }
-        let before = locked(&self.0.workspace).replace(workspace.clone());
+        let before = std::mem::replace(&mut *locked(&self.0.workspace), workspace);
         let _restore = Restore(self, before);
         work()
     }
@@ -315,6 +373,16 @@ impl CudaDevice {
         let graph = graph.map_err(failed("recording a graph"))?.expect("a recording gives a graph");
         graph.upload().map_err(failed("uploading a graph"))?;
         Ok((Graph { graph, _memory: workspace.clone() }, result))
+    }
+}
+
+/// A point in the GPU's time.
+pub struct Mark(CudaEvent);
+
+impl Mark {
+    /// Seconds from this mark to a later one; waits for it.
+    pub fn until(&self, later: &Mark) -> Result<f64> {
+        Ok(self.0.elapsed_ms(&later.0).map_err(failed("running kernels"))? as f64 * 1e-3)
     }
 }
 
@@ -359,29 +427,50 @@ impl Graph {
 /// the copy before the last has not been made yet.
 pub struct Mailbox {
     device: CudaDevice,
-    slots: [PinnedHostSlice<u8>; 2],
+    slots: [Slot; 2],
+}
+
+struct Slot {
+    memory: PinnedHostSlice<u8>,
+    /// When the last copy out of the memory is done. The slice's own event is not recorded: nothing here is tracked.
+    sent: CudaEvent,
 }
 
 impl Mailbox {
     /// For messages of up to `bytes` bytes.
     pub fn new(device: &CudaDevice, bytes: usize) -> Result<Mailbox> {
-        // SAFETY: every message is written before it is sent. Without flags: write-combined memory is slow to fill.
-        let slot = || unsafe { device.0.context.alloc_pinned_with_flags::<u8>(bytes.max(1), 0) }.map_err(failed("asking for pinned memory"));
-        Ok(Mailbox { device: device.clone(), slots: [slot()?, slot()?] })
+        let slot = || {
+            // SAFETY: every message is written before it is sent. Without flags: write-combined memory is slow to fill.
+            let memory = unsafe { device.0.context.alloc_pinned_with_flags::<u8>(bytes.max(1), 0) }?;
+            Ok(Slot { memory, sent: device.0.context.new_event(None)? })
+        };
+        let pinned = failed("asking for pinned memory");
+        let slots = slot().and_then(|first| Ok([first, slot()?])).map_err(pinned)?;
+        Ok(Mailbox { device: device.clone(), slots })
     }
 
     /// Copies `data` to the beginning of `to`, after all work queued so far.
     pub fn send<T: Pod>(&mut self, data: &[T], to: &CudaBuffer) -> Result<()> {
         let bytes: &[u8] = bytemuck::cast_slice(data);
-        assert!(bytes.len() <= to.bytes && bytes.len() <= self.slots[0].len(), "a message fits its slot and its place");
+        assert!(bytes.len() <= to.bytes && bytes.len() <= self.slots[0].memory.len(), "a message fits its slot and its place");
         self.slots.swap(0, 1);
-        let (slot, stream) = (&mut self.slots[0], &self.device.0.stream);
-        slot.as_mut_slice().map_err(failed("waiting for an earlier copy"))?[..bytes.len()].copy_from_slice(bytes);
-        // SAFETY: the slot is pinned; its event, recorded when `_sent` is dropped, keeps it from being written before the
-        // copy is made. The place holds the bytes.
-        unsafe {
-            let (pinned, _sent) = slot.stream_synced_slice(stream);
-            result::memcpy_htod_async(to.pointer(), &pinned[..bytes.len()], stream.cu_stream()).map_err(failed("copying to the GPU"))
+        let (Slot { memory, sent }, stream) = (&mut self.slots[0], &self.device.0.stream);
+        sent.synchronize().map_err(failed("waiting for an earlier copy"))?;
+        let message = &mut memory.as_mut_slice().map_err(failed("writing pinned memory"))?[..bytes.len()];
+        message.copy_from_slice(bytes);
+        self.device.bind()?;
+        // SAFETY: the place holds the bytes. The message is pinned, and is not written again before `sent`.
+        unsafe { result::memcpy_htod_async(to.pointer(), message, stream.cu_stream()) }
+            .and_then(|()| sent.record(stream))
+            .map_err(failed("copying to the GPU"))
+    }
+}
+
+impl Drop for Mailbox {
+    /// Pinned memory may go when no copy out of it is pending any more.
+    fn drop(&mut self) {
+        for slot in &self.slots {
+            self.device.0.context.record_err(slot.sent.synchronize());
         }
     }
 }
@@ -394,17 +483,26 @@ fn driver_context(ordinal: usize) -> Result<Arc<CudaContext>> {
     }
     let unusable = |e: DriverError| no_cuda(format!("the NVIDIA driver does not start: {e}; see nvidia-smi, or use --device cpu"));
     let count = CudaContext::device_count().map_err(unusable)?;
-    let mut version = 0;
-    // SAFETY: writes one integer.
-    unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(unusable)?;
+    let version = driver_version().map_err(unusable)?;
     if version < OLDEST_DRIVER {
-        let text = |v: i32| format!("{}.{}", v / 1000, v % 1000 / 10);
-        return Err(no_cuda(format!("the NVIDIA driver is for CUDA {}, this program needs {}; update the driver, or use --device cpu", text(version), text(OLDEST_DRIVER))));
+        let (has, needs) = (version_text(version), version_text(OLDEST_DRIVER));
+        return Err(no_cuda(format!("the NVIDIA driver is for CUDA {has}, this program needs {needs}; update the driver, or use --device cpu")));
     }
     if ordinal >= count.max(0) as usize {
         return Err(no_cuda(format!("cuda:{ordinal} was asked for and the driver sees {count} GPUs; use another --device")));
     }
     CudaContext::new(ordinal).map_err(unusable)
+}
+
+fn driver_version() -> std::result::Result<i32, DriverError> {
+    let mut version = 0;
+    // SAFETY: writes one integer.
+    unsafe { sys::cuDriverGetVersion(&mut version) }.result()?;
+    Ok(version)
+}
+
+fn version_text(version: i32) -> String {
+    format!("{}.{}", version / 1000, version % 1000 / 10)
 }
 
 /// Without this, memory goes back to the system at every synchronisation and is asked for again.

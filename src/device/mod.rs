@@ -1,8 +1,9 @@
 //! L1: where numbers live. `Device` names a place; `cpu` holds what the CPU ops share, `cuda` opens a GPU, moves bytes
-//! and launches kernels.
+//! and launches kernels, `peak` measures what it can do at most.
 
 pub mod cpu;
 pub mod cuda;
+pub mod peak;
 
 use std::fmt;
 use std::str::FromStr;

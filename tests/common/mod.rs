@@ -1,6 +1,7 @@
 //! What several test programs share: reading reference files without the code under test, and comparing.
 #![allow(dead_code)]
 
+pub mod gpu;
 pub mod stylegan2;
 
 use std::collections::BTreeMap;

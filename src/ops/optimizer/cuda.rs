@@ -215,7 +215,7 @@ pub fn adam_step(
     let fits = |pass: &Pass| pass.device == *device && (weights.is_empty() || pass.weights == weights);
     let pass = match resident.take().filter(fits) {
         Some(pass) => resident.insert(pass),
-        None => resident.insert(Pass::new(device, offsets, slabs.params.len(), weights)?),
+        None => resident.insert(device.without_workspace(|| Pass::new(device, offsets, slabs.params.len(), weights))?),
     };
     let (ema, decay) = match slabs.ema {
         Some((ema, decay)) => (ema.cuda_pointer_mut()?, decay),

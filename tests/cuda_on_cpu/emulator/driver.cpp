@@ -4,6 +4,7 @@
 // work at once, in the order of the calls; a capturing stream records it. Functions that are missing here make cudarc
 // panic with their name, which is the intended answer to host code that uses something with no emulation.
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -217,6 +218,7 @@ std::optional<Module> parse_image(const void* image) {
 }
 
 thread_local void* current_context = nullptr;
+std::atomic<size_t> synchronisations = 0;  // how often the host has waited for a stream or the device
 void* const kPrimaryContext = reinterpret_cast<void*>(0x10);
 void* const kDefaultPool = reinterpret_cast<void*>(0x20);
 
@@ -228,6 +230,7 @@ extern "C" {
 
 void cuda_on_cpu_set_schedule(int order, uint64_t seed) { schedule() = {Order(order), seed}; }
 void cuda_on_cpu_last_error(char* text, size_t size) { std::snprintf(text, size, "%s", last_error().c_str()); }
+size_t cuda_on_cpu_synchronisations() { return synchronisations; }
 void cuda_on_cpu_memory(size_t* in_use, size_t* peak) {
   *in_use = Memory::device().in_use();
   *peak = Memory::device().peak();
@@ -268,7 +271,7 @@ int cuDevicePrimaryCtxRetain(void** context, int) { return *context = kPrimaryCo
 int cuDevicePrimaryCtxRelease_v2(int) { return kSuccess; }
 int cuCtxSetCurrent(void* context) { return current_context = context, kSuccess; }
 int cuCtxGetCurrent(void** context) { return *context = current_context, kSuccess; }
-int cuCtxSynchronize() { return kSuccess; }
+int cuCtxSynchronize() { return synchronisations++, kSuccess; }
 
 // ---- streams, graphs, events
 
@@ -276,6 +279,7 @@ int cuStreamCreate(void** stream, unsigned) { return *stream = new Stream, kSucc
 int cuStreamCreateWithPriority(void** stream, unsigned, int) { return *stream = new Stream, kSuccess; }
 int cuStreamDestroy_v2(void* stream) { return delete static_cast<Stream*>(stream), kSuccess; }
 int cuStreamSynchronize(void* stream) {
+  synchronisations++;
   return stream_of(stream).capture ? refuse(kCaptureUnsupported, "a capturing stream was synchronised") : kSuccess;
 }
 int cuStreamBeginCapture_v2(void* stream, int) {

@@ -126,6 +126,12 @@ pub fn device_memory() -> (usize, usize) {
     (in_use, peak)
 }
 
+/// How often the host has waited for a stream or the whole device in this process, on whatever thread.
+pub fn synchronisations() -> usize {
+    // SAFETY: the signature is that of cuda_on_cpu_synchronisations in emulator/driver.cpp.
+    unsafe { symbol::<unsafe extern "C" fn() -> usize>(b"cuda_on_cpu_synchronisations")() }
+}
+
 /// # Safety
 /// `F` must be the type of the function of that name.
 unsafe fn symbol<F: Copy>(name: &[u8]) -> F {

@@ -1,0 +1,362 @@
+//! What `doctor` checks and `bench` times: every kernel through the op that launches it, at a small size to compare with
+//! the CPU and at a large one to time, with the bytes and operations that the large one cannot do without.
+
+use crate::autograd::Var;
+use crate::device::Device;
+use crate::device::cuda::Workspace;
+use crate::device::peak::median;
+use crate::error::Result;
+use crate::nn::{AdamState, Init, Layout, ParamSlab};
+use crate::ops::bias_act::{Activation, bias_act, bias_act_grad};
+use crate::ops::conv2d::{Conv2d, conv2d, conv2d_transpose, conv2d_weight_grad};
+use crate::ops::elementwise::{Map, Zip, channel_scale, map, zip};
+use crate::ops::layout::{concat, permute};
+use crate::ops::matmul::{Read, matmul};
+use crate::ops::optimizer::{Adam, Pull, RepulsionLoss, accumulate_squares, ewc, weighted_squared_distance};
+use crate::ops::random::Random;
+use crate::ops::reduce::{channel_dot, sum_to};
+use crate::ops::upfirdn2d::{RESAMPLE_TAPS, Upfirdn2d, upfirdn2d};
+use crate::tensor::{DType, Tensor};
+
+/// How large a probe is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Size {
+    /// Around the edges of tiles: for comparison with the CPU.
+    Small,
+    /// As in training: for times.
+    Large,
+}
+
+impl Size {
+    fn pick<T>(self, small: T, large: T) -> T {
+        match self {
+            Size::Small => small,
+            Size::Large => large,
+        }
+    }
+}
+
+/// One call, with its inputs; each gives the same kind of result.
+pub type Call = Box<dyn FnMut() -> Result<Tensor>>;
+
+/// An op at two sizes.
+pub struct Probe {
+    pub name: &'static str,
+    /// What a large call must at least move and compute.
+    pub bytes: f64,
+    pub flops: f64,
+    /// How far the GPU may be from the CPU, relative, in the L2 norm.
+    pub tolerance: f64,
+    /// Whether it can be timed: some calls read their result, which a recorded graph cannot.
+    pub timed: bool,
+    prepare: Box<dyn Fn(Size, &Device, u64) -> Result<Call>>,
+}
+
+/// Where numbers are moved, drawn as integers, or rounded once or twice.
+const EXACT: f64 = 1e-6;
+/// Functions of two mathematical libraries; sums in another order.
+const ROUNDING: f64 = 1e-5;
+
+impl Probe {
+    /// A function of tensors of these shapes. `bytes`: its inputs and its output once, counted at the large size.
+    fn function(name: &'static str, shapes: fn(Size) -> Vec<Vec<usize>>, run: fn(&[Tensor]) -> Result<Tensor>, output: usize, flops: f64) -> Probe {
+        let elements = shapes(Size::Large).iter().map(|s| s.iter().product::<usize>()).sum::<usize>() + output;
+        let prepare = move |size: Size, device: &Device, seed: u64| -> Result<Call> {
+            let inputs = shapes(size).iter().zip(0..).map(|(s, i)| Random::new(seed, i).normal(s).to_device(device)).collect::<Result<Vec<_>>>()?;
+            Ok(Box::new(move || run(&inputs)))
+        };
+        Probe { name, bytes: 4.0 * elements as f64, flops, tolerance: ROUNDING, timed: true, prepare: Box::new(prepare) }
+    }
+
+    /// A pass over a parameter slab that moves so many f32 per parameter.
+    fn pass(name: &'static str, streams: usize, prepare: impl Fn(SlabInputs) -> Call + 'static) -> Probe {
+        let prepare = move |size: Size, device: &Device, seed: u64| Ok(prepare(SlabInputs::new(size, device, seed)?));
+        let bytes = (4 * streams * layout(Size::Large).len()) as f64;
+        Probe { name, bytes, flops: 0.0, tolerance: ROUNDING, timed: true, prepare: Box::new(prepare) }
+    }
+
+    fn exact(self) -> Probe {
+        Probe { tolerance: EXACT, ..self }
+    }
+
+    fn not_timed(self) -> Probe {
+        Probe { timed: false, ..self }
+    }
+
+    /// Relative distance of a device's result from the CPU's.
+    pub fn error(&self, device: &Device) -> Result<f64> {
+        let result = |device: &Device| -> Result<Vec<f64>> { Ok((self.prepare)(Size::Small, device, 1)?()?.to_device(&Device::Cpu)?.to_f64_vec()) };
+        let (want, got) = (result(&Device::Cpu)?, result(device)?);
+        let norm: f64 = want.iter().map(|v| v * v).sum();
+        let error: f64 = want.iter().zip(&got).map(|(w, g)| (w - g) * (w - g)).sum();
+        // No comparison holds for a NaN: it is infinitely wrong.
+        let relative = (error / norm.max(f64::MIN_POSITIVE)).sqrt();
+        Ok(if want.len() == got.len() && relative.is_finite() { relative } else { f64::INFINITY })
+    }
+
+    /// Seconds of a call with nothing in the cache: the middle of `repeats` runs over several sets of inputs, which
+    /// together are larger than it.
+    pub fn seconds(&self, size: Size, device: &Device, repeats: usize) -> Result<f64> {
+        let cache = match device {
+            Device::Cpu => 0,
+            Device::Cuda(gpu) => gpu.cache()?,
+        };
+        /// More sets than this only for kernels that are over before their launch is.
+        const MOST_SETS: f64 = 32.0;
+        let sets = (2.0 * cache as f64 / self.bytes.max(1.0)).ceil().clamp(1.0, MOST_SETS) as u64;
+        let mut calls = (0..sets).map(|seed| (self.prepare)(size, device, seed)).collect::<Result<Vec<_>>>()?;
+        seconds(device, &mut calls, repeats)
+    }
+
+    /// The least time that a machine of that bandwidth and that rate can take.
+    pub fn floor(&self, bandwidth: f64, rate: f64) -> f64 {
+        (self.bytes / bandwidth).max(self.flops / rate)
+    }
+}
+
+/// Seconds per call. On a GPU all calls are one recorded graph, so that the host's part is not timed.
+fn seconds(device: &Device, calls: &mut [Call], repeats: usize) -> Result<f64> {
+    let n = calls.len() as f64;
+    let Device::Cuda(gpu) = device else {
+        let mut times = Vec::new();
+        for _ in 0..repeats {
+            let start = std::time::Instant::now();
+            for call in &mut *calls {
+                call()?;
+            }
+            times.push(start.elapsed().as_secs_f64() / n);
+        }
+        return Ok(median(times));
+    };
+    let workspace = Workspace::default();
+    let mut all = || calls.iter_mut().try_for_each(|call| call().map(|_| ()));
+    gpu.with_workspace(&workspace, &mut all)?;
+    let (mut graph, ()) = gpu.record(&workspace, &mut all)?;
+    graph.launch()?;
+    let times = (0..repeats).map(|_| gpu.time(|| graph.launch())).collect::<Result<Vec<_>>>()?;
+    Ok(median(times) / n)
+}
+
+/// The slabs of one network: as large as a StyleGAN2 of 32 px at full width, or three short parameters.
+fn layout(size: Size) -> Layout {
+    let mut layout = Layout::new();
+    let sizes = size.pick(vec![5, 1030, 3], [vec![2_359_296; 9], vec![512; 40], vec![1; 6]].concat());
+    for (i, n) in sizes.into_iter().enumerate() {
+        layout.plain(format!("p{i}"), &[n], Init::Normal(1.0));
+    }
+    layout
+}
+
+struct SlabInputs {
+    params: ParamSlab,
+    ema: ParamSlab,
+    anchor: ParamSlab,
+    fisher: ParamSlab,
+    grads: Vec<Var>,
+    optim: AdamState,
+}
+
+impl SlabInputs {
+    fn new(size: Size, device: &Device, seed: u64) -> Result<SlabInputs> {
+        let layout = std::sync::Arc::new(layout(size));
+        let slab = |stream: u64| ParamSlab::init(&layout, &mut Random::new(seed, stream)).to_device(device);
+        let fisher = ParamSlab::from_values(&layout, Random::new(seed, 9).uniform(&[layout.len()]).to_vec())?.to_device(device)?;
+        let grads = layout.segments().iter().zip(20..).map(|(s, i)| Ok(Var::constant(Random::new(seed, i).normal(&s.shape).to_device(device)?))).collect::<Result<_>>()?;
+        let adam = Adam { lr: 0.01, beta1: 0.0, beta2: 0.99, eps: 1e-8 };
+        Ok(SlabInputs { params: slab(1)?, ema: slab(2)?, anchor: slab(3)?, fisher, grads, optim: AdamState::new(&layout, adam).to_device(device)? })
+    }
+
+    /// An optimiser step with its average.
+    fn adam(mut self, pull: Kind) -> Call {
+        let weights = vec![1.0; self.grads.len()];
+        Box::new(move || {
+            let pull = match pull {
+                Kind::Plain => Pull::None,
+                Kind::L1 => Pull::L1 { strength: 0.1 },
+                Kind::Ewc => Pull::Ewc { anchor: self.anchor.values(), fisher: self.fisher.values(), lambda: 0.5 },
+                Kind::Repulsion => Pull::Centroid {
+                    centroid: self.anchor.values(),
+                    weights: &weights,
+                    loss: RepulsionLoss::Nl2 { gamma: 1e-3 },
+                    spread: 0.0,
+                    distance: 0.0,
+                    gradient: true,
+                },
+            };
+            self.optim.step(&mut self.params, Some((&mut self.ema, 0.99)), &self.grads, pull)?;
+            Ok(self.params.values().clone())
+        })
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Plain,
+    L1,
+    Ewc,
+    Repulsion,
+}
+
+fn number(value: f64) -> Tensor {
+    Tensor::full(&[1], value, DType::F32)
+}
+
+/// Products of a convolution `[n, out, out, co]` with `k × k` weights over `ci` channels, two operations each.
+fn conv_flops(n: usize, out: usize, co: usize, k: usize, ci: usize) -> f64 {
+    2.0 * (n * out * out * co * k * k * ci) as f64
+}
+
+/// All probes; together they launch every kernel.
+pub fn probes() -> Vec<Probe> {
+    const N: usize = 16;
+    const LARGE: usize = N * 32 * 32 * 512;
+    let mut all = elementwise(LARGE);
+    all.extend(convolutions(N));
+    all.extend(products());
+    all.extend(passes());
+    all
+}
+
+/// `large`: elements of the activations at the large size.
+fn elementwise(large: usize) -> Vec<Probe> {
+    fn x(size: Size) -> Vec<usize> {
+        size.pick(vec![2, 5, 3, 12], vec![16, 32, 32, 512])
+    }
+    fn channels(size: Size) -> usize {
+        x(size)[3]
+    }
+    fn random(size: Size, device: &Device, seed: u64, draw: fn(&mut Random, &[usize], &Device) -> Result<Tensor>) -> Call {
+        let (device, shape, rng) = (device.clone(), vec![size.pick(1001, 1 << 23)], Random::new(seed, 1));
+        Box::new(move || draw(&mut rng.clone(), &shape, &device))
+    }
+    let drawn = |name, draw: fn(&mut Random, &[usize], &Device) -> Result<Tensor>| Probe {
+        name,
+        bytes: 4.0 * (1 << 23) as f64,
+        flops: 0.0,
+        tolerance: ROUNDING,
+        timed: true,
+        prepare: Box::new(move |size, device, seed| Ok(random(size, device, seed, draw))),
+    };
+    let blur = |name, up: usize, down: usize, outputs: usize| {
+        let prepare = move |size: Size, device: &Device, seed: u64| -> Result<Call> {
+            let x = Random::new(seed, 0).normal(&x(size)).to_device(device)?;
+            let pad = if up == 2 { [2, 1] } else { [1, 1] };
+            let spec = Upfirdn2d::new(&RESAMPLE_TAPS, up, down, pad, 1.0);
+            Ok(Box::new(move || upfirdn2d(&x, &spec)))
+        };
+        Probe { name, bytes: 4.0 * (large + outputs) as f64, flops: 0.0, tolerance: ROUNDING, timed: true, prepare: Box::new(prepare) }
+    };
+    vec![
+        Probe::function(
+            "bias, noise and leaky ReLU",
+            |s| vec![x(s), vec![channels(s)], [&x(s)[..3], &[1]].concat(), vec![1]],
+            |t| bias_act(&t[0], Some(&t[1]), Some((&t[2], &t[3])), Activation::LEAKY_RELU),
+            large,
+            0.0,
+        ),
+        Probe::function("leaky ReLU gradient", |s| vec![x(s), x(s)], |t| bias_act_grad(&t[0], &t[1], Activation::LEAKY_RELU), large, 0.0),
+        Probe::function("softplus", |s| vec![x(s)], |t| map(&t[0], Map::Softplus), large, 0.0),
+        Probe::function("sum of two", |s| vec![x(s), x(s)], |t| zip(&t[0], &t[1], Zip::Add), large, 0.0).exact(),
+        Probe::function("channel scale", |s| vec![x(s), vec![x(s)[0], channels(s)]], |t| channel_scale(&t[0], &t[1]), large, 0.0).exact(),
+        Probe::function("permute to NCHW", |s| vec![x(s)], |t| permute(&t[0], &[0, 3, 1, 2]), large, 0.0).exact(),
+        Probe::function("concatenate channels", |s| vec![x(s), x(s)], |t| concat(&[&t[0], &t[1]], 3), 2 * large, 0.0).exact(),
+        Probe::function("sum over pixels", |s| vec![x(s)], |t| sum_to(&t[0], &[t[0].dim(0), 1, 1, t[0].dim(3)]), 0, 0.0),
+        Probe::function("channel dot", |s| vec![x(s), x(s)], |t| channel_dot(&t[0], &t[1]), 0, 0.0),
+        blur("upsample and filter", 2, 1, 4 * large),
+        blur("filter", 1, 1, large),
+        blur("filter and downsample", 1, 2, large / 4),
+        drawn("uniform numbers", |rng, shape, device| rng.uniform_on(shape, device)),
+        drawn("normal numbers", |rng, shape, device| rng.normal_on(shape, device)),
+    ]
+}
+
+fn convolutions(n: usize) -> Vec<Probe> {
+    const SAME: Conv2d = Conv2d::square(1, 1);
+    const UP: Conv2d = Conv2d::square(2, 0);
+    let (hw, wide) = (32, 512);
+    let activations = n * hw * hw * wide;
+    vec![
+        Probe::function(
+            "conv2d 3x3, scaled",
+            |s| s.pick(vec![vec![2, 6, 5, 9], vec![70, 3, 3, 9], vec![2, 9], vec![2, 70]], vec![vec![16, 32, 32, 512], vec![512, 3, 3, 512], vec![16, 512], vec![16, 512]]),
+            |t| conv2d(&t[0], &t[1], Some(&t[2]), Some(&t[3]), SAME),
+            activations,
+            conv_flops(n, hw, wide, 3, wide),
+        ),
+        Probe::function(
+            "conv2d 1x1 to RGB",
+            |s| s.pick(vec![vec![2, 6, 5, 20], vec![3, 1, 1, 20]], vec![vec![16, 32, 32, 512], vec![3, 1, 1, 512]]),
+            |t| conv2d(&t[0], &t[1], None, None, Conv2d::square(1, 0)),
+            n * hw * hw * 3,
+            conv_flops(n, hw, 3, 1, wide),
+        ),
+        Probe::function(
+            "conv2d transpose 3x3, stride 2",
+            |s| s.pick(vec![vec![2, 4, 5, 9], vec![9, 3, 3, 70]], vec![vec![16, 16, 16, 512], vec![512, 3, 3, 512]]),
+            |t| conv2d_transpose(&t[0], &t[1], None, None, UP, [2 * t[0].dim(1) + 1, 2 * t[0].dim(2) + 1]),
+            n * 33 * 33 * wide,
+            conv_flops(n, 16, wide, 3, wide),
+        ),
+        Probe::function(
+            "conv2d transpose 1x1 from RGB",
+            |s| s.pick(vec![vec![2, 6, 5, 20], vec![20, 1, 1, 3]], vec![vec![16, 32, 32, 512], vec![512, 1, 1, 3]]),
+            |t| conv2d_transpose(&t[0], &t[1], None, None, Conv2d::square(1, 0), [t[0].dim(1), t[0].dim(2)]),
+            n * hw * hw * 3,
+            conv_flops(n, hw, 3, 1, wide),
+        ),
+        Probe::function(
+            "conv2d weight gradient 3x3",
+            |s| s.pick(vec![vec![2, 16, 9, 9], vec![2, 16, 9, 70]], vec![vec![16, 32, 32, 512], vec![16, 32, 32, 512]]),
+            |t| conv2d_weight_grad(&t[0], &t[1], None, None, SAME, [3, 3]),
+            9 * wide * wide,
+            conv_flops(n, hw, wide, 3, wide),
+        ),
+    ]
+}
+
+fn products() -> Vec<Probe> {
+    const M: usize = 1024;
+    let flops = 2.0 * (M * M * M) as f64;
+    fn pair(size: Size, a: [usize; 2], b: [usize; 2]) -> Vec<Vec<usize>> {
+        size.pick(vec![a.to_vec(), b.to_vec()], vec![vec![M, M]; 2])
+    }
+    vec![
+        Probe::function("matmul", |s| pair(s, [65, 40], [40, 70]), |t| matmul(&t[0], Read::Plain, &t[1], Read::Plain), M * M, flops),
+        Probe::function("matmul, second transposed", |s| pair(s, [65, 40], [70, 40]), |t| matmul(&t[0], Read::Plain, &t[1], Read::Transposed), M * M, flops),
+        Probe::function("matmul, first transposed", |s| pair(s, [40, 65], [40, 70]), |t| matmul(&t[0], Read::Transposed, &t[1], Read::Plain), M * M, flops),
+        Probe::function("matmul, both transposed", |s| pair(s, [40, 65], [70, 40]), |t| matmul(&t[0], Read::Transposed, &t[1], Read::Transposed), M * M, flops),
+    ]
+}
+
+fn passes() -> Vec<Probe> {
+    vec![
+        Probe::pass("Adam and average", 7, |s| s.adam(Kind::Plain)),
+        Probe::pass("Adam, average and L1", 7, |s| s.adam(Kind::L1)),
+        Probe::pass("Adam, average and EWC", 9, |s| s.adam(Kind::Ewc)),
+        Probe::pass("Adam, average and repulsion", 8, |s| s.adam(Kind::Repulsion)),
+        Probe::pass("squared gradients", 3, |mut s| {
+            Box::new(move || {
+                let grads: Vec<Tensor> = s.grads.iter().map(|g| g.value().clone()).collect();
+                let offsets = s.fisher.layout().offsets();
+                accumulate_squares(s.fisher.values_mut(), &grads, &offsets, 0.1)?;
+                Ok(s.fisher.values().clone())
+            })
+        })
+        .not_timed(),
+        Probe::pass("EWC penalty and gradient", 5, |s| {
+            Box::new(move || {
+                let (penalty, gradient) = ewc(s.params.values(), s.anchor.values(), s.fisher.values(), 0.5)?;
+                concat(&[&number(penalty), &gradient.to_device(&Device::Cpu)?], 0)
+            })
+        })
+        .not_timed(),
+        Probe::pass("repulsion distance", 2, |s| {
+            let offsets = s.params.layout().offsets();
+            Box::new(move || {
+                let weights = vec![0.5; offsets.len()];
+                Ok(number(weighted_squared_distance(s.params.values(), s.anchor.values(), &offsets, &weights)?))
+            })
+        })
+        .not_timed(),
+    ]
+}

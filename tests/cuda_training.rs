@@ -1,0 +1,182 @@
+//! Training on a GPU: recorded iterations against those that are queued op by op and against the CPU, memory over many
+//! iterations, and that the host does not wait. On the emulator of tests/cuda_on_cpu, or with
+//! `RECANT_TEST_DEVICE=driver` on the machine's GPU.
+
+mod common;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use common::gpu;
+use recant::device::Device;
+use recant::error::{Error, Result};
+use recant::models::stylegan2::StyleGan2Config;
+use recant::nn::ParamSlab;
+use recant::ops::random::Random;
+use recant::tensor::Tensor;
+use recant::training::{GanState, Hyper, NoRegulariser, Regulariser, TensorBatches, Trainer, run};
+use recant::unlearning::adapt::Ewc;
+use recant::unlearning::repulsion::{Distance, Kind, Repulsion};
+
+/// Counters of memory and of waits are the whole process's, so the tests take turns.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn config() -> StyleGan2Config {
+    StyleGan2Config::with_channels(8, 6, 1, "4:4,8:3").unwrap()
+}
+
+/// All four kinds of iterations within ten, each at least twice: both at 0 and 6, R1 alone at 2, 4 and 8, path length
+/// alone at 3 and 9.
+fn hyper() -> Hyper {
+    Hyper { batch: 2, r1_every: 2, path_every: 3, path_shrink: 1, mixing: 0.5, ..Hyper::default() }
+}
+
+const ITERATIONS: u64 = 10;
+
+/// How an iteration of a run is regularised.
+#[derive(Clone, Copy, Debug)]
+enum Stage {
+    Plain,
+    Adapt,
+    Unlearn,
+}
+
+fn regulariser(stage: Stage, start: &ParamSlab) -> Box<dyn Regulariser> {
+    let device = start.values().device();
+    let slab = |stream: u64, f: fn(f32) -> f32| {
+        let values = Random::new(5, stream).normal(&[start.layout().len()]).to_vec::<f32>().into_iter().map(f).collect();
+        ParamSlab::from_values(start.layout(), values).unwrap().to_device(&device).unwrap()
+    };
+    match stage {
+        Stage::Plain => Box::new(NoRegulariser),
+        Stage::Adapt => Box::new(Ewc { anchor: start.deep_clone().unwrap(), fisher: slab(1, f32::abs), lambda: 0.5 }),
+        Stage::Unlearn => {
+            let kind = Kind::El2 { gamma: 1.0, alpha: 1e-3 };
+            Box::new(Repulsion::new(kind, Distance::L2, &[slab(2, |v| v), slab(3, |v| v)], start, 100.0).unwrap())
+        }
+    }
+}
+
+/// What a run leaves, as bits, and the losses that were asked for.
+#[derive(Debug, PartialEq)]
+struct Outcome {
+    networks: [Vec<u32>; 5],
+    mean_path_length: u64,
+    steps: [u64; 2],
+    counter: u64,
+    losses: Vec<[u64; 3]>,
+}
+
+fn train(device: &Device, stage: Stage, record: bool, iterations: u64) -> Outcome {
+    let hyper = hyper();
+    let mut state = GanState::init(&config(), &hyper, 3).to_device(device).unwrap();
+    let images = Random::new(9, 0).normal(&[6, 8, 8, 3]);
+    let mut batches = TensorBatches::new(&images, (0..6).collect(), hyper.batch, 1, 0).unwrap();
+    let mut regulariser = regulariser(stage, &state.g);
+    let mut trainer = Trainer::new(&config(), hyper);
+    trainer.record = record;
+    let mut losses = Vec::new();
+    run(&trainer, &mut state, &mut batches, &mut *regulariser, iterations, &mut |p| {
+        let l = p.losses()?;
+        losses.push([l.d, l.g, l.regulariser.unwrap_or(0.0)].map(f64::to_bits));
+        Ok(())
+    })
+    .unwrap_or_else(|e| panic!("{e} {}", cuda_on_cpu::last_error()));
+    let bits = |slab: &ParamSlab| slab.values().to_vec::<f32>().into_iter().map(f32::to_bits).collect();
+    Outcome {
+        networks: [bits(&state.g), bits(&state.g_ema), bits(&state.d), bits(&state.g_optim.second_moment), bits(&state.d_optim.second_moment)],
+        mean_path_length: state.mean_path_length.item().unwrap().to_bits(),
+        steps: [state.g_optim.step, state.d_optim.step],
+        counter: state.rng.counter,
+        losses,
+    }
+}
+
+#[test]
+fn recorded_iterations_equal_queued_ones_bit_for_bit() {
+    let _turn = turn();
+    let device = gpu::device();
+    for stage in [Stage::Plain, Stage::Adapt, Stage::Unlearn] {
+        let (queued, recorded) = (train(&device, stage, false, ITERATIONS), train(&device, stage, true, ITERATIONS));
+        assert!(queued == recorded, "{stage:?}:\n{:?}\n{:?}", queued.losses, recorded.losses);
+        assert_eq!(recorded.steps, [ITERATIONS + 4, ITERATIONS + 5], "{stage:?}: path length at 0, 3, 6 and 9, R1 at 0, 2, 4, 6 and 8");
+    }
+}
+
+/// The random inputs are the CPU's, so the losses are, up to what rounding becomes in ten iterations.
+#[test]
+fn a_gpu_trains_as_the_cpu_does() {
+    let _turn = turn();
+    for stage in [Stage::Plain, Stage::Adapt, Stage::Unlearn] {
+        let (here, there) = (train(&Device::Cpu, stage, true, ITERATIONS), train(&gpu::device(), stage, true, ITERATIONS));
+        assert_eq!((here.steps, here.counter), (there.steps, there.counter));
+        for (i, (here, there)) in here.losses.iter().zip(&there.losses).enumerate() {
+            for (here, there) in here.iter().zip(there).map(|(a, b)| (f64::from_bits(*a), f64::from_bits(*b))) {
+                // Rounding errors of 1e-7 grow by Adam's normalisation: a gradient near zero decides the sign of a step.
+                assert!((here - there).abs() <= 2e-3 * here.abs().max(1.0), "{stage:?} at {i}: {there} where the CPU has {here}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_host_does_not_wait_and_memory_does_not_grow() {
+    let _turn = turn();
+    if cuda_on_cpu::skip_on_driver("the_host_does_not_wait_and_memory_does_not_grow") {
+        return;
+    }
+    const MANY: u64 = 1000;
+    let hyper = Hyper { r1_every: 7, path_every: 5, ..hyper() };
+    let mut state = GanState::init(&config(), &hyper, 3).to_device(&gpu::device()).unwrap();
+    let images = Random::new(9, 0).normal(&[6, 8, 8, 3]);
+    let mut batches = TensorBatches::new(&images, (0..6).collect(), hyper.batch, 1, 0).unwrap();
+    let trainer = Trainer::new(&config(), hyper);
+    let mut seen = Vec::new();
+    run(&trainer, &mut state, &mut batches, &mut NoRegulariser, MANY, &mut |p| {
+        let (in_use, peak) = cuda_on_cpu::device_memory();
+        seen.push((p.state.iteration, in_use, peak, cuda_on_cpu::synchronisations()));
+        Ok(())
+    })
+    .unwrap_or_else(|e| panic!("{e} {}", cuda_on_cpu::last_error()));
+    // By 50 every kind of iteration was recorded (both fall together every 35).
+    let settled = seen[49];
+    for later in &seen[50..] {
+        assert_eq!((later.1, later.2), (settled.1, settled.2), "device memory in use and at most, at iteration {}", later.0);
+    }
+    // The loop itself reads the losses every 50 iterations; between two of those nothing waits.
+    for pair in seen[50..].windows(2).filter(|pair| pair[1].0 % 50 != 0) {
+        assert_eq!(pair[1].3, pair[0].3, "the host waited in iteration {}", pair[1].0);
+    }
+}
+
+#[test]
+fn too_much_memory_is_refused_in_one_line() {
+    let _turn = turn();
+    let device = gpu::cuda();
+    let (_, total) = device.memory().unwrap();
+    let refused = device.allocate(total + (1 << 30)).unwrap_err();
+    assert!(matches!(refused, Error::Cuda { .. }), "{refused:?}");
+    let (text, asked) = (refused.to_string(), (total >> 20) + 1024);
+    assert!(text.contains(&format!("asking for {asked} MiB")), "{text}");
+    assert!(text.contains(&format!("MiB are free of {} MiB", total >> 20)) && text.contains("--batch") && !text.contains('\n'), "{text}");
+}
+
+/// A recording that asks for what its rehearsal did not is refused, and the device goes on.
+#[test]
+fn a_recording_needs_its_rehearsal() {
+    let _turn = turn();
+    let device = gpu::cuda();
+    let workspace = recant::device::cuda::Workspace::default();
+    let work = |len: usize| -> Result<Tensor> { Tensor::full_on(&[len], 2.0, recant::tensor::DType::F32, &Device::Cuda(device.clone())) };
+    let text = |e: Result<_>| e.err().map(|e: Error| e.to_string()).unwrap_or_default();
+    let unrehearsed = text(device.record(&workspace, || work(1000)).map(|_| ()));
+    assert!(unrehearsed.contains("rehearsal"), "{unrehearsed}");
+    drop(device.with_workspace(&workspace, || work(1000)).unwrap());
+    let read = text(device.record(&workspace, || work(1000)?.to_device(&Device::Cpu)).map(|_| ()));
+    assert!(!read.is_empty(), "a recording cannot read");
+    let (mut graph, filled) = device.record(&workspace, || work(1000)).unwrap();
+    graph.launch().unwrap();
+    assert_eq!(filled.to_vec::<f32>(), vec![2.0; 1000]);
+}
