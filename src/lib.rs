@@ -8,9 +8,9 @@
 //! | layer | module | holds |
 //! |---|---|---|
 //! | L0 | [`error`] | one error type; every message is a line that names the remedy |
-//! | L1 | [`device`] | where numbers live: element types, recycled host buffers, instruction sets |
+//! | L1 | [`device`] | where numbers live: element types, recycled host buffers, instruction sets; a GPU's memory, launches and graphs |
 //! | L2 | [`tensor`] | contiguous arrays without history |
-//! | L3 | [`ops`] | functions on tensors, one directory per family: `mod.rs` (spec, checks, dispatch), `cpu.rs` |
+//! | L3 | [`ops`] | functions on tensors, one directory per family: `mod.rs` (spec, checks, dispatch), `cpu.rs`, `cuda.rs` |
 //! | L3' | [`io`] | safetensors, PyTorch files, npz, images, atomic writes |
 //! | L4 | [`autograd`] | `Var`, `grad` of any order, one rule file per op family |
 //! | L5 | [`nn`] | parameter slabs, layers, optimiser state |
@@ -37,14 +37,20 @@
 //!
 //! # Adding an op
 //!
-//! `src/ops/<family>/{mod,cpu}.rs`, `src/autograd/rules/<family>.rs`, `tests/cases/<family>.rs`, `kernels/<family>.cu`,
+//! `src/ops/<family>/{mod,cpu,cuda}.rs`, `src/autograd/rules/<family>.rs`, `tests/cases/<family>.rs`, `kernels/<family>.cu`,
 //! and a `mod` line in each list. The cases feed the comparison with a plain loop, the adjoint identity, first- and
 //! second-order gradient checks, and the check that threads change no bit.
 //!
 //! # CUDA
 //!
-//! `kernels/*.cu` are compiled by `build.rs` when it finds nvcc, and run under `cargo test` on any machine by
-//! `tests/cuda_on_cpu`, which models the CUDA execution model on the CPU. The engine's ops do not run on CUDA yet.
+//! `kernels/*.cu` are compiled by `build.rs` when it finds nvcc, looked up when a [`device::CudaDevice`] opens, and launched
+//! by `ops/<family>/cuda.rs`: an op runs where its tensors live. Nothing falls back: an op without a kernel says so.
+//! `training::run` queues each kind of iteration once op by op, records it as a graph, and from then on queues the graph;
+//! what differs between iterations is in the GPU's memory before, so the host waits only for losses that somebody reads.
+//!
+//! `tests/cuda_on_cpu` models the CUDA execution model and the driver on the CPU, so the kernels and all of this host code
+//! run under `cargo test` on any machine. `recant doctor` and `recant bench` are for a real GPU (`cli::probes` lists what
+//! they run).
 
 pub mod autograd;
 pub mod cli;

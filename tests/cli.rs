@@ -288,6 +288,45 @@ fn a_gpu_that_is_not_there() {
     folder.ok(&["sample", "--model", "run/model.safetensors", "--n", "1", "--out", "a.png", "--device", "auto"]);
 }
 
+/// The commands on the emulated GPU: the program as it is built, with the stand-in driver in the place of libcuda.so.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_method_on_a_gpu() {
+    if recant::device::cuda::embedded::FATBINS.is_empty() {
+        eprintln!("the_method_on_a_gpu: not run, this program was built without nvcc and holds no kernels");
+        return;
+    }
+    let folder = trained();
+    let on_gpu = |args: &[&str]| {
+        let mut command = command(&folder.0, &with(args, &["--device", "cuda", "--json"]));
+        if cuda_on_cpu::is_emulated() {
+            command.env("LD_PRELOAD", cuda_on_cpu::driver_library());
+        }
+        let out = command.output().unwrap();
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        assert!(out.status.success(), "{args:?}: {text}{}", String::from_utf8_lossy(&out.stderr));
+        let summary: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+        assert_eq!(summary["device"], "cuda:0", "{args:?}");
+        summary
+    };
+    marks(&folder, 0..10);
+    on_gpu(&FEEDBACK);
+    on_gpu(&with(&ADAPT, &["--models", "2", "--fisher-samples", "4"]));
+    on_gpu(&UNLEARN);
+    on_gpu(&train_args("on_gpu", "5", &[]));
+    on_gpu(&train_args("on_gpu", "9", &["--resume"]));
+    // The same latents and noise: the same images, up to rounding.
+    let sample = ["sample", "--model", "unlearned/unlearned.safetensors", "--n", "2", "--truncation", "0.7", "--out"];
+    on_gpu(&with(&sample, &["gpu.npz"]));
+    folder.ok(&with(&sample, &["cpu.npz"]));
+    let images = |name: &str| npz::read(folder.path(name)).unwrap()["images"].to_tensor().to_f64_vec();
+    for (here, there) in images("cpu.npz").iter().zip(&images("gpu.npz")) {
+        assert!((here - there).abs() <= 1e-4, "{there} on the GPU, {here} on the CPU");
+    }
+    let checks = on_gpu(&["doctor", "--check-only"])["results"].clone();
+    assert!(checks.as_array().unwrap().len() > 20);
+}
+
 #[test]
 fn runaway_and_poles_stop_with_the_last_good_model() {
     let folder = adapted();

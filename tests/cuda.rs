@@ -379,14 +379,35 @@ fn tiny_gradient_penalty() {
     tiny::assert_gradients("R1", &tiny::gradients(&r1, &p), &slab, &weights("r1_grad"), BOUND);
 }
 
-/// One whole iteration, with R1 and path length, against PyTorch's.
+/// Three whole iterations, the first with R1 and path length, against PyTorch's.
 #[test]
-fn tiny_training_iteration() {
+fn tiny_training_iterations() {
     let device = gpu::device();
     let data = arrays("train_steps");
     let mut state = tiny::training_start().to_device(&device).unwrap();
-    let inputs = tiny::training_inputs(&data, 0).to_device(&device).unwrap();
     let trainer = Trainer::new(&state.config, tiny::hyper());
-    let losses = trainer.iteration(&mut state, &inputs, &mut NoRegulariser).unwrap();
-    tiny::assert_iteration(&data, 0, &losses, &state);
+    for i in 0..3 {
+        let inputs = tiny::training_inputs(&data, i).to_device(&device).unwrap();
+        let losses = trainer.iteration(&mut state, &inputs, &mut NoRegulariser).unwrap();
+        tiny::assert_iteration(&data, i, &losses, &state);
+    }
+}
+
+/// The ops again on instrumented kernels. The networks are left out: they launch the same kernels, for minutes.
+fn assert_clean(instrument: cuda_on_cpu::Instrument) {
+    if cuda_on_cpu::skip_on_driver("sanitizer") {
+        return;
+    }
+    let run = cuda_on_cpu::rerun(instrument, &["--skip", "sanitizer", "--skip", "tiny"]);
+    assert!(run.success && !run.output.contains("running 0 tests"), "{instrument:?}:\n{}", run.output);
+}
+
+#[test]
+fn address_sanitizer_finds_nothing() {
+    assert_clean(cuda_on_cpu::Instrument::Addresses);
+}
+
+#[test]
+fn thread_sanitizer_finds_nothing() {
+    assert_clean(cuda_on_cpu::Instrument::Races);
 }

@@ -7,7 +7,7 @@ mod common;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use common::gpu;
-use recant::device::Device;
+use recant::device::{CudaDevice, Device};
 use recant::error::{Error, Result};
 use recant::models::stylegan2::StyleGan2Config;
 use recant::nn::ParamSlab;
@@ -161,6 +161,25 @@ fn too_much_memory_is_refused_in_one_line() {
     let (text, asked) = (refused.to_string(), (total >> 20) + 1024);
     assert!(text.contains(&format!("asking for {asked} MiB")), "{text}");
     assert!(text.contains(&format!("MiB are free of {} MiB", total >> 20)) && text.contains("--batch") && !text.contains('\n'), "{text}");
+}
+
+#[test]
+fn unusable_drivers_are_refused_in_one_line() {
+    let _turn = turn();
+    if cuda_on_cpu::skip_on_driver("unusable_drivers_are_refused_in_one_line") {
+        return;
+    }
+    cuda_on_cpu::install();
+    let open = |ordinal: usize| CudaDevice::with_images(ordinal, &|stem| Some(cuda_on_cpu::image(stem))).unwrap_err();
+    let old = cuda_on_cpu::with_driver_version(12_040, || open(0));
+    assert!(matches!(old, Error::NoCuda { .. }), "{old:?}");
+    let text = old.to_string();
+    assert!(text.contains("CUDA 12.4") && text.contains("13.0") && text.contains("update the driver") && !text.contains('\n'), "{text}");
+    let absent = open(3).to_string();
+    assert!(absent.contains("cuda:3") && absent.contains("1 GPU"), "{absent}");
+    // An image that no driver takes.
+    let spoilt = CudaDevice::with_images(0, &|_| Some(b"no image".to_vec())).unwrap_err().to_string();
+    assert!(spoilt.contains("kernels/") && spoilt.contains("RECANT_CUDA_ARCHS") && !spoilt.contains('\n'), "{spoilt}");
 }
 
 /// A recording that asks for what its rehearsal did not is refused, and the device goes on.

@@ -1,14 +1,15 @@
 //! Fisher, EWC and repulsion against PyTorch's numbers, and the guards of stage 2. Relative L2 errors, bound 1e-4
-//! (f32 sums in another order; see tests/stylegan2.rs).
+//! (f32 sums in another order; see tests/stylegan2.rs). On the CPU and on the emulated GPU.
 
 mod common;
 
-use common::{Arrays, assert_near, nhwc, npz, safetensors};
+use common::{Arrays, assert_near, gpu, nhwc, npz, safetensors};
+use recant::device::Device;
 use recant::error::Error;
 use recant::models::stylegan2::{Generator, StyleGan2Config, Styles};
 use recant::nn::ParamSlab;
 use recant::ops::optimizer::{Pull, ewc};
-use recant::tensor::Tensor;
+use recant::tensor::{Tensor, all_on};
 use recant::training::{Hyper, Regulariser, Trainer};
 use recant::unlearning::extrapolate::extrapolate;
 use recant::unlearning::fisher::{Coverage, Estimator, FisherSpec, Grouping, fisher_of};
@@ -63,7 +64,11 @@ fn fisher_diagonals() {
         ("fisher_all_bce", Estimator::Bce, Coverage::All),
     ] {
         let spec = FisherSpec { estimator, coverage, grouping: Grouping::Batch, samples: data["z1"].dim(0) };
-        assert_slab(file, &fisher_of(&nets, &g, &d, spec, &styles, &noise).unwrap(), &weights(file));
+        for device in [Device::Cpu, gpu::device()] {
+            let on = |slab: &ParamSlab| slab.to_device(&device).unwrap();
+            let (styles, noise) = (styles.to_device(&device).unwrap(), all_on(&device, &noise).unwrap());
+            assert_slab(file, &fisher_of(&nets, &on(&g), &on(&d), spec, &styles, &noise).unwrap(), &weights(file));
+        }
     }
 }
 
@@ -95,16 +100,19 @@ fn ewc_penalty_and_gradient() {
         .map(|(name, zeros)| (name.clone(), reference.get(&name).cloned().unwrap_or(zeros)))
         .collect();
     fisher = ParamSlab::from_torch(anchor.layout(), &full, "fisher").unwrap();
-    let (penalty, grad) = ewc(theta.values(), anchor.values(), fisher.values(), lambda).unwrap();
     let want = numbers["ewc_loss"].as_slice::<f32>()[0] as f64;
-    assert!((penalty - want).abs() <= BOUND * want, "{penalty} against {want}");
-    assert_slab("ewc", &ParamSlab::from_values(anchor.layout(), grad.to_vec()).unwrap(), &weights("ewc_grad"));
+    for device in [Device::Cpu, gpu::device()] {
+        let on = |slab: &ParamSlab| slab.values().to_device(&device).unwrap();
+        let (penalty, grad) = ewc(&on(&theta), &on(&anchor), &on(&fisher), lambda).unwrap();
+        assert!((penalty - want).abs() <= BOUND * want, "{penalty} against {want} on {device}");
+        assert_slab("ewc", &ParamSlab::from_values(anchor.layout(), grad.to_vec()).unwrap(), &weights("ewc_grad"));
+    }
 }
 
 /// `R'(D) · 2 w_p (θ − θ̄)` of a regulariser's pull.
 fn gradient_of(repulsion: &Repulsion, theta: &ParamSlab) -> ParamSlab {
     let Pull::Centroid { centroid, weights, loss, distance, gradient: true, .. } = repulsion.pull() else { panic!("repulsion pulls at a centroid") };
-    let c = centroid.as_slice::<f32>();
+    let c = centroid.to_vec::<f32>();
     let mut values = Vec::new();
     for (s, w) in theta.layout().segments().iter().zip(weights) {
         values.extend((s.offset..s.offset + s.len()).map(|i| (loss.slope(distance) * 2.0 * w * (theta.as_slice()[i] as f64 - c[i] as f64)) as f32));
@@ -117,7 +125,7 @@ fn gradient_of(repulsion: &Repulsion, theta: &ParamSlab) -> ParamSlab {
 fn centroid_rounding(repulsion: &Repulsion, theta: &ParamSlab, name: &str) -> f64 {
     let Pull::Centroid { centroid, .. } = repulsion.pull() else { panic!("repulsion pulls at a centroid") };
     let s = theta.layout().segment(name).unwrap();
-    let (c, t) = (&centroid.as_slice::<f32>()[s.offset..][..s.len()], &theta.as_slice()[s.offset..][..s.len()]);
+    let (c, t) = (&centroid.to_vec::<f32>()[s.offset..][..s.len()], &theta.as_slice()[s.offset..][..s.len()]);
     let rounding: f64 = c.iter().map(|c| (0.5 * (c.abs() * f32::EPSILON) as f64).powi(2)).sum();
     let difference: f64 = c.iter().zip(t).map(|(c, t)| ((t - c) as f64).powi(2)).sum();
     (rounding / difference).sqrt()
@@ -125,10 +133,16 @@ fn centroid_rounding(repulsion: &Repulsion, theta: &ParamSlab, name: &str) -> f6
 
 #[test]
 fn repulsion_losses_and_gradients() {
+    for device in [Device::Cpu, gpu::device()] {
+        assert_repulsion(&device);
+    }
+}
+
+fn assert_repulsion(device: &Device) {
     let numbers = npz(&format!("{DIR}/repulsion.npz"));
     let number = |name: &str| numbers[name].as_slice::<f32>()[0] as f64;
     let theta = generator_slab("perturbed");
-    let new = |kind, distance| Repulsion::new(kind, distance, &adapted(), &theta, f64::INFINITY).unwrap();
+    let new = |kind, distance| Repulsion::new(kind, distance, &adapted(), &theta.to_device(device).unwrap(), f64::INFINITY).unwrap();
     let near = |what: &str, got: f64, want: f64| assert!((got - want).abs() <= BOUND * want.abs(), "{what}: {got} against {want}");
     let nl2 = Kind::Nl2 { gamma: 1.0 };
     near("mean squared distance", new(nl2, Distance::L2).distance(), number("mean_squared_distance"));

@@ -218,6 +218,7 @@ std::optional<Module> parse_image(const void* image) {
 }
 
 thread_local void* current_context = nullptr;
+std::atomic<int> driver_version = 13000;
 std::atomic<size_t> synchronisations = 0;  // how often the host has waited for a stream or the device
 void* const kPrimaryContext = reinterpret_cast<void*>(0x10);
 void* const kDefaultPool = reinterpret_cast<void*>(0x20);
@@ -230,6 +231,7 @@ extern "C" {
 
 void cuda_on_cpu_set_schedule(int order, uint64_t seed) { schedule() = {Order(order), seed}; }
 void cuda_on_cpu_last_error(char* text, size_t size) { std::snprintf(text, size, "%s", last_error().c_str()); }
+void cuda_on_cpu_set_driver_version(int version) { driver_version = version; }
 size_t cuda_on_cpu_synchronisations() { return synchronisations; }
 void cuda_on_cpu_memory(size_t* in_use, size_t* peak) {
   *in_use = Memory::device().in_use();
@@ -239,7 +241,7 @@ void cuda_on_cpu_memory(size_t* in_use, size_t* peak) {
 // ---- initialisation, devices, contexts, errors
 
 int cuInit(unsigned) { return kSuccess; }
-int cuDriverGetVersion(int* version) { return *version = 13000, kSuccess; }
+int cuDriverGetVersion(int* version) { return *version = driver_version, kSuccess; }
 int cuGetErrorName(int result, const char** name) {
   *name = result == kSuccess              ? "CUDA_SUCCESS"
           : result == kInvalidValue       ? "CUDA_ERROR_INVALID_VALUE"

@@ -126,6 +126,31 @@ pub fn device_memory() -> (usize, usize) {
     (in_use, peak)
 }
 
+/// Where the stand-in driver library is, for programs that a test starts: preloaded, it is their `libcuda.so`.
+pub fn driver_library() -> &'static Path {
+    Path::new(env!("CUDA_ON_CPU_LIBRARY"))
+}
+
+/// Runs `work` while the stand-in driver says that it is of that version, as `cuDriverGetVersion` counts. For the whole
+/// process.
+pub fn with_driver_version<R>(version: c_int, work: impl FnOnce() -> R) -> R {
+    const USUAL: c_int = 13_000;
+    struct Restore;
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            set_driver_version(USUAL);
+        }
+    }
+    let _restore = Restore;
+    set_driver_version(version);
+    work()
+}
+
+fn set_driver_version(version: c_int) {
+    // SAFETY: the signature is that of cuda_on_cpu_set_driver_version in emulator/driver.cpp.
+    unsafe { symbol::<unsafe extern "C" fn(c_int)>(b"cuda_on_cpu_set_driver_version")(version) }
+}
+
 /// How often the host has waited for a stream or the whole device in this process, on whatever thread.
 pub fn synchronisations() -> usize {
     // SAFETY: the signature is that of cuda_on_cpu_synchronisations in emulator/driver.cpp.
