@@ -10,7 +10,7 @@ pub mod steps;
 
 pub use run::{Batches, DatasetBatches, Progress, TensorBatches, run};
 
-use crate::autograd::{Var, scale};
+use crate::autograd::{Var, concat, scale};
 use crate::error::{Error, Result};
 use crate::losses::path_length;
 use crate::models::stylegan2::{Discriminator, Generator, StyleGan2Config, Styles};
@@ -35,6 +35,11 @@ pub struct Hyper {
     pub ema_decay: f64,
     /// Probability that a batch mixes two styles.
     pub mixing: f64,
+    /// How many of the images that D judges as fake are given, not generated: the rows of a batch behind the real ones.
+    /// With marked negatives there, D learns that they are not wanted even when G hardly makes any more (data redaction,
+    /// Kong & Chaudhuri 2023, arXiv 2206.14389).
+    #[serde(default)]
+    pub given_fakes: usize,
 }
 
 impl Default for Hyper {
@@ -49,6 +54,7 @@ impl Default for Hyper {
             path_shrink: 2,
             ema_decay: 0.5_f64.powf(32.0 / 10_000.0),
             mixing: 0.9,
+            given_fakes: 0,
         }
     }
 }
@@ -79,6 +85,9 @@ impl Hyper {
         }
         if !Discriminator::accepts_batch(self.batch) || self.path_shrink == 0 || self.r1_every == 0 || self.path_every == 0 {
             return Err(Error::config("--batch", format!("{} must be 1, 2, 3 or a multiple of 4, and intervals at least 1", self.batch)));
+        }
+        if self.given_fakes >= self.batch {
+            return Err(Error::config("--negatives-as-fakes", format!("{} must be below the batch of {}: some fakes must be the generator's", self.given_fakes, self.batch)));
         }
         Ok(self)
     }
@@ -143,6 +152,8 @@ pub struct PathInputs {
 pub struct Inputs {
     /// `[batch, H, W, 3]` in [−1, 1].
     pub real: Tensor,
+    /// `[given_fakes, H, W, 3]` that D judges as fake behind the generated ones.
+    pub given_fakes: Option<Tensor>,
     pub d_styles: Styles,
     pub d_noise: Vec<Tensor>,
     pub g_styles: Styles,
@@ -217,14 +228,17 @@ impl Trainer {
         }
     }
 
-    /// Draws the random part of iteration `state.iteration` from the state's generator.
-    pub fn draw_inputs(&self, state: &mut GanState, real: Tensor) -> Inputs {
+    /// Draws the random part of iteration `state.iteration` from the state's generator. `batch`: the real images, then
+    /// the given fakes.
+    pub fn draw_inputs(&self, state: &mut GanState, batch: &Tensor) -> Result<Inputs> {
         let (h, n, i) = (&self.hyper, self.hyper.batch, state.iteration);
+        let generated = n - h.given_fakes;
         let rng = &mut state.rng;
-        Inputs {
-            real,
-            d_styles: self.draw_styles(n, rng),
-            d_noise: self.generator.draw_noise(n, rng),
+        Ok(Inputs {
+            real: batch.rows(0, n)?,
+            given_fakes: (h.given_fakes > 0).then(|| batch.rows(n, h.given_fakes)).transpose()?,
+            d_styles: self.draw_styles(generated, rng),
+            d_noise: self.generator.draw_noise(generated, rng),
             g_styles: self.draw_styles(n, rng),
             g_noise: self.generator.draw_noise(n, rng),
             r1: h.r1_weight > 0.0 && i.is_multiple_of(h.r1_every),
@@ -236,7 +250,7 @@ impl Trainer {
                 let y = Var::constant(rng.normal(&[n, s, s, 3]));
                 PathInputs { styles, noise, y: scale(&y, 1.0 / s as f64).expect("a scaled tensor").value().clone() }
             }),
-        }
+        })
     }
 
     /// One whole iteration on `state`.
@@ -264,7 +278,10 @@ impl Trainer {
     }
 
     fn discriminator_step(&self, state: &mut GanState, inputs: &Inputs) -> Result<f64> {
-        let fake = self.generator.forward(&state.g.constants(), &inputs.d_styles, &inputs.d_noise)?;
+        let mut fake = self.generator.forward(&state.g.constants(), &inputs.d_styles, &inputs.d_noise)?;
+        if let Some(given) = &inputs.given_fakes {
+            fake = concat(&[&fake, &Var::constant(given.clone())], 0)?;
+        }
         steps::discriminator_step(&mut state.d, &mut state.d_optim, &inputs.real, &fake, |p, x| self.discriminator.forward(p, x, 2))
     }
 
