@@ -12,10 +12,12 @@ use recant::error::{Error, Result};
 use recant::models::stylegan2::StyleGan2Config;
 use recant::nn::ParamSlab;
 use recant::ops::random::Random;
-use recant::tensor::Tensor;
-use recant::training::{GanState, Hyper, NoRegulariser, Regulariser, TensorBatches, Trainer, run};
+use recant::tensor::{DType, Inbox, Tensor};
+use recant::training::{GanState, Hyper, NoRegulariser, Regulariser, Trainer, run};
 use recant::unlearning::adapt::Ewc;
+use recant::unlearning::feedback::Feedback;
 use recant::unlearning::repulsion::{Distance, Kind, Repulsion};
+use recant::unlearning::unlearn::MarkedBatches;
 
 /// Counters of memory and of waits are the whole process's, so the tests take turns.
 fn turn() -> MutexGuard<'static, ()> {
@@ -30,10 +32,16 @@ fn config() -> StyleGan2Config {
 /// All four kinds of iterations within ten, each at least twice: both at 0 and 6, R1 alone at 2, 4 and 8, path length
 /// alone at 3 and 9.
 fn hyper() -> Hyper {
-    Hyper { batch: 2, r1_every: 2, path_every: 3, path_shrink: 1, mixing: 0.5, ..Hyper::default() }
+    Hyper { batch: 2, given_fakes: 1, r1_every: 2, path_every: 3, path_shrink: 1, mixing: 0.5, ..Hyper::default() }
 }
 
 const ITERATIONS: u64 = 10;
+
+/// Images to train on, one of them marked.
+fn marked() -> Feedback {
+    let images = Random::new(9, 0).normal(&[6, 8, 8, 3]);
+    Feedback { images, latents: Random::new(9, 1).normal(&[6, 6]), negative: (0..6).map(|i| i == 4).collect() }
+}
 
 /// How an iteration of a run is regularised.
 #[derive(Clone, Copy, Debug)]
@@ -72,8 +80,8 @@ struct Outcome {
 fn train(device: &Device, stage: Stage, record: bool, iterations: u64) -> Outcome {
     let hyper = hyper();
     let mut state = GanState::init(&config(), &hyper, 3).to_device(device).unwrap();
-    let images = Random::new(9, 0).normal(&[6, 8, 8, 3]);
-    let mut batches = TensorBatches::new(&images, (0..6).collect(), hyper.batch, 1, 0).unwrap();
+    let marked = marked();
+    let mut batches = MarkedBatches::new(&marked, &hyper, 1, 0).unwrap();
     let mut regulariser = regulariser(stage, &state.g);
     let mut trainer = Trainer::new(&config(), hyper);
     trainer.record = record;
@@ -105,6 +113,35 @@ fn recorded_iterations_equal_queued_ones_bit_for_bit() {
     }
 }
 
+/// On a driver that runs nothing before it must, as on one that runs everything at once.
+#[test]
+fn it_does_not_matter_when_queued_work_runs() {
+    let _turn = turn();
+    let device = gpu::device();
+    for stage in [Stage::Plain, Stage::Unlearn] {
+        let lazy = cuda_on_cpu::with_lazy_streams(|| train(&device, stage, true, ITERATIONS));
+        assert!(lazy == train(&device, stage, true, ITERATIONS), "{stage:?}");
+    }
+}
+
+/// Messages that are sent while the copies of earlier ones have not been made.
+#[test]
+fn messages_do_not_overtake_each_other() {
+    let _turn = turn();
+    let gpu = gpu::cuda();
+    let received = cuda_on_cpu::with_lazy_streams(|| {
+        let mut inbox = Inbox::new(&[3], &gpu).unwrap();
+        let copies: Vec<Tensor> = (0..5)
+            .map(|i| {
+                inbox.fill(&Tensor::full(&[3], i as f64, DType::F32)).unwrap();
+                inbox.tensor().deep_clone().unwrap()
+            })
+            .collect();
+        copies.iter().map(|t| t.to_vec::<f32>()).collect::<Vec<_>>()
+    });
+    assert_eq!(received, (0..5).map(|i| vec![i as f32; 3]).collect::<Vec<_>>());
+}
+
 /// The random inputs are the CPU's, so the losses are, up to what rounding becomes in ten iterations.
 #[test]
 fn a_gpu_trains_as_the_cpu_does() {
@@ -130,8 +167,8 @@ fn the_host_does_not_wait_and_memory_does_not_grow() {
     const MANY: u64 = 1000;
     let hyper = Hyper { r1_every: 7, path_every: 5, ..hyper() };
     let mut state = GanState::init(&config(), &hyper, 3).to_device(&gpu::device()).unwrap();
-    let images = Random::new(9, 0).normal(&[6, 8, 8, 3]);
-    let mut batches = TensorBatches::new(&images, (0..6).collect(), hyper.batch, 1, 0).unwrap();
+    let marked = marked();
+    let mut batches = MarkedBatches::new(&marked, &hyper, 1, 0).unwrap();
     let trainer = Trainer::new(&config(), hyper);
     let mut seen = Vec::new();
     run(&trainer, &mut state, &mut batches, &mut NoRegulariser, MANY, &mut |p| {
@@ -188,7 +225,7 @@ fn a_recording_needs_its_rehearsal() {
     let _turn = turn();
     let device = gpu::cuda();
     let workspace = recant::device::cuda::Workspace::default();
-    let work = |len: usize| -> Result<Tensor> { Tensor::full_on(&[len], 2.0, recant::tensor::DType::F32, &Device::Cuda(device.clone())) };
+    let work = |len: usize| -> Result<Tensor> { Tensor::full_on(&[len], 2.0, DType::F32, &Device::Cuda(device.clone())) };
     let text = |e: Result<_>| e.err().map(|e: Error| e.to_string()).unwrap_or_default();
     let unrehearsed = text(device.record(&workspace, || work(1000)).map(|_| ()));
     assert!(unrehearsed.contains("rehearsal"), "{unrehearsed}");

@@ -114,7 +114,7 @@ impl AdaptOptions {
 impl Adapt {
     pub fn run(&self, global: &Global) -> Result<()> {
         let begin = std::time::Instant::now();
-        let device = global.device.open()?;
+        let device = global.open()?;
         let hyper = self.hyper.hyper()?;
         let spec = self.options.spec(self.iterations, &self.stage)?;
         let (pretrained, noise) = read_state(&self.model, &hyper, self.stage.seed)?;

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 
 use super::Global;
 use super::doctor::{Limits, timed};
-use super::machine::{Machine, Number, Report, look, number_table};
+use super::machine::{Machine, Number, Report, number_table};
 use super::output::summary;
 use super::probes::probes;
 use super::run_folder::stop_if_interrupted;
@@ -85,7 +85,7 @@ impl Bench {
         if self.repeats == 0 {
             return Err(Error::config("--repeats", "must be at least 1"));
         }
-        let (device, no_gpu) = look(global.device)?;
+        let (device, no_gpu) = global.device.open()?;
         let machine = Machine::of(&device)?;
         println!("{}", machine.describe());
         if let Some(problem) = no_gpu {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::Global;
-use super::machine::{Machine, Number, Report, look, number_table};
+use super::machine::{Machine, Number, Report, number_table};
 use super::output::{Progress, summary, table};
 use super::probes::{Probe, Size, probes};
 use super::run_folder::stop_if_interrupted;
@@ -58,7 +58,7 @@ pub(super) fn timed(probe: &Probe, device: &Device, limits: Option<Limits>, repe
 impl Doctor {
     pub fn run(&self, global: &Global) -> Result<ExitCode> {
         let start = std::time::Instant::now();
-        let (device, no_gpu) = look(global.device)?;
+        let (device, no_gpu) = global.device.open()?;
         let machine = Machine::of(&device)?;
         println!("{}", machine.describe());
         if let Some(problem) = &no_gpu {

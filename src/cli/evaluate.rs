@@ -149,7 +149,7 @@ pub(super) fn show_distance(d: Option<f64>) -> String {
 impl Evaluate {
     pub fn run(&self, global: &Global) -> Result<()> {
         let start = std::time::Instant::now();
-        let device = global.device.open()?;
+        let device = global.open()?;
         if self.n == 0 {
             return Err(Error::config("--n", "must be at least 1"));
         }

@@ -41,7 +41,7 @@ pub(crate) struct Extrapolate {
 impl Extrapolate {
     pub fn run(&self, global: &Global) -> Result<()> {
         let start = std::time::Instant::now();
-        let device = global.device.open()?;
+        let device = global.open()?;
         if let Some(g) = self.gamma.iter().find(|g| !g.is_finite()) {
             return Err(Error::config("--gamma", format!("{g} is not a finite number")));
         }

@@ -51,7 +51,7 @@ fn read_marks(path: &Path, n: usize) -> Result<Vec<bool>> {
 impl FeedbackArgs {
     pub fn run(&self, global: &Global) -> Result<()> {
         let start = std::time::Instant::now();
-        let device = global.device.open()?;
+        let device = global.open()?;
         let model = Checkpoint::open(&self.model)?;
         let g = Generator::new(model.config.clone());
         let judge_by = match (&self.classifier, &self.class) {

@@ -5,8 +5,8 @@ use serde::Serialize;
 use super::output::table;
 use crate::device::cpu::Isa;
 use crate::device::cuda::embedded;
-use crate::device::{Choice, CudaDevice, Device};
-use crate::error::{Error, Result};
+use crate::device::{CudaDevice, Device};
+use crate::error::Result;
 
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Gpu {
@@ -94,18 +94,6 @@ impl Machine {
     }
 }
 
-/// A device, and why `auto` did not take a GPU.
-pub(super) fn look(choice: Choice) -> Result<(Device, Option<String>)> {
-    match choice {
-        Choice::Auto => match Choice::Cuda(0).open() {
-            Ok(device) => Ok((device, None)),
-            Err(Error::NoCuda { problem }) => Ok((Device::Cpu, Some(problem))),
-            Err(other) => Err(other),
-        },
-        other => Ok((other.open()?, None)),
-    }
-}
-
 /// One number. `floor` and `ceiling` are what the machine allows it at least or at most to be, where that is known.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Number {
@@ -142,7 +130,7 @@ pub(super) struct Report<'a> {
 /// Three digits that count.
 fn show(value: f64) -> String {
     match value.abs() {
-        v if v == 0.0 => "0".into(),
+        0.0 => "0".into(),
         v if !(1e-3..1e5).contains(&v) => format!("{value:.2e}"),
         v if v >= 100.0 => format!("{value:.0}"),
         v if v >= 1.0 => format!("{value:.2}"),

@@ -23,7 +23,8 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::device::Choice;
+use crate::device::cuda::driver_is_present;
+use crate::device::{Choice, Device};
 use crate::error::{Error, Result};
 
 /// Makes a pre-trained StyleGAN2 stop generating what you mark as undesired, without its training data.
@@ -48,6 +49,17 @@ pub(crate) struct Global {
     /// Print a JSON summary as the last line of standard output
     #[arg(long, global = true)]
     json: bool,
+}
+
+impl Global {
+    /// The device to run on. Where there is a driver that `auto` cannot use, its user is told.
+    fn open(&self) -> Result<Device> {
+        let (device, problem) = self.device.open()?;
+        if let Some(problem) = problem.filter(|_| driver_is_present()) {
+            eprintln!("warning: this runs on the CPU: {problem}");
+        }
+        Ok(device)
+    }
 }
 
 #[derive(Subcommand)]

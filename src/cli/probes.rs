@@ -39,6 +39,9 @@ impl Size {
 /// One call, with its inputs; each gives the same kind of result.
 pub type Call = Box<dyn FnMut() -> Result<Tensor>>;
 
+/// Makes a call of that size on that device, with the inputs of a seed.
+type Prepare = Box<dyn Fn(Size, &Device, u64) -> Result<Call>>;
+
 /// An op at two sizes.
 pub struct Probe {
     pub name: &'static str,
@@ -49,7 +52,7 @@ pub struct Probe {
     pub tolerance: f64,
     /// Whether it can be timed: some calls read their result, which a recorded graph cannot.
     pub timed: bool,
-    prepare: Box<dyn Fn(Size, &Device, u64) -> Result<Call>>,
+    prepare: Prepare,
 }
 
 /// Where numbers are moved, drawn as integers, or rounded once or twice.

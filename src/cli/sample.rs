@@ -127,7 +127,7 @@ fn read_latents(path: &Path, latent: usize) -> Result<Tensor> {
 impl Sample {
     pub fn run(&self, global: &Global) -> Result<()> {
         let start = std::time::Instant::now();
-        let device = global.device.open()?;
+        let device = global.open()?;
         let kind = self.out.extension().and_then(|e| e.to_str()).unwrap_or("").to_lowercase();
         if kind != "png" && kind != "npz" {
             return Err(Error::config("--out", format!("{} must end in .png or .npz", self.out.display())));

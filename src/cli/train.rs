@@ -172,7 +172,7 @@ impl Train {
         if self.save_every == 0 {
             return Err(Error::config("--save-every", "must be at least 1"));
         }
-        let device = global.device.open()?;
+        let device = global.open()?;
         let mut data = self.data.read(Split::Train, Some(self.size))?;
         for class in &self.without {
             data = data.without_class(data.class(class)?)?;

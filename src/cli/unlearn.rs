@@ -13,9 +13,9 @@ use super::run_folder::RunFolder;
 use super::train::{HyperArgs, Recorder};
 use crate::error::{Error, Result};
 use crate::training::checkpoint::{Checkpoint, save_generator};
-use crate::training::{Hyper, TensorBatches, Trainer};
+use crate::training::{Hyper, Trainer};
 use crate::unlearning::repulsion::{Distance, Kind};
-use crate::unlearning::unlearn::{UnlearnSpec, unlearn};
+use crate::unlearning::unlearn::{MarkedBatches, UnlearnSpec, unlearn};
 
 /// The repulsion losses by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -81,6 +81,10 @@ pub(crate) struct Unlearn {
     iterations: u64,
     #[command(flatten)]
     repulsion: RepulsionOptions,
+    /// How many of each batch's fakes are marked negatives instead of generated images (0 is the paper's method; a
+    /// quarter of the batch removes more)
+    #[arg(long, default_value_t = 0)]
+    negatives_as_fakes: usize,
     #[command(flatten)]
     stage: StageOptions,
     #[command(flatten)]
@@ -106,8 +110,8 @@ struct Config<'a> {
 impl Unlearn {
     pub fn run(&self, global: &Global) -> Result<()> {
         let begin = std::time::Instant::now();
-        let device = global.device.open()?;
-        let hyper = self.hyper.hyper()?;
+        let device = global.open()?;
+        let hyper = Hyper { given_fakes: self.negatives_as_fakes, ..self.hyper.hyper()? }.checked()?;
         let spec = UnlearnSpec {
             iterations: self.iterations,
             repulsion: self.repulsion.kind()?,
@@ -134,7 +138,7 @@ impl Unlearn {
         };
         let drawn = resumed.as_ref().map_or(0, |s| s.iteration);
         let trainer = Trainer::new(&pretrained.config, hyper.clone());
-        let mut batches = TensorBatches::new(&feedback.images, feedback.positives(), hyper.batch, spec.seed, drawn)?;
+        let mut batches = MarkedBatches::new(&feedback, &hyper, spec.seed, drawn)?;
         let mut recorder = Recorder {
             progress: Progress::new("unlearn", drawn, spec.iterations),
             folder: &mut folder,

@@ -199,7 +199,7 @@ impl CudaDevice {
     pub fn allocate(&self, bytes: usize) -> Result<CudaBuffer> {
         let home = locked(&self.0.workspace).clone();
         let memory = match &home {
-            None => self.from_driver(bytes)?,
+            None => self.driver_memory(bytes)?,
             Some(workspace) => match workspace.take(bytes) {
                 Some(memory) => memory,
                 None if self.is_recording() => {
@@ -208,13 +208,13 @@ impl CudaDevice {
                         problem: "the rehearsal of the same work did not need them".into(),
                     });
                 }
-                None => self.from_driver(Workspace::block(bytes))?,
+                None => self.driver_memory(Workspace::block(bytes))?,
             },
         };
         Ok(CudaBuffer { memory: Some(memory), bytes, home, device: self.clone() })
     }
 
-    fn from_driver(&self, bytes: usize) -> Result<CudaSlice<u8>> {
+    fn driver_memory(&self, bytes: usize) -> Result<CudaSlice<u8>> {
         // The driver refuses an allocation of nothing.
         // SAFETY: the content is unspecified; whoever asked writes it before anything reads it.
         unsafe { self.0.stream.alloc::<u8>(bytes.max(1)) }.map_err(|e| self.out_of_memory(bytes, e))
@@ -475,10 +475,15 @@ impl Drop for Mailbox {
     }
 }
 
+/// Whether this machine has the driver's library.
+pub fn driver_is_present() -> bool {
+    // SAFETY: looks for a library by name and calls nothing in it.
+    unsafe { sys::is_culib_present() }
+}
+
 /// The GPU, or why there is none.
 fn driver_context(ordinal: usize) -> Result<Arc<CudaContext>> {
-    // SAFETY: looks for a library by name and calls nothing in it.
-    if !unsafe { sys::is_culib_present() } {
+    if !driver_is_present() {
         return Err(no_cuda("there is no NVIDIA driver (libcuda) on this machine; install one, or use --device cpu"));
     }
     let unusable = |e: DriverError| no_cuda(format!("the NVIDIA driver does not start: {e}; see nvidia-smi, or use --device cpu"));

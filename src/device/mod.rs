@@ -43,14 +43,14 @@ impl FromStr for Choice {
 }
 
 impl Choice {
-    /// Opens the device, or says why it cannot be used.
-    pub fn open(self) -> Result<Device> {
+    /// Opens the device, or says why it cannot be used. Where `auto` takes no GPU, also why.
+    pub fn open(self) -> Result<(Device, Option<String>)> {
         match self {
-            Choice::Cpu => Ok(Device::Cpu),
-            Choice::Cuda(ordinal) => CudaDevice::open(ordinal).map(Device::Cuda),
+            Choice::Cpu => Ok((Device::Cpu, None)),
+            Choice::Cuda(ordinal) => Ok((Device::Cuda(CudaDevice::open(ordinal)?), None)),
             Choice::Auto => match CudaDevice::open(0) {
-                Ok(device) => Ok(Device::Cuda(device)),
-                Err(Error::NoCuda { .. }) => Ok(Device::Cpu),
+                Ok(device) => Ok((Device::Cuda(device), None)),
+                Err(Error::NoCuda { problem }) => Ok((Device::Cpu, Some(problem))),
                 // A GPU that is there and fails is for its user to know.
                 Err(other) => Err(other),
             },

@@ -23,6 +23,8 @@ pub struct PathInputs {
 pub struct Inputs {
     /// `[batch, H, W, 3]` in [−1, 1].
     pub real: Tensor,
+    /// `[given_fakes, H, W, 3]` that D judges as fake behind the generated ones.
+    pub given_fakes: Option<Tensor>,
     pub d_styles: Styles,
     pub d_noise: Vec<Tensor>,
     pub g_styles: Styles,
@@ -36,6 +38,7 @@ impl Inputs {
     pub fn to_device(&self, device: &Device) -> Result<Inputs> {
         Ok(Inputs {
             real: self.real.to_device(device)?,
+            given_fakes: self.given_fakes.as_ref().map(|t| t.to_device(device)).transpose()?,
             d_styles: self.d_styles.to_device(device)?,
             d_noise: all_on(device, &self.d_noise)?,
             g_styles: self.g_styles.to_device(device)?,
@@ -64,6 +67,8 @@ pub(super) struct BatchDraws {
 /// The random inputs of one iteration, not drawn yet.
 pub(super) struct Draws {
     latent: usize,
+    /// Real images of a batch; what follows are given fakes.
+    real: usize,
     d: BatchDraws,
     g: BatchDraws,
     pub r1: bool,
@@ -117,8 +122,8 @@ impl Draws {
         Tensor::from_vec(&[3 * layers, 2], rows)
     }
 
-    /// The inputs made of `drawn`, the results of `list`.
-    pub fn inputs(&self, real: Tensor, drawn: Vec<Tensor>, mixing: Mixing) -> Result<Inputs> {
+    /// The inputs made of a batch (the real images, then the given fakes) and of `drawn`, the results of `list`.
+    pub fn inputs(&self, batch_images: &Tensor, drawn: Vec<Tensor>, mixing: Mixing) -> Result<Inputs> {
         let mut drawn = drawn.into_iter();
         let mut next = || drawn.next().expect("one result per draw");
         let mut batch = |index: usize, at: &BatchDraws| -> Result<(Styles, Vec<Tensor>)> {
@@ -143,7 +148,9 @@ impl Draws {
                 Some(PathInputs { styles, noise, y: scale(&y, 1.0 / size)?.value().clone() })
             }
         };
-        Ok(Inputs { real, d_styles, d_noise, g_styles, g_noise, r1: self.r1, path })
+        let given = batch_images.dim(0) - self.real;
+        let given_fakes = (given > 0).then(|| batch_images.rows(self.real, given)).transpose()?;
+        Ok(Inputs { real: batch_images.rows(0, self.real)?, given_fakes, d_styles, d_noise, g_styles, g_noise, r1: self.r1, path })
     }
 }
 
@@ -183,7 +190,8 @@ impl Trainer {
         let rng = &mut state.rng;
         Draws {
             latent: config.latent,
-            d: self.pass_batch(h.batch, rng),
+            real: h.batch,
+            d: self.pass_batch(h.batch - h.given_fakes, rng),
             g: self.pass_batch(h.batch, rng),
             r1: h.r1_due(i),
             path: h.path_due(i).then(|| {
@@ -195,11 +203,11 @@ impl Trainer {
         }
     }
 
-    /// Draws the random part of iteration `state.iteration` on the host.
-    pub fn draw_inputs(&self, state: &mut GanState, real: Tensor) -> Inputs {
+    /// Draws the random part of iteration `state.iteration` on the host. `batch`: the real images, then the given fakes.
+    pub fn draw_inputs(&self, state: &mut GanState, batch: &Tensor) -> Result<Inputs> {
         let draws = self.pass_inputs(state);
         let drawn = draws.list(Mixing::AsDrawn).into_iter().map(|(mut at, shape)| at.normal(&shape)).collect();
-        draws.inputs(real, drawn, Mixing::AsDrawn).expect("drawn in the shapes that are wanted")
+        draws.inputs(batch, drawn, Mixing::AsDrawn)
     }
 }
 

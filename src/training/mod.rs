@@ -13,7 +13,7 @@ pub mod steps;
 pub use inputs::{Inputs, PathInputs};
 pub use run::{Batches, DatasetBatches, Progress, TensorBatches, run};
 
-use crate::autograd::scale;
+use crate::autograd::{Var, concat, scale};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::losses::path_length;
@@ -39,6 +39,11 @@ pub struct Hyper {
     pub ema_decay: f64,
     /// Probability that a batch mixes two styles.
     pub mixing: f64,
+    /// How many of the images that D judges as fake are given, not generated: the rows of a batch behind the real ones.
+    /// With marked negatives there, D learns that they are not wanted even when G hardly makes any more (data redaction,
+    /// Kong & Chaudhuri 2023, arXiv 2206.14389).
+    #[serde(default)]
+    pub given_fakes: usize,
 }
 
 impl Default for Hyper {
@@ -53,6 +58,7 @@ impl Default for Hyper {
             path_shrink: 2,
             ema_decay: 0.5_f64.powf(32.0 / 10_000.0),
             mixing: 0.9,
+            given_fakes: 0,
         }
     }
 }
@@ -83,6 +89,9 @@ impl Hyper {
         }
         if !Discriminator::accepts_batch(self.batch) || self.path_shrink == 0 || self.r1_every == 0 || self.path_every == 0 {
             return Err(Error::config("--batch", format!("{} must be 1, 2, 3 or a multiple of 4, and intervals at least 1", self.batch)));
+        }
+        if self.given_fakes >= self.batch {
+            return Err(Error::config("--negatives-as-fakes", format!("{} must be below the batch of {}: some fakes must be the generator's", self.given_fakes, self.batch)));
         }
         Ok(self)
     }
@@ -271,7 +280,10 @@ impl Trainer {
     }
 
     fn discriminator_step(&self, state: &mut GanState, inputs: &Inputs) -> Result<Tensor> {
-        let fake = self.generator.forward(&state.g.constants(), &inputs.d_styles, &inputs.d_noise)?;
+        let mut fake = self.generator.forward(&state.g.constants(), &inputs.d_styles, &inputs.d_noise)?;
+        if let Some(given) = &inputs.given_fakes {
+            fake = concat(&[&fake, &Var::constant(given.clone())], 0)?;
+        }
         steps::discriminator_step(&mut state.d, &mut state.d_optim, &inputs.real, &fake, |p, x| self.discriminator.forward(p, x, 2))
     }
 

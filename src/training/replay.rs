@@ -29,7 +29,7 @@ struct Recorded {
 pub(super) struct Replay<'a> {
     trainer: &'a Trainer,
     device: CudaDevice,
-    real: Inbox,
+    batch: Inbox,
     places: Places,
     choices: Inbox,
     workspace: Workspace,
@@ -44,7 +44,7 @@ impl<'a> Replay<'a> {
         Ok(Replay {
             trainer,
             device: device.clone(),
-            real: Inbox::new(&[trainer.hyper.batch, config.size, config.size, 3], device)?,
+            batch: Inbox::new(&[trainer.hyper.batch + trainer.hyper.given_fakes, config.size, config.size, 3], device)?,
             places: Places::new(device, draws)?,
             choices: Inbox::new(&[3 * config.style_layers(), 2], device)?,
             workspace: Workspace::default(),
@@ -53,9 +53,9 @@ impl<'a> Replay<'a> {
     }
 
     /// Queues iteration `state.iteration` on a batch from the host. The iterations of `state` are not counted.
-    pub fn step(&mut self, state: &mut GanState, real: &Tensor, regulariser: &dyn Regulariser) -> Result<Measured> {
+    pub fn step(&mut self, state: &mut GanState, batch: &Tensor, regulariser: &dyn Regulariser) -> Result<Measured> {
         let draws = self.trainer.pass_inputs(state);
-        self.send(real, &draws)?;
+        self.send(batch, &draws)?;
         let kind = (draws.r1, draws.has_path());
         if let Some(recorded) = self.recorded.get_mut(&kind) {
             recorded.graph.launch()?;
@@ -72,8 +72,8 @@ impl<'a> Replay<'a> {
         Ok(measured)
     }
 
-    fn send(&mut self, real: &Tensor, draws: &Draws) -> Result<()> {
-        self.real.fill(real)?;
+    fn send(&mut self, batch: &Tensor, draws: &Draws) -> Result<()> {
+        self.batch.fill(batch)?;
         self.choices.fill(&draws.choices(self.trainer.generator.config().style_layers()))?;
         let places: Vec<_> = draws.list(Mixing::ByChoice(self.choices.tensor())).into_iter().map(|(at, _)| at).collect();
         self.places.fill(&places)
@@ -87,7 +87,7 @@ impl<'a> Replay<'a> {
         let mixing = Mixing::ByChoice(self.choices.tensor());
         let list = draws.list(mixing);
         let drawn = list.iter().enumerate().map(|(i, (at, shape))| self.places.normal(i, at, shape)).collect::<Result<_>>()?;
-        draws.inputs(self.real.tensor().clone(), drawn, mixing)
+        draws.inputs(self.batch.tensor(), drawn, mixing)
     }
 
     fn record(&self, state: &mut GanState, draws: &Draws, regulariser: &dyn Regulariser) -> Result<Recorded> {

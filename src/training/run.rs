@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::ops::layout::concat;
 use crate::tensor::Tensor;
 
-/// A source of batches `[batch, H, W, 3]` in [−1, 1], shuffled, without end.
+/// A source of batches `[batch, H, W, 3]` in [−1, 1], shuffled, without end; `Hyper::given_fakes` further rows follow.
 pub trait Batches {
     fn next(&mut self) -> Result<Tensor>;
 }
@@ -109,13 +109,13 @@ pub fn run(
         Device::Cuda(device) => Some(Replay::new(trainer, &device)?),
     };
     while state.iteration < until {
-        let real = batches.next()?;
+        let batch = batches.next()?;
         let measured = match &mut replay {
             None => {
-                let inputs = trainer.draw_inputs(state, real);
+                let inputs = trainer.draw_inputs(state, &batch)?;
                 trainer.queue(state, &inputs, regulariser)?
             }
-            Some(replay) => replay.step(state, &real, regulariser)?,
+            Some(replay) => replay.step(state, &batch, regulariser)?,
         };
         state.iteration += 1;
         let progress = Progress { state, until, measured, regulariser: RefCell::new(&mut *regulariser), read: Cell::new(None) };

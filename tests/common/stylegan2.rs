@@ -97,6 +97,7 @@ pub fn training_inputs(data: &Arrays, i: usize) -> Inputs {
     };
     Inputs {
         real: nhwc(&data[&format!("real_{i}")]),
+        given_fakes: None,
         d_styles: mixed("d"),
         d_noise: noise(data, "d_noise", &format!("_{i}")),
         g_styles: Styles::One(data[&format!("g_z1_{i}")].clone()),

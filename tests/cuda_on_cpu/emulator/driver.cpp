@@ -1,7 +1,8 @@
 // A stand-in for libcuda: the driver calls that cudarc makes, over the emulator.
 //
 // Device memory is host memory, each allocation a heap block of exactly its size, filled with 0xFF. Streams run their
-// work at once, in the order of the calls; a capturing stream records it. Functions that are missing here make cudarc
+// work at once, in the order of the calls, or (cuda_on_cpu_set_lazy) not before the host waits for it, which is as late as a
+// driver may; a capturing stream records it. Functions that are missing here make cudarc
 // panic with their name, which is the intended answer to host code that uses something with no emulation.
 #include <array>
 #include <atomic>
@@ -9,6 +10,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <mutex>
 #include <optional>
 
@@ -50,10 +52,14 @@ struct Graph {
 struct Stream {
   std::shared_ptr<Graph> capture;  // null when not capturing
   bool started_capture = false;    // false for a stream that joined through an event
+  std::deque<Work> waiting;        // work that the host has not waited for
+  uint64_t done = 0;               // how many such works have run
 };
 struct Event {
   std::chrono::steady_clock::time_point time;
   std::shared_ptr<Graph> capture;  // the graph it was recorded into
+  Stream* stream = nullptr;        // where it was recorded,
+  uint64_t after = 0;              // and after how many works
 };
 struct Module {
   std::string stem;  // empty: any kernel
@@ -68,13 +74,31 @@ Stream& stream_of(void* handle) {
   // 0, 1 and 2 name the default streams.
   return reinterpret_cast<uintptr_t>(handle) < 3 ? default_stream : *static_cast<Stream*>(handle);
 }
+thread_local bool lazy = false;
+
 Result submit(void* stream, Work work) {
-  if (auto& graph = stream_of(stream).capture) {
-    graph->work.push_back(std::move(work));
+  Stream& s = stream_of(stream);
+  if (s.capture) {
+    s.capture->work.push_back(std::move(work));
     return kSuccess;
   }
-  return work();
+  if (!lazy && s.waiting.empty()) return work();
+  s.waiting.push_back(std::move(work));
+  return kSuccess;
 }
+// Runs what waits in a stream, until so many works of it have run. The first failure is that of the stream.
+Result catch_up(Stream& s, uint64_t until) {
+  Result result = kSuccess;
+  while (!s.waiting.empty() && s.done < until) {
+    Work work = std::move(s.waiting.front());
+    s.waiting.pop_front();
+    s.done++;
+    if (Result failed = work(); failed && !result) result = failed;
+  }
+  return result;
+}
+Result catch_up(Stream& s) { return catch_up(s, ~uint64_t(0)); }
+Result catch_up(Event& e) { return e.stream ? catch_up(*e.stream, e.after) : kSuccess; }
 
 class Memory {
  public:
@@ -108,6 +132,12 @@ class Memory {
     blocks_.erase(block);
     std::free(pointer);
     return kSuccess;
+  }
+  bool holds(const void* pointer) {
+    std::lock_guard lock(mutex_);
+    auto block = blocks_.upper_bound(reinterpret_cast<uintptr_t>(pointer));
+    return block != blocks_.begin() &&
+           reinterpret_cast<uintptr_t>(pointer) < std::prev(block)->first + std::prev(block)->second;
   }
   Result check(const void* pointer, size_t bytes, const char* what) {
     std::lock_guard lock(mutex_);
@@ -231,6 +261,8 @@ extern "C" {
 
 void cuda_on_cpu_set_schedule(int order, uint64_t seed) { schedule() = {Order(order), seed}; }
 void cuda_on_cpu_last_error(char* text, size_t size) { std::snprintf(text, size, "%s", last_error().c_str()); }
+// Streams that this OS thread fills run their work when the host waits for it.
+void cuda_on_cpu_set_lazy(int on) { lazy = on != 0; }
 void cuda_on_cpu_set_driver_version(int version) { driver_version = version; }
 size_t cuda_on_cpu_synchronisations() { return synchronisations; }
 void cuda_on_cpu_memory(size_t* in_use, size_t* peak) {
@@ -273,16 +305,24 @@ int cuDevicePrimaryCtxRetain(void** context, int) { return *context = kPrimaryCo
 int cuDevicePrimaryCtxRelease_v2(int) { return kSuccess; }
 int cuCtxSetCurrent(void* context) { return current_context = context, kSuccess; }
 int cuCtxGetCurrent(void** context) { return *context = current_context, kSuccess; }
-int cuCtxSynchronize() { return synchronisations++, kSuccess; }
+int cuCtxSynchronize() {
+  synchronisations++;
+  return lazy ? refuse(kInvalidValue, "with lazy streams, synchronise streams, not the context") : kSuccess;
+}
 
 // ---- streams, graphs, events
 
 int cuStreamCreate(void** stream, unsigned) { return *stream = new Stream, kSuccess; }
 int cuStreamCreateWithPriority(void** stream, unsigned, int) { return *stream = new Stream, kSuccess; }
-int cuStreamDestroy_v2(void* stream) { return delete static_cast<Stream*>(stream), kSuccess; }
+int cuStreamDestroy_v2(void* stream) {
+  Result result = catch_up(*static_cast<Stream*>(stream));
+  delete static_cast<Stream*>(stream);
+  return result;
+}
 int cuStreamSynchronize(void* stream) {
   synchronisations++;
-  return stream_of(stream).capture ? refuse(kCaptureUnsupported, "a capturing stream was synchronised") : kSuccess;
+  Stream& s = stream_of(stream);
+  return s.capture ? refuse(kCaptureUnsupported, "a capturing stream was synchronised") : catch_up(s);
 }
 int cuStreamBeginCapture_v2(void* stream, int) {
   Stream& s = stream_of(stream);
@@ -305,6 +345,7 @@ int cuStreamIsCapturing(void* stream, int* status) { return *status = stream_of(
 int cuStreamWaitEvent(void* stream, void* event, unsigned) {
   auto& captured = static_cast<Event*>(event)->capture;
   Stream& s = stream_of(stream);
+  if (static_cast<Event*>(event)->stream != &s) catch_up(*static_cast<Event*>(event));
   if (captured && !s.capture) s.capture = captured;
   if (captured && s.capture != captured) return refuse(kCaptureIsolation, "the event belongs to another capture");
   return kSuccess;
@@ -315,9 +356,11 @@ int cuGraphInstantiateWithFlags(void** executable, void* graph, unsigned long lo
 }
 int cuGraphLaunch(void* executable, void* stream) {
   if (stream_of(stream).capture) return refuse(kCaptureUnsupported, "a graph launch was captured");
-  for (auto& work : (*static_cast<std::shared_ptr<Graph>*>(executable))->work)
-    if (Result result = work()) return result;
-  return kSuccess;
+  return submit(stream, [graph = *static_cast<std::shared_ptr<Graph>*>(executable)] {
+    for (auto& work : graph->work)
+      if (Result result = work()) return result;
+    return kSuccess;
+  });
 }
 int cuGraphUpload(void*, void*) { return kSuccess; }
 int cuGraphDestroy(void* graph) { return delete static_cast<std::shared_ptr<Graph>*>(graph), kSuccess; }
@@ -330,12 +373,14 @@ int cuEventRecord(void* event, void* stream) {
   Stream& s = stream_of(stream);
   e->capture = s.capture;
   e->time = std::chrono::steady_clock::now();
+  e->stream = s.capture ? nullptr : &s;
+  e->after = s.done + s.waiting.size();
   // A guest that reports back has done its part.
   if (s.capture && !s.started_capture) s.capture = nullptr;
   return kSuccess;
 }
-int cuEventSynchronize(void*) { return kSuccess; }
-int cuEventQuery(void*) { return kSuccess; }
+int cuEventSynchronize(void* event) { return catch_up(*static_cast<Event*>(event)); }
+int cuEventQuery(void* event) { return catch_up(*static_cast<Event*>(event)); }
 int cuEventElapsedTime_v2(float* milliseconds, void* start, void* end) {
   auto span = static_cast<Event*>(end)->time - static_cast<Event*>(start)->time;
   return *milliseconds = std::chrono::duration<float, std::milli>(span).count(), kSuccess;
@@ -358,7 +403,7 @@ int cuMemAllocAsync(void** pointer, size_t bytes, void* stream) {
 }
 int cuMemFreeAsync(void* pointer, void* stream) {
   if (stream_of(stream).capture) return refuse(kCaptureUnsupported, "memory was freed inside a capture");
-  return Memory::device().release(pointer);
+  return submit(stream, [=] { return Memory::device().release(pointer); });
 }
 int cuMemHostAlloc(void** pointer, size_t bytes, unsigned) { return Memory::pinned().allocate(pointer, bytes); }
 int cuMemFreeHost(void* pointer) { return Memory::pinned().release(pointer); }
@@ -369,7 +414,13 @@ int cuMemPoolTrimTo(void*, size_t) { return kSuccess; }
 
 int cuMemcpyHtoDAsync_v2(void* to, const void* from, size_t bytes, void* stream) {
   if (Result bad = Memory::device().check(to, bytes, "copy to the device")) return bad;
-  return copy_work(stream, to, from, bytes);
+  if (!lazy || stream_of(stream).capture || Memory::pinned().holds(from)) return copy_work(stream, to, from, bytes);
+  // Ordinary memory is read before the call returns.
+  auto* first = static_cast<const char*>(from);
+  return submit(stream, [to, staged = std::vector<char>(first, first + bytes)] {
+    std::memcpy(to, staged.data(), staged.size());
+    return kSuccess;
+  });
 }
 int cuMemcpyDtoHAsync_v2(void* to, const void* from, size_t bytes, void* stream) {
   if (Result bad = Memory::device().check(from, bytes, "copy from the device")) return bad;
@@ -381,7 +432,10 @@ int cuMemcpyDtoDAsync_v2(void* to, const void* from, size_t bytes, void* stream)
   return copy_work(stream, to, from, bytes);
 }
 int cuMemcpyHtoD_v2(void* to, const void* from, size_t bytes) { return cuMemcpyHtoDAsync_v2(to, from, bytes, nullptr); }
-int cuMemcpyDtoH_v2(void* to, const void* from, size_t bytes) { return cuMemcpyDtoHAsync_v2(to, from, bytes, nullptr); }
+int cuMemcpyDtoH_v2(void* to, const void* from, size_t bytes) {
+  if (int bad = cuMemcpyDtoHAsync_v2(to, from, bytes, nullptr)) return bad;
+  return catch_up(stream_of(nullptr));
+}
 int cuMemcpyDtoD_v2(void* to, const void* from, size_t bytes) { return cuMemcpyDtoDAsync_v2(to, from, bytes, nullptr); }
 int cuMemsetD8Async(void* to, unsigned char value, size_t bytes, void* stream) {
   if (Result bad = Memory::device().check(to, bytes, "memset")) return bad;

@@ -151,6 +151,27 @@ fn set_driver_version(version: c_int) {
     unsafe { symbol::<unsafe extern "C" fn(c_int)>(b"cuda_on_cpu_set_driver_version")(version) }
 }
 
+/// Runs `work` with the streams of this OS thread as late as a driver may be: nothing in them runs before the host waits
+/// for it. Host memory that is written again, or dropped, before a copy out of it was waited for then shows.
+pub fn with_lazy_streams<R>(work: impl FnOnce() -> R) -> R {
+    struct Restore;
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            set_lazy(false);
+        }
+    }
+    let _restore = Restore;
+    set_lazy(true);
+    work()
+}
+
+fn set_lazy(on: bool) {
+    if is_emulated() {
+        // SAFETY: the signature is that of cuda_on_cpu_set_lazy in emulator/driver.cpp; it writes a thread-local.
+        unsafe { symbol::<unsafe extern "C" fn(c_int)>(b"cuda_on_cpu_set_lazy")(c_int::from(on)) }
+    }
+}
+
 /// How often the host has waited for a stream or the whole device in this process, on whatever thread.
 pub fn synchronisations() -> usize {
     // SAFETY: the signature is that of cuda_on_cpu_synchronisations in emulator/driver.cpp.
