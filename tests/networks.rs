@@ -215,6 +215,6 @@ fn a_resnet_learns_two_colours() {
     let config = ClassifierConfig::resnet(ResNet::ResNet18, vec!["red".into(), "green".into()], 32);
     let recipe = Recipe { batch: 8, epochs: 10, augment: Augment { flip: true, shift: 2 }, ..Recipe::celeba() };
     let net = train(&config, data, &recipe, &mut |_| Ok(())).unwrap();
-    let result = evaluate(&net, data, 5).unwrap();
+    let result = evaluate(&net, data, 5, &mut |_| Ok(())).unwrap();
     assert_eq!(result.accuracy(), 1.0, "{:?}", result.confusion);
 }

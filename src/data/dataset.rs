@@ -154,6 +154,21 @@ fn read_npz(path: &Path, size: Option<usize>) -> Result<Dataset> {
     Ok(set)
 }
 
+/// Every tenth image is held out.
+const HELD_OUT: usize = 10;
+
+/// Which images of a set that does not say itself what is for training and what for judging: every tenth image of each
+/// class, in the set's order, is held out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Part {
+    All,
+    /// Nine tenths.
+    Training,
+    /// The other tenth.
+    HeldOut,
+}
+
 /// A label beyond this is a mistake, and would name as many classes.
 const MAX_CLASSES: u32 = 1 << 16;
 
@@ -205,6 +220,22 @@ impl Dataset {
         let images = indices.iter().flat_map(|i| &self.images[i * bytes..(i + 1) * bytes]).copied().collect();
         let labels = self.labels.as_ref().map(|labels| indices.iter().map(|i| labels[*i]).collect());
         Dataset { images, labels, class_names: self.class_names.clone(), ..*self }
+    }
+
+    /// The images of one part.
+    pub fn part(&self, part: Part) -> Dataset {
+        if part == Part::All {
+            return self.clone();
+        }
+        let mut seen = vec![0; self.class_names.len().max(1)];
+        let indices: Vec<usize> = (0..self.len())
+            .filter(|i| {
+                let count = &mut seen[self.labels.as_ref().map_or(0, |l| l[*i] as usize)];
+                *count += 1;
+                (*count % HELD_OUT == 0) == (part == Part::HeldOut)
+            })
+            .collect();
+        self.subset(&indices)
     }
 
     fn filtered(&self, class: u32, keep: bool) -> Result<Dataset> {
@@ -390,6 +421,16 @@ mod tests {
         refused(none.without_class(1), &["class", "no classes"]);
         refused(none.class("1"), &["no classes"]);
         refused(none.batch_labels(&[0]), &["no labels"]);
+    }
+
+    #[test]
+    fn every_tenth_of_each_class_is_held_out() {
+        let images: Vec<u8> = (0..50).collect();
+        let labels = (0..50).map(|i| u32::from(i >= 20)).collect();
+        let set = Dataset { images, height: 1, width: 1, labels: Some(labels), ..tiny() };
+        let held = set.part(Part::HeldOut);
+        assert_eq!((held.images, held.labels), (vec![9, 19, 29, 39, 49], Some(vec![0, 0, 1, 1, 1])));
+        assert_eq!((set.part(Part::Training).len(), set.part(Part::All).images.len()), (45, 50));
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub use preprocessing::{Colours, Preprocessing};
 pub use train::{Augment, Evaluation, LabelledImages, Labels, Optimizer, Recipe, Schedule, TrainProgress, evaluate, fine_tune, train};
 
 use std::collections::BTreeMap;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use super::lenet;
@@ -25,6 +26,31 @@ pub enum Architecture {
     LeNet,
     #[serde(untagged)]
     ResNet(ResNet),
+}
+
+impl Architecture {
+    /// All of them, by the names that files and options use.
+    pub const ALL: [(&str, Architecture); 4] = [
+        ("lenet", Architecture::LeNet),
+        ("resnet18", Architecture::ResNet(ResNet::ResNet18)),
+        ("resnet50", Architecture::ResNet(ResNet::ResNet50)),
+        ("resnext50_32x4d", Architecture::ResNet(ResNet::ResNeXt50)),
+    ];
+
+    /// Side of the images that it is trained on where nothing else is said.
+    pub fn default_size(self) -> usize {
+        if self == Architecture::LeNet { lenet::SIZE } else { 64 }
+    }
+}
+
+impl FromStr for Architecture {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Architecture> {
+        Architecture::ALL.into_iter().find(|(n, _)| *n == name).map(|(_, a)| a).ok_or_else(|| {
+            Error::config("--network", format!("{name:?} is not one of {}", Architecture::ALL.map(|(n, _)| n).join(", ")))
+        })
+    }
 }
 
 /// What the outputs mean.
@@ -63,6 +89,14 @@ impl ClassifierConfig {
     /// A ResNet that tells `classes` apart in images of `size` px.
     pub fn resnet(network: ResNet, classes: Vec<String>, size: usize) -> ClassifierConfig {
         ClassifierConfig { architecture: Architecture::ResNet(network), classes, decision: Decision::Largest, preprocessing: Preprocessing::imagenet(size) }
+    }
+
+    /// A network that tells `classes` apart in images of `size` px, with the preprocessing that it is usual with.
+    pub fn new(architecture: Architecture, classes: Vec<String>, size: usize) -> ClassifierConfig {
+        match architecture {
+            Architecture::LeNet => ClassifierConfig { classes, preprocessing: Preprocessing::grey(size), ..ClassifierConfig::mnist() },
+            Architecture::ResNet(network) => ClassifierConfig::resnet(network, classes, size),
+        }
     }
 
     /// The table of its parameters.

@@ -144,7 +144,7 @@ impl State {
 }
 
 /// How the learning rate goes over a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Schedule {
     Constant,
@@ -317,14 +317,26 @@ impl Evaluation {
         self.confusion.iter().map(one).collect()
     }
 
+    /// For each class or attribute its name, the number of its images, and the share of them that were judged rightly:
+    /// of an attribute, the balanced share of all images.
+    pub fn shares(&self, names: &[String]) -> Vec<(String, usize, f64)> {
+        match &self.confusion[..] {
+            [matrix] if matrix.len() == names.len() => {
+                let of = |k: usize| matrix[k].iter().sum::<usize>();
+                names.iter().enumerate().map(|(k, name)| (name.clone(), of(k), matrix[k][k] as f64 / of(k).max(1) as f64)).collect()
+            }
+            _ => names.iter().zip(&self.confusion).zip(self.balanced()).map(|((name, m), share)| (name.clone(), m[1].iter().sum(), share)).collect(),
+        }
+    }
+
     /// Mean of `balanced`.
     pub fn balanced_accuracy(&self) -> f64 {
         self.balanced().iter().sum::<f64>() / self.confusion.len().max(1) as f64
     }
 }
 
-/// Judges all of `data`, `batch` images at a time.
-pub fn evaluate(classifier: &Classifier, data: LabelledImages, batch: usize) -> Result<Evaluation> {
+/// Judges all of `data`, `batch` images at a time; `progress` gets the number of images done and may end the work.
+pub fn evaluate(classifier: &Classifier, data: LabelledImages, batch: usize, progress: &mut dyn FnMut(usize) -> Result<()>) -> Result<Evaluation> {
     let k = classifier.n_classes();
     data.check(classifier.config())?;
     let mut confusion = match data.labels {
@@ -348,6 +360,7 @@ pub fn evaluate(classifier: &Classifier, data: LabelledImages, batch: usize) -> 
                 }
             }
         }
+        progress(indices.last().map_or(0, |i| i + 1))?;
     }
     Ok(Evaluation { confusion })
 }
