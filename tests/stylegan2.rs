@@ -162,10 +162,21 @@ fn discriminator_loss_r1_and_gradients() {
 /// Three whole iterations with every random input given.
 #[test]
 fn three_training_iterations() {
+    three_iterations(None);
+}
+
+/// The same in parts of a group each: the graphs are half as large, the numbers those of the whole batch.
+#[test]
+fn three_training_iterations_in_parts() {
+    three_iterations(Some(4));
+    three_iterations(Some(2));
+}
+
+fn three_iterations(at_once: Option<usize>) {
     let (g, g_slab) = generator();
     let config = g.config().clone();
     let (d, d_slab) = discriminator(&config);
-    let hyper = Hyper { batch: 8, ..Hyper::default() };
+    let hyper = Hyper { batch: 8, at_once, ..Hyper::default() };
     let mut state = GanState {
         config: config.clone(),
         g_ema: g_slab.deep_clone(),

@@ -1,6 +1,7 @@
 //! `recant classifier`: trains and evaluates the networks that judge, and measures real images with them.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Args, Subcommand, ValueEnum};
 
@@ -13,7 +14,8 @@ use crate::data::dataset::{Dataset, Part, Source};
 use crate::data::mnist::Split;
 use crate::error::{Error, Result};
 use crate::models::classifier::{
-    Architecture, Augment, Classifier, ClassifierConfig, Evaluation, LabelledImages, Labels, Optimizer, Recipe, Schedule, evaluate, train,
+    AFHQ, Architecture, Augment, CELEBA, Classifier, ClassifierConfig, Decision, Evaluation, LabelledImages, Labels, Optimizer, Preprocessing, Recipe, Schedule,
+    evaluate, train,
 };
 use crate::nn::Adamax;
 use crate::ops::optimizer::Adam;
@@ -30,8 +32,71 @@ enum ClassifierCommand {
     Train(TrainArgs),
     /// Accuracy on labelled images
     Eval(EvalArgs),
+    /// Say of a PyTorch file without a declaration which classifier it is, and write it with that
+    Declare(DeclareArgs),
     /// Mean and covariance of the classifier's features for each class of real images
     Stats(StatsArgs),
+}
+
+/// Height and width: `64` or `218x178`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Size([usize; 2]);
+
+impl FromStr for Size {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Size> {
+        let (h, w) = text.split_once('x').unwrap_or((text, text));
+        match (h.parse(), w.parse()) {
+            (Ok(h), Ok(w)) if h > 0 && w > 0 => Ok(Size([h, w])),
+            _ => Err(Error::config("--size", format!("{text:?} is not a side in pixels or HEIGHTxWIDTH"))),
+        }
+    }
+}
+
+/// What is done to [0, 1] pixels before the network sees them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Pixels {
+    /// As they are
+    Unit,
+    /// To [-1, 1]
+    Symmetric,
+    /// Mean and standard deviation of ImageNet
+    Imagenet,
+    /// One channel of luma
+    Grey,
+}
+
+/// What the outputs mean, by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum DecisionName {
+    /// One class: the largest output
+    Largest,
+    /// Attributes: outputs from 0 upwards, trained towards -1 and 1
+    Signs,
+    /// Attributes: log-odds of yes
+    Odds,
+}
+
+#[derive(Args, Clone, Debug)]
+struct DeclareArgs {
+    /// State_dict of the network (.pt, .pth or safetensors)
+    input: PathBuf,
+    #[arg(long)]
+    network: Architecture,
+    /// Names of the outputs in order, separated by commas; `celeba` stands for its 40 attributes, `afhq` for cat,dog,wild
+    #[arg(long)]
+    classes: String,
+    /// Input in pixels: a side, or HEIGHTxWIDTH
+    #[arg(long)]
+    size: Size,
+    #[arg(long, value_enum)]
+    pixels: Pixels,
+    #[arg(long, value_enum, default_value = "largest")]
+    decision: DecisionName,
+    /// Classifier file to write (safetensors)
+    #[arg(long)]
+    out: PathBuf,
 }
 
 /// The optimisers by name.
@@ -43,15 +108,15 @@ enum OptimizerName {
 
 #[derive(Args, Clone, Debug)]
 struct TrainArgs {
-    /// Labelled images: mnist:DIR, folder:DIR with class subfolders, or npz:FILE with labels
+    /// Labelled images: mnist:DIR, folder:DIR with class subfolders, npz:FILE with labels, or celeba:DIR with attributes
     #[arg(long)]
     data: Source,
-    /// lenet, resnet18, resnet50 or resnext50_32x4d
+    /// lenet, resnet18, resnet50, resnext50_32x4d, celeba_heads or afhq_cnn
     #[arg(long, default_value = "lenet")]
     network: Architecture,
-    /// Side of the network's input in pixels (default: 32 for lenet, else 64)
+    /// The network's input in pixels: a side, or HEIGHTxWIDTH (default: 32 for lenet, 250 for afhq_cnn, else 64)
     #[arg(long)]
-    size: Option<usize>,
+    size: Option<Size>,
     /// Train on nine tenths of each class and judge the result on the others
     #[arg(long)]
     hold_out: bool,
@@ -112,8 +177,11 @@ struct StatsArgs {
 
 /// A data set as training and evaluation take it.
 fn labelled<'a>(data: &'a Dataset) -> Result<LabelledImages<'a>> {
-    let labels = data.labels.as_deref().map(Labels::Classes);
-    let labels = labels.ok_or_else(|| Error::config("--data", "has no labels; use class folders or an npz with labels"))?;
+    let labels = match (&data.labels, &data.attributes) {
+        (Some(labels), _) => Labels::Classes(labels),
+        (None, Some(attributes)) => Labels::Attributes(attributes),
+        (None, None) => return Err(Error::config("--data", "has no labels; use class folders, an npz with labels, or celeba:DIR")),
+    };
     Ok(LabelledImages { pixels: &data.images, size: [data.height, data.width], channels: data.channels, labels })
 }
 
@@ -123,6 +191,7 @@ impl ClassifierArgs {
             ClassifierCommand::Train(c) => c.run(global),
             ClassifierCommand::Eval(c) => c.run(global),
             ClassifierCommand::Stats(c) => c.run(global),
+            ClassifierCommand::Declare(c) => c.run(global),
         }
     }
 }
@@ -154,10 +223,11 @@ impl TrainArgs {
     fn run(&self, global: &Global) -> Result<()> {
         let start = std::time::Instant::now();
         let recipe = self.recipe()?;
-        let size = self.size.unwrap_or(self.network.default_size());
-        let all = self.data.read(Split::Train, Some(size))?;
+        let size = self.size.map_or([self.network.default_size(); 2], |s| s.0);
+        let all = self.data.read_at(Split::Train, Some(size))?;
         let data = if self.hold_out { all.part(Part::Training) } else { all.clone() };
-        let config = ClassifierConfig::new(self.network, data.class_names.clone(), size);
+        let decision = if data.attributes.is_some() { Decision::Signs } else { Decision::Largest };
+        let config = ClassifierConfig::new(self.network, data.class_names.clone(), decision, size);
         let mut progress: Option<Progress> = None;
         let classifier = train(&config, labelled(&data)?, &recipe, &mut |p| {
             let bar = progress.get_or_insert_with(|| Progress::new("classifier", 0, p.steps as u64));
@@ -212,7 +282,7 @@ impl EvalArgs {
         let start = std::time::Instant::now();
         let classifier = read_classifier(&self.data.classifier)?;
         println!("it looks at {}", classifier.config().preprocessing);
-        let data = self.data.data.read(Split::Test, Some(classifier.config().preprocessing.size[0]))?.part(self.part);
+        let data = self.data.data.read_at(Split::Test, Some(classifier.config().preprocessing.size))?.part(self.part);
         let result = judged(&classifier, &data, "images")?;
         let seconds = start.elapsed().as_secs_f64();
         summary(
@@ -230,10 +300,37 @@ impl StatsArgs {
     fn run(&self, global: &Global) -> Result<()> {
         let start = std::time::Instant::now();
         let classifier = read_classifier(&self.data.classifier)?;
-        let data = self.data.data.read(Split::Train, Some(classifier.config().preprocessing.size[0]))?;
+        let data = self.data.data.read_at(Split::Train, Some(classifier.config().preprocessing.size))?;
         collect_statistics(&classifier, &data)?.write(&self.out)?;
         println!("statistics of {} images: {}", data.len(), self.out.display());
         summary(global, &serde_json::json!({"images": data.len(), "out": self.out, "seconds": start.elapsed().as_secs_f64(), "device": "cpu"}));
+        Ok(())
+    }
+}
+
+impl DeclareArgs {
+    fn run(&self, global: &Global) -> Result<()> {
+        let classes: Vec<String> = match self.classes.as_str() {
+            "celeba" => CELEBA.map(String::from).to_vec(),
+            "afhq" => AFHQ.map(String::from).to_vec(),
+            list => list.split(',').map(|name| name.trim().to_string()).collect(),
+        };
+        let size = self.size.0;
+        let preprocessing = match self.pixels {
+            Pixels::Unit => Preprocessing::rgb(size),
+            Pixels::Symmetric => Preprocessing::symmetric(size),
+            Pixels::Imagenet => Preprocessing { size, ..Preprocessing::imagenet(size[0]) },
+            Pixels::Grey => Preprocessing { size, ..Preprocessing::grey(size[0]) },
+        };
+        let decision = match self.decision {
+            DecisionName::Largest => Decision::Largest,
+            DecisionName::Signs => Decision::Signs,
+            DecisionName::Odds => Decision::Odds,
+        };
+        let classifier = Classifier::read_as(&self.input, ClassifierConfig { architecture: self.network, classes, decision, preprocessing })?;
+        write_classifier(&self.out, &classifier)?;
+        println!("{} outputs, it looks at {}: {}", classifier.n_classes(), classifier.config().preprocessing, self.out.display());
+        summary(global, &serde_json::json!({"outputs": classifier.n_classes(), "out": self.out}));
         Ok(())
     }
 }

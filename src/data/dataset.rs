@@ -6,7 +6,7 @@ use std::str::FromStr;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::folder;
+use super::{celeba, folder};
 use super::mnist::{Mnist, Split};
 use crate::device::cpu::stale_vec;
 use crate::error::{Error, Result};
@@ -26,15 +26,18 @@ pub struct Dataset {
     pub channels: usize,
     /// The class of each image.
     pub labels: Option<Vec<u32>>,
-    /// One name for each class; empty without labels.
+    /// Of data with attributes instead of classes, `[n, attributes]`: 1 where an image has the attribute, 0 where not.
+    pub attributes: Option<Vec<u8>>,
+    /// One name for each class or attribute; empty without both.
     pub class_names: Vec<String>,
 }
 
-/// Where images come from: `mnist:DIR`, `folder:DIR` or `npz:FILE`.
+/// Where images come from: `mnist:DIR`, `folder:DIR`, `celeba:DIR` or `npz:FILE`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     Mnist(PathBuf),
     Folder(PathBuf),
+    Celeba(PathBuf),
     Npz(PathBuf),
 }
 
@@ -42,7 +45,7 @@ impl FromStr for Source {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Source> {
-        let wrong = |problem: &str| Error::config("data", format!("{text:?} {problem}; give mnist:DIR, folder:DIR or npz:FILE"));
+        let wrong = |problem: &str| Error::config("data", format!("{text:?} {problem}; give mnist:DIR, folder:DIR, celeba:DIR or npz:FILE"));
         let Some((kind, path)) = text.split_once(':') else { return Err(wrong("does not say what it is")) };
         if path.is_empty() {
             return Err(wrong("names no path"));
@@ -50,6 +53,7 @@ impl FromStr for Source {
         match kind {
             "mnist" => Ok(Source::Mnist(path.into())),
             "folder" => Ok(Source::Folder(path.into())),
+            "celeba" => Ok(Source::Celeba(path.into())),
             "npz" => Ok(Source::Npz(path.into())),
             _ => Err(wrong("is of an unknown kind")),
         }
@@ -61,6 +65,7 @@ impl std::fmt::Display for Source {
         match self {
             Source::Mnist(path) => write!(f, "mnist:{}", path.display()),
             Source::Folder(path) => write!(f, "folder:{}", path.display()),
+            Source::Celeba(path) => write!(f, "celeba:{}", path.display()),
             Source::Npz(path) => write!(f, "npz:{}", path.display()),
         }
     }
@@ -70,16 +75,26 @@ impl Source {
     /// Reads the images at `size` × `size`; without a size, as they are. `split` matters to MNIST only. Digits are
     /// resized bilinearly, pictures by Lanczos with a cut from the middle.
     pub fn read(&self, split: Split, size: Option<usize>) -> Result<Dataset> {
-        if size == Some(0) {
+        self.read_at(split, size.map(|s| [s, s]))
+    }
+
+    /// As `read`, at any height and width. Digits and arrays are squares.
+    pub fn read_at(&self, split: Split, size: Option<[usize; 2]>) -> Result<Dataset> {
+        if size.is_some_and(|s| s.contains(&0)) {
             return Err(Error::config("--size", "is 0; give the side of the images in pixels"));
         }
+        let side = || match size {
+            Some([h, w]) if h != w => Err(Error::config("--size", format!("{self} holds squares: give one side, not {h}x{w}"))),
+            size => Ok(size.map(|s| s[0])),
+        };
         match self {
             Source::Mnist(folder) => {
-                let mnist = Mnist::read(folder, split)?;
-                Ok(Dataset::from(size.map(|size| mnist.resized(size)).unwrap_or(mnist)))
+                let (mnist, side) = (Mnist::read(folder, split)?, side()?);
+                Ok(Dataset::from(side.map(|size| mnist.resized(size)).unwrap_or(mnist)))
             }
             Source::Folder(folder) => folder::read(folder, size),
-            Source::Npz(file) => read_npz(file, size),
+            Source::Celeba(folder) => celeba::read(folder, size),
+            Source::Npz(file) => read_npz(file, side()?),
         }
     }
 }
@@ -92,6 +107,7 @@ impl From<Mnist> for Dataset {
             width: mnist.width,
             channels: 1,
             labels: Some(mnist.labels.iter().map(|l| *l as u32).collect()),
+            attributes: None,
             class_names: (0..10).map(|digit| digit.to_string()).collect(),
         }
     }
@@ -142,7 +158,8 @@ fn read_npz(path: &Path, size: Option<usize>) -> Result<Dataset> {
         }
     };
     let classes = labels.iter().flatten().max().map_or(0, |l| l + 1);
-    let mut set = Dataset { images: bytes, height, width, channels, labels, class_names: (0..classes).map(|c| c.to_string()).collect() };
+    let class_names = (0..classes).map(|c| c.to_string()).collect();
+    let mut set = Dataset { images: bytes, height, width, channels, labels, attributes: None, class_names };
     if let Some(size) = size.filter(|size| (height, width) != (*size, *size)) {
         set.images = set
             .images
@@ -180,6 +197,19 @@ pub enum Flip {
     Random,
 }
 
+/// The number of a class among `names`, given by name or number; an unknown one is an error that lists the known ones.
+pub(super) fn class_of(names: &[String], name: &str) -> Result<u32> {
+    let by_name = names.iter().position(|n| n == name);
+    let by_number = || name.parse().ok().filter(|i: &usize| *i < names.len());
+    by_name.or_else(by_number).map(|i| i as u32).ok_or_else(|| {
+        let known = match names {
+            [] => "the data have no classes".to_owned(),
+            names => format!("choose one of {}", names[..names.len().min(50)].join(", ")),
+        };
+        Error::config("class", format!("{name:?} is not a class of the data; {known}"))
+    })
+}
+
 impl Dataset {
     /// Number of images.
     pub fn len(&self) -> usize {
@@ -194,23 +224,19 @@ impl Dataset {
         self.height * self.width * self.channels
     }
 
-    /// The class of a name or a number; an unknown one is an error that lists the known ones.
+    /// The class or attribute of a name or a number; an unknown one is an error that lists the known ones.
     pub fn class(&self, name: &str) -> Result<u32> {
-        let by_name = self.class_names.iter().position(|n| n == name);
-        let by_number = || name.parse().ok().filter(|i: &usize| *i < self.class_names.len());
-        by_name.or_else(by_number).map(|i| i as u32).ok_or_else(|| {
-            let known = match &self.class_names[..] {
-                [] => "the data have no classes".to_owned(),
-                names => format!("choose one of {}", names[..names.len().min(50)].join(", ")),
-            };
-            Error::config("class", format!("{name:?} is not a class of the data; {known}"))
-        })
+        class_of(&self.class_names, name)
     }
 
-    /// Images of each class.
+    /// Images of each class, or with each attribute.
     pub fn class_counts(&self) -> Vec<usize> {
-        let mut counts = vec![0; self.class_names.len()];
+        let k = self.class_names.len();
+        let mut counts = vec![0; k];
         self.labels.iter().flatten().for_each(|l| counts[*l as usize] += 1);
+        for row in self.attributes.iter().flat_map(|a| a.chunks_exact(k.max(1))) {
+            counts.iter_mut().zip(row).for_each(|(c, has)| *c += *has as usize);
+        }
         counts
     }
 
@@ -219,7 +245,9 @@ impl Dataset {
         let bytes = self.image_bytes();
         let images = indices.iter().flat_map(|i| &self.images[i * bytes..(i + 1) * bytes]).copied().collect();
         let labels = self.labels.as_ref().map(|labels| indices.iter().map(|i| labels[*i]).collect());
-        Dataset { images, labels, class_names: self.class_names.clone(), ..*self }
+        let k = self.class_names.len();
+        let attributes = self.attributes.as_ref().map(|all| indices.iter().flat_map(|i| &all[i * k..(i + 1) * k]).copied().collect());
+        Dataset { images, labels, attributes, class_names: self.class_names.clone(), ..*self }
     }
 
     /// The images of one part.
@@ -239,17 +267,26 @@ impl Dataset {
     }
 
     fn filtered(&self, class: u32, keep: bool) -> Result<Dataset> {
-        let Some(labels) = &self.labels else {
-            return Err(Error::config("class", "the data have no classes; use class folders or an npz with labels"));
+        let k = self.class_names.len();
+        let is = |i: usize| match (&self.labels, &self.attributes) {
+            (Some(labels), _) => Ok(labels[i] == class),
+            (None, Some(attributes)) => Ok(attributes[i * k + class as usize] > 0),
+            (None, None) => Err(Error::config("class", "the data have no classes; use class folders or an npz with labels")),
         };
-        let indices: Vec<usize> = (0..labels.len()).filter(|i| (labels[*i] == class) == keep).collect();
+        let mut indices = Vec::new();
+        for i in 0..self.len() {
+            if is(i)? == keep {
+                indices.push(i);
+            }
+        }
         if indices.is_empty() {
             return Err(Error::config("class", "no image would be left; choose another class"));
         }
         Ok(self.subset(&indices))
     }
 
-    /// Everything but a class: what a model retrained from scratch would see. Classes keep their numbers.
+    /// Everything but a class, or everything without an attribute: what a model retrained from scratch would see. Classes
+    /// keep their numbers.
     pub fn without_class(&self, class: u32) -> Result<Dataset> {
         self.filtered(class, false)
     }
@@ -384,6 +421,7 @@ mod tests {
             width: 2,
             channels: 1,
             labels: Some(vec![0, 1, 1, 0]),
+            attributes: None,
             class_names: vec!["cat".into(), "dog".into()],
         }
     }
@@ -393,7 +431,7 @@ mod tests {
         assert_eq!("mnist:a/b".parse::<Source>().unwrap(), Source::Mnist("a/b".into()));
         assert_eq!("npz:C:x.npz".parse::<Source>().unwrap().to_string(), "npz:C:x.npz");
         for (text, says) in [("mnist", "does not say"), ("folder:", "names no path"), ("lmdb:x", "unknown kind")] {
-            refused(text.parse::<Source>(), &[text, says, "mnist:DIR, folder:DIR or npz:FILE"]);
+            refused(text.parse::<Source>(), &[text, says, "mnist:DIR, folder:DIR, celeba:DIR or npz:FILE"]);
         }
     }
 

@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{Classifier, ClassifierConfig, Decision};
-use crate::autograd::{Order, Var, grad_or_zero, mean, reshape, square, sub};
+use crate::autograd::{Order, Var, grad_or_zero, mean, mul, reshape, scale, softplus, square, sub};
 use crate::error::{Error, Result};
-use crate::models::resnet::Normalise;
-use crate::nn::batch_norm::{MOMENTUM, Moments};
+use crate::nn::batch_norm::{MOMENTUM, Moments, Normalise};
 use crate::nn::softmax::cross_entropy;
 use crate::nn::{AdamState, Adamax, AdamaxState, Layout, ParamSlab};
 use crate::ops::optimizer::{Adam, Pull};
@@ -18,6 +17,7 @@ use crate::tensor::Tensor;
 const INITIAL: u64 = 0;
 const ORDER: u64 = 1;
 const AUGMENT: u64 = 2;
+const DROPOUT: u64 = 3;
 
 /// Labelled images in memory, `[N, H, W, C]`, C 1 or 3, 0 to 255.
 #[derive(Clone, Copy)]
@@ -51,7 +51,7 @@ impl LabelledImages<'_> {
         let ([h, w], k) = (self.size, config.classes.len());
         let labels = match (self.labels, config.decision) {
             (Labels::Classes(l), Decision::Largest) => l.len(),
-            (Labels::Attributes(l), Decision::Signs) => l.len() / k,
+            (Labels::Attributes(l), Decision::Signs | Decision::Odds) => l.len() / k,
             _ => return Err(Error::config("labels", "classes go with a classifier of classes, attributes with one of attributes")),
         };
         if self.is_empty() || self.pixels.len() != labels * h * w * self.channels {
@@ -227,7 +227,7 @@ pub fn fine_tune(start: Classifier, data: LabelledImages, recipe: &Recipe, progr
         return Err(Error::config("--batch", "0 images per step; ask for at least 1"));
     }
     let mut state = recipe.optimizer.start(params.layout());
-    let (mut order, mut moves) = (Random::new(recipe.seed, ORDER), Random::new(recipe.seed, AUGMENT));
+    let [mut order, mut moves, mut dropout] = [ORDER, AUGMENT, DROPOUT].map(|stream| Random::new(recipe.seed, stream));
     let per_epoch = data.len().div_ceil(recipe.batch);
     let steps = recipe.epochs * per_epoch;
     for epoch in 0..recipe.epochs {
@@ -235,7 +235,8 @@ pub fn fine_tune(start: Classifier, data: LabelledImages, recipe: &Recipe, progr
             let step = epoch * per_epoch + i + 1;
             let images = data.batch(indices, recipe.augment, &mut moves);
             let mut moments = BTreeMap::new();
-            let (loss, gradients) = loss_and_gradients(&config, &params, &mut moments, &images, data.labels, indices)?;
+            let norm = Normalise::Batch { moments: &mut moments, dropout: &mut dropout };
+            let (loss, gradients) = loss_and_gradients(&config, &params, norm, &images, data.labels, indices)?;
             if !loss.is_finite() {
                 let problem = format!("the loss is {loss}; lower the learning rate");
                 return Err(Error::Diverged { what: "classifier training".into(), step, problem });
@@ -248,26 +249,29 @@ pub fn fine_tune(start: Classifier, data: LabelledImages, recipe: &Recipe, progr
     Classifier::new(config, params, buffers)
 }
 
-/// Loss of the images at `indices`, its gradient by every parameter, and the batch's statistics of every
+/// Loss of the images at `indices` and its gradient by every parameter; `norm` takes the batch's statistics of every
 /// normalisation.
 fn loss_and_gradients(
     config: &ClassifierConfig,
     params: &ParamSlab,
-    moments: &mut BTreeMap<String, Moments>,
+    norm: Normalise,
     images: &Tensor,
     labels: Labels,
     indices: &[usize],
 ) -> Result<(f64, Vec<Var>)> {
     let leaves = params.leaves();
     let x = Var::constant(config.preprocessing.apply(images)?);
-    let (outputs, _) = config.forward(&leaves, Normalise::Batch(moments), &x)?;
+    let (outputs, _) = config.forward(&leaves, norm, &x)?;
     let loss = match labels {
         Labels::Classes(all) => cross_entropy(&outputs, &indices.iter().map(|i| all[*i] as usize).collect::<Vec<_>>())?,
         Labels::Attributes(all) => {
             let k = config.classes.len();
             let signs: Vec<f32> = indices.iter().flat_map(|i| &all[i * k..][..k]).map(|v| if *v > 0 { 1.0 } else { -1.0 }).collect();
             let signs = Var::constant(Tensor::from_vec(&[indices.len(), k], signs));
-            mean(&square(&sub(&outputs, &signs)?)?)?
+            match config.decision {
+                Decision::Odds => mean(&softplus(&scale(&mul(&outputs, &signs)?, -1.0)?)?)?,
+                _ => mean(&square(&sub(&outputs, &signs)?)?)?,
+            }
         }
     };
     let loss = reshape(&loss, &[1])?;

@@ -12,6 +12,7 @@ use crate::nn::layers::{equal_linear, pixel_norm};
 use crate::nn::params::{Init, Layout, Params};
 use crate::ops::bias_act::Activation;
 use crate::ops::conv2d::Conv2d;
+use crate::ops::layout::gather_rows;
 use crate::ops::matmul::Read;
 use crate::ops::random::Random;
 use crate::ops::upfirdn2d::{RESAMPLE_TAPS, Upfirdn2d};
@@ -28,6 +29,16 @@ pub enum Styles {
     One(Tensor),
     /// Style mixing: layers below `crossover` take `z1`, the others `z2`.
     Mixed { z1: Tensor, z2: Tensor, crossover: usize },
+}
+
+impl Styles {
+    /// Those of some of the images.
+    pub fn rows(&self, indices: &[usize]) -> Result<Styles> {
+        Ok(match self {
+            Styles::One(z) => Styles::One(gather_rows(z, indices)?),
+            Styles::Mixed { z1, z2, crossover } => Styles::Mixed { z1: gather_rows(z1, indices)?, z2: gather_rows(z2, indices)?, crossover: *crossover },
+        })
+    }
 }
 
 /// Architecture and parameter table of a generator.
