@@ -130,6 +130,25 @@ fn the_method_from_images_to_an_unlearned_model() {
         let args = UNLEARN.map(|a| if a == "unlearned" { repulsion } else { a });
         folder.ok(&with(&args, &["--repulsion", repulsion]));
     }
+    for method in ["ewc", "l1", "cf-k", "eu-k"] {
+        let args = UNLEARN.map(|a| if a == "unlearned" { method } else { a });
+        folder.ok(&with(&args, &["--method", method]));
+    }
+    // What CF-k froze has not moved, what it trained has; EU-k starts the latter anew.
+    let tensors = |run: &str| recant::io::safetensors::read(folder.path(run).join("model.safetensors")).unwrap().tensors;
+    let (original, cfk, euk) = (tensors("run"), tensors("cf-k"), tensors("eu-k"));
+    // Stages start from the EMA.
+    let moved = |to: &std::collections::BTreeMap<String, recant::tensor::Tensor>, name: &str| {
+        let (a, b) = (original[&format!("g_ema.{name}")].to_f64_vec(), to[&format!("g.{name}")].to_f64_vec());
+        a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+    };
+    for frozen in ["style.1.weight", "input.input", "conv1.conv.weight", "convs.0.conv.weight", "to_rgb1.bias"] {
+        assert_eq!((moved(&cfk, frozen), moved(&euk, frozen)), (0.0, 0.0), "{frozen}");
+    }
+    assert!(moved(&cfk, "convs.1.conv.weight") > 0.0 && moved(&cfk, "to_rgbs.0.bias") > 0.0);
+    assert!(moved(&euk, "convs.1.conv.weight") > 20.0 * moved(&cfk, "convs.1.conv.weight"), "new initial values are far away");
+    folder.refused(&with(&UNLEARN.map(|a| if a == "unlearned" { "x" } else { a }), &["--method", "cf-k", "--trained", "layers:9"]), &["--trained", "1 to 3"]);
+    folder.refused(&with(&UNLEARN.map(|a| if a == "unlearned" { "x" } else { a }), &["--method", "l1", "--l1", "-1"]), &["--l1"]);
     folder.ok(&["extrapolate", "--model", "run/model.safetensors", "--adapted", "adapted", "--out", "extrapolated", "--gamma", "0,1"]);
     assert!(folder.path("extrapolated/extrapolated.png").exists());
     folder.ok(&["sample", "--model", "unlearned/unlearned.safetensors", "--n", "5", "--out", "samples.png"]);
@@ -250,6 +269,54 @@ fn evaluation_with_fid_ret_fid_and_drift() {
     folder.refused(&with(&common, &["--class", class, "--real", "images.npz"]), &["images.npz", "npz:"]);
 }
 
+/// A table of the paper on the embedded model, as short as it can be: every row, the paper's figures beside, figures,
+/// and a second call that takes everything from the folder.
+#[test]
+fn a_table_of_the_paper_and_its_resumption() {
+    let folder = Folder::new();
+    let short = ["--feedback", "60", "--models", "1", "--adapt-iterations", "2", "--iterations", "2", "--samples", "60", "--runs", "2", "--json"];
+    let common = with(&["reproduce", "mnist", "--classes", "1", "--out", "table"], &short);
+    let first = json(folder.ok(&common));
+    let outcomes = first["outcomes"].as_array().unwrap();
+    // The original and nine methods, twice; no reference was given for the tenth.
+    assert_eq!(outcomes.len(), 20);
+    assert!(outcomes.iter().all(|o| o["pul"].is_number() && o["frechet"].is_number() && o["fid"].is_null()));
+    let table = std::fs::read_to_string(folder.path("table/table.md")).unwrap();
+    for part in ["| AtU EL2 | ", " 99.32 ± 0.43 |", "| Retraining | - | 98.80 ± 0.09 |", "| CF-k |", "official code", "this call", "| 9 |"] {
+        assert!(table.contains(part), "{part:?} is missing in {table}");
+    }
+    for file in ["1/run_0/methods.png", "1/run_0/gamma.png", "1/run_1/el2.safetensors", "1/run_1/atu-el2.json", "config.json", "metrics.jsonl"] {
+        assert!(folder.path("table").join(file).exists(), "{file}");
+    }
+    folder.refused(&common, &["table", "--resume"]);
+    let trained = std::fs::metadata(folder.path("table/1/run_1/el2.safetensors")).unwrap().modified().unwrap();
+    std::fs::remove_file(folder.path("table/1/run_1/atu-el2.json")).unwrap();
+    let second = json(folder.ok(&with(&common, &["--resume"])));
+    assert_eq!(second["outcomes"], first["outcomes"]);
+    assert_eq!(std::fs::metadata(folder.path("table/1/run_1/el2.safetensors")).unwrap().modified().unwrap(), trained, "not trained again");
+
+    folder.refused(&["reproduce", "afhq", "--out", "x"], &["--data", "pre-train"]);
+    folder.refused(&["reproduce", "mnist", "--classes", "12", "--out", "y"], &["12", "0, 1, 2"]);
+    folder.refused(&["reproduce", "mnist", "--runs", "0", "--out", "z"], &["--runs"]);
+    folder.refused(&["reproduce", "mnist", "--data", "nothing", "--out", "z"], &["nothing", "mnist:DIR"]);
+    assert!(!folder.path("z").exists());
+}
+
+#[test]
+fn a_sweep_over_strengths_and_its_choice() {
+    let folder = Folder::new();
+    let sweep = ["reproduce", "sweep", "--class", "1", "--pulls", "1e-4,1e-2", "--alphas", "1", "--out", "sweep", "--json"];
+    let short = ["--feedback", "60", "--adapt-iterations", "2", "--iterations", "3", "--samples", "60"];
+    let found = json(folder.ok(&with(&sweep, &short)));
+    let trials = found["trials"].as_array().unwrap();
+    let of = |loss: &str| trials.iter().filter(|t| t["loss"] == loss).count();
+    assert_eq!((of("none"), of("NL2")), (1, 2), "{found}");
+    let svg = std::fs::read_to_string(folder.path("sweep/sweep.svg")).unwrap();
+    assert!(svg.contains("EL2, α 1/D₀") && svg.contains("IL2"));
+    assert!(std::fs::read_to_string(folder.path("sweep/sweep.txt")).unwrap().contains("positives only"));
+    folder.refused(&with(&sweep, &["--pulls", "-1"]), &["--pulls"]);
+}
+
 /// Classifiers by every way in: trained with a tenth held out, on attributes, declared of a PyTorch file.
 #[test]
 fn classifiers_train_on_classes_and_attributes() {
@@ -279,7 +346,9 @@ fn classifiers_train_on_classes_and_attributes() {
     let held = json(eval("net.safetensors", "folder:classes", &["--part", "held-out"]));
     assert_eq!((&held["images"], &held["balanced_accuracy"]), (&serde_json::json!(2), &serde_json::json!(1.0)));
 
-    train("celeba:faces", "faces.safetensors", &["--network", "resnet18", "--epochs", "12", "--optimizer", "adam"]);
+    train("folder:classes", "lenet.safetensors", &["--network", "lenet", "--epochs", "30", "--optimizer", "adam", "--schedule", "constant"]);
+    assert_eq!(json(eval("lenet.safetensors", "folder:classes", &[]))["accuracy"], 1.0);
+    train("celeba:faces", "faces.safetensors", &["--network", "resnet18", "--epochs", "12"]);
     let faces = json(eval("faces.safetensors", "celeba:faces", &[]));
     assert_eq!(faces["balanced"][0], 1.0, "{faces}");
     assert_eq!(faces["balanced"].as_array().unwrap().len(), 40);

@@ -74,14 +74,14 @@ pub(super) struct Report {
 }
 
 /// Real images as an option names them.
-enum Real {
+pub(super) enum Real {
     /// Written by `classifier stats`.
     Statistics(ClassStatistics),
     Data(Source),
 }
 
 impl Real {
-    fn of(text: &str) -> Result<Real> {
+    pub fn of(text: &str) -> Result<Real> {
         match Path::new(text).extension() {
             Some(e) if e == "safetensors" => {
                 ClassStatistics::from_tensors(&safetensors::read(text)?.tensors).map(Real::Statistics).map_err(|e| Error::file(text, e))
@@ -91,7 +91,7 @@ impl Real {
     }
 
     /// By class, as features of the classifier; none of data without classes.
-    fn by_class(self, classifier: &Classifier) -> Result<Option<ClassStatistics>> {
+    pub fn by_class(self, classifier: &Classifier) -> Result<Option<ClassStatistics>> {
         match self {
             Real::Statistics(statistics) => Ok(Some(statistics)),
             Real::Data(Source::Celeba(_)) => Ok(None),
@@ -205,26 +205,35 @@ fn distance_json(report: &FidReport) -> serde_json::Value {
 }
 
 /// What is known of one model's images.
-struct Measured {
-    judged: Judged,
-    inception: Option<Statistics>,
+pub(super) struct Measured {
+    pub judged: Judged,
+    pub inception: Option<Statistics>,
+}
+
+/// Inception features of the first so many images.
+#[derive(Clone, Copy)]
+pub(super) struct Features<'a> {
+    pub extractor: &'a Extractor,
+    pub batch: usize,
+    pub images: usize,
+}
+
+/// Generates a model's images once, for the classifier and for Inception.
+pub(super) fn measure(bench: &Bench, what: &str, params: &ParamSlab, features: Option<Features>) -> Result<Measured> {
+    let mut stats = features.map(|f| f.extractor.start());
+    let judged = bench.judge_and(what, params, &mut |images| {
+        let (Some(f), Some(stats)) = (features, &mut stats) else { return Ok(()) };
+        let n = images.dim(0).min(f.images.saturating_sub(stats.count()));
+        for at in (0..n).step_by(f.batch) {
+            f.extractor.add_images(stats, &images.rows(at, f.batch.min(n - at))?)?;
+            run_folder::stop_if_interrupted()?;
+        }
+        Ok(())
+    })?;
+    Ok(Measured { judged, inception: stats.map(|s| s.finish()).transpose()? })
 }
 
 impl Evaluate {
-    /// Generates a model's images once, for the classifier and for Inception.
-    fn measure(&self, bench: &Bench, what: &str, params: &ParamSlab, extractor: Option<&Extractor>) -> Result<Measured> {
-        let mut stats = extractor.map(Extractor::start);
-        let judged = bench.judge_and(what, params, &mut |images| {
-            let (Some(extractor), Some(stats)) = (extractor, &mut stats) else { return Ok(()) };
-            for at in (0..images.dim(0)).step_by(self.inception.fid_batch) {
-                extractor.add_images(stats, &images.rows(at, self.inception.fid_batch.min(images.dim(0) - at))?)?;
-                run_folder::stop_if_interrupted()?;
-            }
-            Ok(())
-        })?;
-        Ok(Measured { judged, inception: stats.map(|s| s.finish()).transpose()? })
-    }
-
     pub fn run(&self, global: &Global) -> Result<()> {
         let start = std::time::Instant::now();
         if self.n < 2 {
@@ -251,9 +260,10 @@ impl Evaluate {
         let by_class = real.map(|r| r.by_class(&classifier)).transpose()?.flatten();
         let g = Generator::new(original.config.clone());
         let bench = Bench { g: &g, classifier: &classifier, class, n: self.n, seed: self.seed };
-        let before = self.measure(&bench, "original", &original.g_ema, extractor.as_ref())?;
-        let after = self.measure(&bench, "unlearned", &unlearned.g_ema, extractor.as_ref())?;
-        let reference = retrained.as_ref().map(|r| self.measure(&bench, "retrained", &r.g_ema, extractor.as_ref())).transpose()?;
+        let features = extractor.as_ref().map(|extractor| Features { extractor, batch: self.inception.fid_batch, images: self.n });
+        let before = measure(&bench, "original", &original.g_ema, features)?;
+        let after = measure(&bench, "unlearned", &unlearned.g_ema, features)?;
+        let reference = retrained.as_ref().map(|r| measure(&bench, "retrained", &r.g_ema, features)).transpose()?;
         let compare = |a: &Option<Statistics>, b: &Option<Statistics>| match (&extractor, a, b) {
             (Some(e), Some(a), Some(b)) => fid(e.protocol(), a, b).map(Some),
             _ => Ok(None),
