@@ -146,7 +146,9 @@ fn the_method_from_images_to_an_unlearned_model() {
         assert_eq!((moved(&cfk, frozen), moved(&euk, frozen)), (0.0, 0.0), "{frozen}");
     }
     assert!(moved(&cfk, "convs.1.conv.weight") > 0.0 && moved(&cfk, "to_rgbs.0.bias") > 0.0);
-    assert!(moved(&euk, "convs.1.conv.weight") > 20.0 * moved(&cfk, "convs.1.conv.weight"), "new initial values are far away");
+    // The largest difference of hundreds of pairs from N(0, 1).
+    let (few, many) = (moved(&cfk, "convs.1.conv.weight"), moved(&euk, "convs.1.conv.weight"));
+    assert!(many > 2.0 && many > 2.0 * few, "new initial values are far away: {few} and {many}");
     folder.refused(&with(&UNLEARN.map(|a| if a == "unlearned" { "x" } else { a }), &["--method", "cf-k", "--trained", "layers:9"]), &["--trained", "1 to 3"]);
     folder.refused(&with(&UNLEARN.map(|a| if a == "unlearned" { "x" } else { a }), &["--method", "l1", "--l1", "-1"]), &["--l1"]);
     folder.ok(&["extrapolate", "--model", "run/model.safetensors", "--adapted", "adapted", "--out", "extrapolated", "--gamma", "0,1"]);
@@ -314,7 +316,7 @@ fn a_sweep_over_strengths_and_its_choice() {
     let svg = std::fs::read_to_string(folder.path("sweep/sweep.svg")).unwrap();
     assert!(svg.contains("EL2, α 1/D₀") && svg.contains("IL2"));
     assert!(std::fs::read_to_string(folder.path("sweep/sweep.txt")).unwrap().contains("positives only"));
-    folder.refused(&with(&sweep, &["--pulls", "-1"]), &["--pulls"]);
+    folder.refused(&["reproduce", "sweep", "--pulls", "1e-4,-1", "--out", "x"], &["--pulls", "positive"]);
 }
 
 /// Classifiers by every way in: trained with a tenth held out, on attributes, declared of a PyTorch file.

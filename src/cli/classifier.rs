@@ -130,7 +130,7 @@ struct TrainArgs {
     #[arg(long, value_enum)]
     optimizer: Option<OptimizerName>,
     /// Learning rate
-    #[arg(long, default_value_t = 2e-3)]
+    #[arg(long, default_value_t = 2e-3, allow_negative_numbers = true)]
     lr: f64,
     /// Learning rate over the run (default: lenet cosine, else constant)
     #[arg(long, value_enum)]
@@ -232,6 +232,8 @@ impl TrainArgs {
         let classifier = train(&config, labelled(&data)?, &recipe, &mut |p| {
             let bar = progress.get_or_insert_with(|| Progress::new("classifier", 0, p.steps as u64));
             bar.at(p.step as u64, || format!("epoch {} loss {:.4}", p.epoch + 1, p.loss));
+            // An interrupted run leaves its last whole epoch.
+            p.epoch_done.map_or(Ok(()), |c| write_classifier(&self.out, c))?;
             stop_if_interrupted()
         })?;
         if let Some(bar) = progress {

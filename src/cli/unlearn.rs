@@ -52,10 +52,10 @@ pub(crate) struct BaselineOptions {
     #[arg(long, value_enum, default_value = "repulsion")]
     pub method: Method,
     /// λ of the EWC baseline
-    #[arg(long, default_value_t = 5e8)]
+    #[arg(long, default_value_t = 5e8, allow_negative_numbers = true)]
     pub lambda: f64,
     /// Weight of the ℓ1 norm
-    #[arg(long, default_value_t = L1_STRENGTH)]
+    #[arg(long, default_value_t = L1_STRENGTH, allow_negative_numbers = true)]
     pub l1: f64,
     /// Layers of CF-k and EU-k: layers:N, the last styled convolutions with their ToRGB, or tensors:N as the official code
     /// (default: the upper half of the synthesis network)

@@ -40,10 +40,10 @@ pub(crate) struct Sweep {
     #[arg(long, default_value = "8")]
     class: String,
     /// Pulls at the start of stage 2 (the derivative of the loss by the squared distance)
-    #[arg(long, value_delimiter = ',', default_value = "3e-5,1e-4,3e-4,1e-3,3e-3")]
+    #[arg(long, value_delimiter = ',', allow_negative_numbers = true, default_value = "3e-5,1e-4,3e-4,1e-3,3e-3")]
     pulls: Vec<f64>,
     /// α of EL2 in units of 1/D₀, D₀ being the squared distance at the start
-    #[arg(long, value_delimiter = ',', default_value = "0.5,1,2")]
+    #[arg(long, value_delimiter = ',', allow_negative_numbers = true, default_value = "0.5,1,2")]
     alphas: Vec<f64>,
     /// Iterations of each adaptation
     #[arg(long)]

@@ -201,7 +201,9 @@ impl Recipe {
 }
 
 /// Where a training run stands, after each step.
-pub struct TrainProgress {
+pub struct TrainProgress<'a> {
+    /// The classifier as it is, after the last step of an epoch.
+    pub epoch_done: Option<&'a Classifier>,
     /// Steps done, of `steps`.
     pub step: usize,
     pub steps: usize,
@@ -243,7 +245,11 @@ pub fn fine_tune(start: Classifier, data: LabelledImages, recipe: &Recipe, progr
             }
             state.step(&mut params, &gradients, recipe.schedule.factor(step - 1, steps))?;
             take_in(&mut buffers, &moments)?;
-            progress(&TrainProgress { step, steps, epoch, loss })?;
+            let done = match i + 1 == per_epoch {
+                true => Some(Classifier::new(config.clone(), params.deep_clone(), buffers.deep_clone())?),
+                false => None,
+            };
+            progress(&TrainProgress { epoch_done: done.as_ref(), step, steps, epoch, loss })?;
         }
     }
     Classifier::new(config, params, buffers)
