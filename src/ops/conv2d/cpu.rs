@@ -280,6 +280,10 @@ fn run_map<T: Scalar + Tiles>(map: &Map, x: &[T], scale_in: Option<&[T]>, panels
                     }
                 }
             }
+            // A part of few rows has outputs of some residues only.
+            if rows.is_empty() {
+                continue;
+            }
             let values = phase.taps[0] * phase.taps[1] * c_in;
             let passes = passes(phase.taps[0], phase.taps[1] * c_in, window.row);
             for (i, (from, runs)) in passes.iter().enumerate() {
