@@ -139,6 +139,7 @@ pub mod streams {
     pub const EVALUATION: u64 = 6;
     pub const SAMPLES: u64 = 7;
     pub const TOY: u64 = 8;
+    pub const RESTART: u64 = 9;
 }
 
 /// Random inputs of the path-length step.

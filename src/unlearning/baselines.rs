@@ -142,9 +142,9 @@ impl Regulariser for Sparse {
     }
 }
 
-/// Puts new initial values where `names` says.
+/// Puts new initial values where `names` says; not those that pre-training began with, whatever the seeds.
 fn start_anew(slab: &mut ParamSlab, names: &HashSet<String>, seed: u64) -> Result<()> {
-    let fresh = ParamSlab::init(slab.layout(), &mut Random::new(seed, streams::INIT));
+    let fresh = ParamSlab::init(slab.layout(), &mut Random::new(seed, streams::RESTART));
     let layout = slab.layout().clone();
     let values = slab.values_mut().as_mut_slice::<f32>()?;
     for s in layout.segments().iter().filter(|s| names.contains(&s.name)) {
