@@ -198,6 +198,7 @@ fn three_iterations(at_once: Option<usize>) {
     for i in 0..3 {
         let inputs = Inputs {
             real: nhwc(&data[&format!("real_{i}")]),
+            given_fakes: None,
             d_styles: mixed("d", i),
             d_noise: noise(&data, "d_noise", &format!("_{i}")),
             g_styles: Styles::One(data[&format!("g_z1_{i}")].clone()),

@@ -4,15 +4,20 @@
 mod common;
 
 use common::{Arrays, assert_near, nhwc, npz, safetensors};
+use recant::autograd::Var;
 use recant::error::Error;
+use recant::losses::discriminator_loss;
 use recant::models::stylegan2::{Generator, StyleGan2Config, Styles};
 use recant::nn::ParamSlab;
+use recant::ops::layout::concat;
 use recant::ops::optimizer::{Pull, ewc};
 use recant::tensor::Tensor;
-use recant::training::{Hyper, Regulariser, Trainer};
+use recant::training::{Batches, GanState, Hyper, NoRegulariser, Regulariser, Trainer};
 use recant::unlearning::extrapolate::extrapolate;
+use recant::unlearning::feedback::Feedback;
 use recant::unlearning::fisher::{Coverage, Estimator, FisherSpec, Grouping, fisher_of};
 use recant::unlearning::repulsion::{Distance, Kind, Repulsion};
+use recant::unlearning::unlearn::MarkedBatches;
 
 const DIR: &str = "stylegan2_tiny";
 const BOUND: f64 = 1e-4;
@@ -192,4 +197,33 @@ fn extrapolation_passes_through_the_original() {
     let minus_one = extrapolate(&g, &adapted, -1.0).unwrap();
     let mean = recant::unlearning::repulsion::centroid(&adapted).unwrap();
     assert!(common::relative_error(minus_one.as_slice(), mean.as_slice()) < 1e-6, "γ = −1 is the adapted models' mean");
+}
+
+/// The marked negatives take the last places among D's fakes: the first iteration's D loss is the one computed from its
+/// parts, and the generator makes only the other images.
+#[test]
+fn negatives_as_fakes() {
+    let hyper = Hyper { batch: 4, given_fakes: 1, ..Hyper::default() }.checked().unwrap();
+    let trainer = Trainer::new(&config(), hyper.clone());
+    let mut state = GanState::init(&config(), &hyper, 5);
+    let size = config().size;
+    let images = recant::ops::random::Random::new(9, 0).normal(&[6, size, size, 3]);
+    let latents = recant::ops::random::Random::new(9, 1).normal(&[6, config().latent]);
+    let feedback = Feedback { images, latents, negative: vec![false, true, false, false, true, false] };
+    let batch = MarkedBatches::new(&feedback, &hyper, 3, 0).unwrap().next().unwrap();
+    assert_eq!(batch.dim(0), 5);
+    let rows = |t: &Tensor, i: usize| t.rows(i, 1).unwrap().to_vec();
+    let is_one_of = |row: Vec<f32>, of: &[usize]| of.iter().any(|&i| rows(&feedback.images, i) == row);
+    assert!((0..4).all(|i| is_one_of(rows(&batch, i), &feedback.positives())) && is_one_of(rows(&batch, 4), &feedback.negatives()));
+
+    let inputs = trainer.draw_inputs(&mut state, &batch).unwrap();
+    let generated = trainer.generator.forward(&state.g.constants(), &inputs.d_styles, &inputs.d_noise).unwrap();
+    assert_eq!(generated.dim(0), 3);
+    let judged = concat(&[&batch.rows(0, 4).unwrap(), generated.value(), &batch.rows(4, 1).unwrap()], 0).unwrap();
+    let logits = trainer.discriminator.forward(&state.d.constants(), &Var::constant(judged), 2).unwrap();
+    let want = discriminator_loss(&logits).unwrap().item().unwrap();
+    assert_eq!(trainer.iteration(&mut state, &inputs, &mut NoRegulariser).unwrap().d, want);
+
+    let refused = Hyper { batch: 4, given_fakes: 4, ..Hyper::default() }.checked().unwrap_err().to_string();
+    assert!(refused.contains("--negatives-as-fakes"), "{refused}");
 }

@@ -105,7 +105,7 @@ impl Iteration {
         self.trainer.hyper.path_weight = if path { self.hyper.path_weight } else { 0.0 };
         // At iteration 0 every regulariser with a weight fires.
         self.state.iteration = 0;
-        let inputs = self.trainer.draw_inputs(&mut self.state, self.real.clone());
+        let inputs = self.trainer.draw_inputs(&mut self.state, &self.real).expect("inputs of an iteration");
         self.trainer.iteration(&mut self.state, &inputs, &mut NoRegulariser).expect("a training iteration");
     }
 

@@ -29,18 +29,22 @@ use crate::unlearning::feedback::{Feedback, collect, draw_latents};
 use crate::unlearning::fisher::FisherSpec;
 use crate::unlearning::repulsion::{Distance, Kind};
 use crate::unlearning::schedule::side_by_side;
-use crate::unlearning::unlearn::{UnlearnSpec, unlearn};
+use crate::unlearning::unlearn::{MarkedBatches, UnlearnSpec, unlearn};
 
 const MODEL: &[u8] = include_bytes!("../../assets/mnist_stylegan2.safetensors");
 const LENET: &[u8] = include_bytes!("../../assets/mnist_lenet.safetensors");
 const STATISTICS: &[u8] = include_bytes!("../../assets/mnist_lenet_statistics.safetensors");
 
 /// The stages are short here: the usual running mean, with a half-life of 312 iterations, would hardly move.
-const EMA_DECAY: f64 = 0.98;
+const ADAPT_EMA_DECAY: f64 = 0.98;
+const UNLEARN_EMA_DECAY: f64 = 0.995;
 
 /// Stage 2's learning rate: half of training's. At the full one the parameters wander further in a few hundred iterations
 /// than the adapted models are away, and fewer of the undesired images go.
 const UNLEARN_LR: f64 = 0.001;
+
+/// Weight of R1: the one that the embedded model was trained with.
+const R1_WEIGHT: f64 = 1.0;
 
 /// Images per row of the grids.
 const COLUMNS: usize = 16;
@@ -60,8 +64,11 @@ pub(crate) struct Demo {
     #[arg(long, default_value_t = 120)]
     adapt_iterations: u64,
     /// Iterations of stage 2
-    #[arg(long, default_value_t = 500)]
+    #[arg(long, default_value_t = 700)]
     iterations: u64,
+    /// How many of each batch's 16 fakes are marked negatives instead of generated images (0 is the paper's method)
+    #[arg(long, default_value_t = 5)]
+    negatives_as_fakes: usize,
     /// λ of the EWC penalty
     #[arg(long, default_value_t = 5e8)]
     lambda: f64,
@@ -135,7 +142,8 @@ impl Demo {
         let (adapt_spec, specs) = self.specs()?;
         let embedded = Embedded::load()?;
         let class = class_of(&embedded.classifier, &self.class)?;
-        let hyper = Hyper { ema_decay: EMA_DECAY, ..Hyper::default() };
+        let hyper = Hyper { ema_decay: ADAPT_EMA_DECAY, r1_weight: R1_WEIGHT, ..Hyper::default() };
+        let unlearn_hyper = Hyper { lr: UNLEARN_LR, ema_decay: UNLEARN_EMA_DECAY, given_fakes: self.negatives_as_fakes, ..hyper.clone() }.checked()?;
         atomic::create_folder(&self.out)?;
         let noise = embedded.model.noise.clone();
         let original = embedded.model.into_state(Path::new("the embedded model"), &hyper, self.seed)?;
@@ -147,10 +155,10 @@ impl Demo {
         println!("feedback: {negatives} of {} samples are negative", self.n);
         let seconds_feedback = watch.lap();
 
-        let adapting = Trainer::new(&original.config, hyper.clone());
+        let adapting = Trainer::new(&original.config, hyper);
         let adapted = self.adapt(&adapting, &original, &feedback, &adapt_spec)?;
         let seconds_adapt = watch.lap();
-        let unlearning = Trainer::new(&original.config, Hyper { lr: UNLEARN_LR, ..hyper });
+        let unlearning = Trainer::new(&original.config, unlearn_hyper);
         let states = self.unlearn(&unlearning, &original, &adapted, &feedback, &specs)?;
         let seconds_unlearn = watch.lap();
 
@@ -244,7 +252,7 @@ impl Demo {
     fn unlearn(&self, trainer: &Trainer, original: &GanState, adapted: &[ParamSlab], feedback: &Feedback, specs: &[UnlearnSpec]) -> Result<Vec<GanState>> {
         let watch = Watched::new("unlearn", self.iterations * specs.len() as u64);
         let states = side_by_side(specs.len(), |i| {
-            let mut batches = TensorBatches::new(&feedback.images, feedback.positives(), trainer.hyper.batch, specs[i].seed, 0)?;
+            let mut batches = MarkedBatches::new(feedback, &trainer.hyper, specs[i].seed, 0)?;
             unlearn(trainer, original, adapted, &mut batches, &specs[i], None, &mut |p| watch.step(p))
         })?;
         watch.finish();

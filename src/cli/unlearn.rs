@@ -14,11 +14,11 @@ use super::train::{HyperArgs, Recorder};
 use crate::error::{Error, Result};
 use crate::models::stylegan2::{Generator, StyleGan2Config};
 use crate::training::checkpoint::{Checkpoint, save_generator};
-use crate::training::{Hyper, TensorBatches, Trainer};
+use crate::training::{Hyper, Trainer};
 use crate::unlearning::baselines::{Baseline, BaselineSpec, L1_STRENGTH, Trained, baseline};
 use crate::unlearning::fisher::FisherSpec;
 use crate::unlearning::repulsion::{Distance, Kind};
-use crate::unlearning::unlearn::{UnlearnSpec, unlearn};
+use crate::unlearning::unlearn::{MarkedBatches, UnlearnSpec, unlearn};
 
 /// The repulsion losses by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -137,6 +137,10 @@ pub(crate) struct Unlearn {
     iterations: u64,
     #[command(flatten)]
     repulsion: RepulsionOptions,
+    /// How many of each batch's fakes are marked negatives instead of generated images (0 is the paper's method; a
+    /// quarter of the batch removes more)
+    #[arg(long, default_value_t = 0)]
+    negatives_as_fakes: usize,
     #[command(flatten)]
     baseline: BaselineOptions,
     #[command(flatten)]
@@ -164,7 +168,7 @@ struct Config<'a> {
 impl Unlearn {
     pub fn run(&self, global: &Global) -> Result<()> {
         let begin = std::time::Instant::now();
-        let hyper = self.hyper.hyper()?;
+        let hyper = Hyper { given_fakes: self.negatives_as_fakes, ..self.hyper.hyper()? }.checked()?;
         let spec = UnlearnSpec {
             iterations: self.iterations,
             repulsion: self.repulsion.kind()?,
@@ -198,7 +202,7 @@ impl Unlearn {
         };
         let drawn = resumed.as_ref().map_or(0, |s| s.iteration);
         let trainer = Trainer::new(&pretrained.config, hyper.clone());
-        let mut batches = TensorBatches::new(&feedback.images, feedback.positives(), hyper.batch, spec.seed, drawn)?;
+        let mut batches = MarkedBatches::new(&feedback, &hyper, spec.seed, drawn)?;
         let mut recorder = Recorder {
             progress: Progress::new("unlearn", drawn, spec.iterations),
             folder: &mut folder,

@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::losses::{discriminator_loss, generator_loss, path_lengths, path_penalty, r1_penalty};
 use crate::models::stylegan2::{Discriminator, Generator, StyleGan2Config, Styles};
 use crate::nn::{AdamState, ParamSlab, Params};
+use crate::ops::layout;
 use crate::ops::optimizer::{Adam, Pull};
 use crate::ops::random::Random;
 use crate::tensor::Tensor;
@@ -41,6 +42,11 @@ pub struct Hyper {
     /// Images through the networks at a time: less memory for the same gradients. `None`: by the networks' size.
     #[serde(default)]
     pub at_once: Option<usize>,
+    /// How many of the images that D judges as fake are given, not generated: the rows of a batch behind the real ones.
+    /// With marked negatives there, D learns that they are not wanted even when G hardly makes any more (data redaction,
+    /// Kong & Chaudhuri 2023, arXiv 2206.14389).
+    #[serde(default)]
+    pub given_fakes: usize,
 }
 
 impl Default for Hyper {
@@ -56,6 +62,7 @@ impl Default for Hyper {
             ema_decay: 0.5_f64.powf(32.0 / 10_000.0),
             mixing: 0.9,
             at_once: None,
+            given_fakes: 0,
         }
     }
 }
@@ -89,6 +96,9 @@ impl Hyper {
         }
         if self.at_once == Some(0) {
             return Err(Error::config("--at-once", "must be at least 1"));
+        }
+        if self.given_fakes >= self.batch {
+            return Err(Error::config("--negatives-as-fakes", format!("{} must be below the batch of {}: some fakes must be the generator's", self.given_fakes, self.batch)));
         }
         Ok(self)
     }
@@ -154,6 +164,8 @@ pub struct PathInputs {
 pub struct Inputs {
     /// `[batch, H, W, 3]` in [−1, 1].
     pub real: Tensor,
+    /// `[given_fakes, H, W, 3]` that D judges as fake behind the generated ones.
+    pub given_fakes: Option<Tensor>,
     pub d_styles: Styles,
     pub d_noise: Vec<Tensor>,
     pub g_styles: Styles,
@@ -232,14 +244,17 @@ impl Trainer {
         }
     }
 
-    /// Draws the random part of iteration `state.iteration` from the state's generator.
-    pub fn draw_inputs(&self, state: &mut GanState, real: Tensor) -> Inputs {
+    /// Draws the random part of iteration `state.iteration` from the state's generator. `batch`: the real images, then
+    /// the given fakes.
+    pub fn draw_inputs(&self, state: &mut GanState, batch: &Tensor) -> Result<Inputs> {
         let (h, n, i) = (&self.hyper, self.hyper.batch, state.iteration);
+        let generated = n - h.given_fakes;
         let rng = &mut state.rng;
-        Inputs {
-            real,
-            d_styles: self.draw_styles(n, rng),
-            d_noise: self.generator.draw_noise(n, rng),
+        Ok(Inputs {
+            real: batch.rows(0, n)?,
+            given_fakes: (h.given_fakes > 0).then(|| batch.rows(n, h.given_fakes)).transpose()?,
+            d_styles: self.draw_styles(generated, rng),
+            d_noise: self.generator.draw_noise(generated, rng),
             g_styles: self.draw_styles(n, rng),
             g_noise: self.generator.draw_noise(n, rng),
             r1: h.r1_weight > 0.0 && i.is_multiple_of(h.r1_every),
@@ -251,7 +266,7 @@ impl Trainer {
                 let y = Var::constant(rng.normal(&[n, s, s, 3]));
                 PathInputs { styles, noise, y: scale(&y, 1.0 / s as f64).expect("a scaled tensor").value().clone() }
             }),
-        }
+        })
     }
 
     /// One whole iteration on `state`.
@@ -286,8 +301,12 @@ impl Trainer {
         let (g, parts) = (state.g.constants(), self.parts(inputs.real.dim(0)));
         let (loss, grads) = steps::in_parts(&state.d, &|_| true, &shares(&parts), &mut |i, p| {
             let part = &parts[i];
-            let fake = self.generator.forward(&g, &part.of_styles(&inputs.d_styles)?, &part.of_noise(&inputs.d_noise)?)?;
-            let both = concat(&[&Var::constant(part.of(&inputs.real)?), &fake], 0)?;
+            let made = |part: &Part| Ok(self.generator.forward(&g, &part.of_styles(&inputs.d_styles)?, &part.of_noise(&inputs.d_noise)?)?.value().clone());
+            let fake = match &inputs.given_fakes {
+                None => made(part)?,
+                Some(given) => part.of_made_and_given(inputs.real.dim(0) - given.dim(0), &made, given)?,
+            };
+            let both = Var::constant(layout::concat(&[&part.of(&inputs.real)?, &fake], 0)?);
             drop(fake);
             discriminator_loss(&self.discriminator.forward(p, &both, 2)?)
         })?;

@@ -4,7 +4,7 @@
 
 use crate::error::Result;
 use crate::models::stylegan2::{Discriminator, StyleGan2Config, Styles};
-use crate::ops::layout::gather_rows;
+use crate::ops::layout::{concat, gather_rows};
 use crate::tensor::Tensor;
 
 /// Bytes that the maps of one graph may take by the estimate below.
@@ -24,6 +24,20 @@ pub(super) struct Part {
 impl Part {
     pub fn of(&self, t: &Tensor) -> Result<Tensor> {
         if self.whole { Ok(t.clone()) } else { gather_rows(t, &self.indices) }
+    }
+
+    /// Rows of a batch of which `make` makes the first `n` and `given` is the rest.
+    pub fn of_made_and_given(&self, n: usize, make: &dyn Fn(&Part) -> Result<Tensor>, given: &Tensor) -> Result<Tensor> {
+        let (made, rest): (Vec<usize>, Vec<usize>) = self.indices.iter().copied().partition(|i| *i < n);
+        let place = |i: &usize| made.iter().chain(&rest).position(|j| j == i).expect("every index is in one of both");
+        let order: Vec<usize> = self.indices.iter().map(place).collect();
+        let given = gather_rows(given, &rest.iter().map(|i| i - n).collect::<Vec<_>>());
+        let rows = match (made.is_empty(), rest.is_empty()) {
+            (true, _) => return given,
+            (_, true) => return make(self),
+            _ => [make(&Part { whole: self.whole, share: self.share, indices: made })?, given?],
+        };
+        gather_rows(&concat(&[&rows[0], &rows[1]], 0)?, &order)
     }
 
     /// One map for all images stays one.
@@ -73,6 +87,20 @@ mod tests {
         assert_eq!(of(3, 1), [[0, 1, 2]]);
         let shares: Vec<f64> = parts(12, 8).iter().map(|p| p.share).collect();
         assert!((shares[0] - 2.0 / 3.0).abs() < 1e-15 && (shares[1] - 1.0 / 3.0).abs() < 1e-15);
+    }
+
+    /// Each part's rows are those of the whole batch, whichever of them are given.
+    #[test]
+    fn made_and_given_rows_keep_their_places() {
+        let row = |i: usize| i as f32;
+        let given = Tensor::from_vec(&[3, 1], vec![row(5), row(6), row(7)]);
+        for at_once in [4, 8] {
+            for part in parts(8, at_once) {
+                let make = |part: &Part| Ok(Tensor::from_vec(&[part.indices.len(), 1], part.indices.iter().map(|i| row(*i)).collect::<Vec<f32>>()));
+                let rows = part.of_made_and_given(5, &make, &given).unwrap();
+                assert_eq!(rows.to_vec::<f32>(), part.indices.iter().map(|i| row(*i)).collect::<Vec<f32>>());
+            }
+        }
     }
 
     #[test]

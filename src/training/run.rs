@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::ops::layout::gather_rows;
 use crate::tensor::Tensor;
 
-/// A source of batches `[batch, H, W, 3]` in [−1, 1], shuffled, without end.
+/// A source of batches `[batch, H, W, 3]` in [−1, 1], shuffled, without end; `Hyper::given_fakes` further rows follow.
 pub trait Batches {
     fn next(&mut self) -> Result<Tensor>;
 }
@@ -78,8 +78,8 @@ pub fn run(
     on_iteration: &mut dyn FnMut(&Progress) -> Result<()>,
 ) -> Result<()> {
     while state.iteration < until {
-        let real = batches.next()?;
-        let inputs = trainer.draw_inputs(state, real);
+        let batch = batches.next()?;
+        let inputs = trainer.draw_inputs(state, &batch)?;
         let losses = trainer.iteration(state, &inputs, regulariser)?;
         on_iteration(&Progress { state, losses, until })?;
     }

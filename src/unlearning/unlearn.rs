@@ -2,9 +2,12 @@
 
 use crate::error::Result;
 use crate::nn::ParamSlab;
-use crate::training::{Batches, GanState, NoRegulariser, Progress, Regulariser, Trainer, run};
+use crate::ops::layout::concat;
+use crate::tensor::Tensor;
+use crate::training::{Batches, GanState, Hyper, NoRegulariser, Progress, Regulariser, TensorBatches, Trainer, run};
 
 use super::adapt::{Optimiser, Start, stage_start};
+use super::feedback::Feedback;
 use super::repulsion::{Distance, Kind, Repulsion};
 
 /// Numbers of stage 2.
@@ -19,6 +22,33 @@ pub struct UnlearnSpec {
     pub optimiser: Optimiser,
     pub start: Start,
     pub seed: u64,
+}
+
+/// Batches of the positives, each followed by `Hyper::given_fakes` negatives.
+pub struct MarkedBatches<'a> {
+    positives: TensorBatches<'a>,
+    negatives: Option<TensorBatches<'a>>,
+}
+
+impl<'a> MarkedBatches<'a> {
+    /// `drawn`: batches that an interrupted run has already taken.
+    pub fn new(feedback: &'a Feedback, hyper: &Hyper, seed: u64, drawn: u64) -> Result<MarkedBatches<'a>> {
+        let of = |subset, batch| TensorBatches::new(&feedback.images, subset, batch, seed, drawn);
+        Ok(MarkedBatches {
+            positives: of(feedback.positives(), hyper.batch)?,
+            negatives: (hyper.given_fakes > 0).then(|| of(feedback.negatives(), hyper.given_fakes)).transpose()?,
+        })
+    }
+}
+
+impl Batches for MarkedBatches<'_> {
+    fn next(&mut self) -> Result<Tensor> {
+        let positives = self.positives.next()?;
+        match &mut self.negatives {
+            None => Ok(positives),
+            Some(negatives) => concat(&[&positives, &negatives.next()?], 0),
+        }
+    }
 }
 
 /// Runs stage 2; `resumed` continues an interrupted run. The unlearned weights are the result's `g_ema`.

@@ -17,9 +17,7 @@ fn main() {
     let n = options.number("n");
     let g = Generator::new(config(options.text("width")));
     let params = ParamSlab::init(g.layout(), &mut Random::new(0, 0));
-    let lenet = ClassifierConfig::mnist();
-    let weights = ParamSlab::init(&lenet.layout(), &mut Random::new(0, 1));
-    let classifier = Classifier::new(lenet, weights).expect("LeNet's own layout");
+    let classifier = Classifier::init(ClassifierConfig::mnist(), &mut Random::new(0, 1)).expect("LeNet");
     let latents = draw_latents(&g, n, 0, 2);
     let mut batches: Vec<Tensor> = Vec::new();
     let sample = seconds(options.number("repeats"), || {

@@ -80,6 +80,9 @@ pub(crate) struct ExperimentArgs {
     /// Iterations of stage 2 and of the baselines
     #[arg(long)]
     iterations: Option<u64>,
+    /// Marked negatives among the fakes of each batch of stage 2 (0 is the paper's method)
+    #[arg(long)]
+    negatives_as_fakes: Option<usize>,
     /// Iterations of pre-training, where it is done here
     #[arg(long)]
     pretrain_iterations: Option<u64>,
@@ -132,6 +135,7 @@ impl ExperimentArgs {
             "--models" models <- self.models,
             "--adapt-iterations" adapt_iterations <- self.adapt_iterations,
             "--iterations" unlearn_iterations <- self.iterations,
+            "--negatives-as-fakes" given_fakes <- self.negatives_as_fakes,
             "--pretrain-iterations" pretrain_iterations <- self.pretrain_iterations,
             "--retrain-iterations" retrain_iterations <- self.retrain_iterations,
             "--samples" samples <- self.samples,

@@ -28,7 +28,7 @@ use crate::unlearning::feedback::{Feedback, collect};
 use crate::unlearning::fisher::FisherSpec;
 use crate::unlearning::repulsion::{Distance, Kind, Repulsion};
 use crate::unlearning::schedule::side_by_side;
-use crate::unlearning::unlearn::{UnlearnSpec, unlearn};
+use crate::unlearning::unlearn::{MarkedBatches, UnlearnSpec, unlearn};
 
 /// Rows of the table, in the paper's order. The names are the paper's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
@@ -143,8 +143,11 @@ impl Lab {
         save_generator(path, self.generator.config(), slab, &self.noise, &Default::default())
     }
 
-    pub fn trainer(&self, lr: f64) -> Trainer {
-        Trainer::new(&self.original.config, Hyper { lr, ..self.settings.hyper.clone() })
+    /// Stage 2 and the baselines.
+    fn unlearner(&self, given_fakes: usize) -> Result<Trainer> {
+        let s = &self.settings;
+        let hyper = Hyper { lr: s.unlearn_lr, ema_decay: s.unlearn_ema, given_fakes, ..s.hyper.clone() };
+        Ok(Trainer::new(&self.original.config, hyper.checked()?))
     }
 
     /// Squared distance of the start to the adapted models.
@@ -216,7 +219,7 @@ impl Task<'_> {
             start: Start::Ema,
             seed: self.seed(),
         };
-        let trainer = lab.trainer(s.hyper.lr);
+        let trainer = Trainer::new(&lab.original.config, s.hyper.clone());
         let watch = Watched::new("adapt", spec.iterations * spec.models as u64);
         let adapted = lab.all(spec.models, |j| {
             let file = self.file(&format!("adapted_{j}.safetensors"));
@@ -267,14 +270,10 @@ impl Task<'_> {
         }
     }
 
-    fn positives<'a>(&self, stage1: &'a Stage1, batch: usize) -> Result<TensorBatches<'a>> {
-        TensorBatches::new(&stage1.feedback.images, stage1.feedback.positives(), batch, self.seed(), 0)
-    }
-
     /// Stage 2 with a given repulsion.
     pub fn unlearned(&self, repulsion: Option<Kind>, stage1: &Stage1, watch: &Watched) -> Result<ParamSlab> {
         let s = &self.lab.settings;
-        let trainer = self.lab.trainer(s.unlearn_lr);
+        let trainer = self.lab.unlearner(s.given_fakes)?;
         let spec = UnlearnSpec {
             iterations: s.unlearn_iterations,
             repulsion,
@@ -284,16 +283,16 @@ impl Task<'_> {
             start: Start::Ema,
             seed: self.seed(),
         };
-        let mut batches = self.positives(stage1, trainer.hyper.batch)?;
+        let mut batches = MarkedBatches::new(&stage1.feedback, &trainer.hyper, self.seed(), 0)?;
         let state = unlearn(&trainer, &self.lab.original, &stage1.adapted, &mut batches, &spec, None, &mut |p| watch.step(p))?;
         Ok(state.g_ema)
     }
 
     fn baseline(&self, kind: Baseline, stage1: &Stage1, watch: &Watched) -> Result<ParamSlab> {
         let s = &self.lab.settings;
-        let trainer = self.lab.trainer(s.unlearn_lr);
+        let trainer = self.lab.unlearner(0)?;
         let spec = BaselineSpec { baseline: kind, iterations: s.unlearn_iterations, optimiser: Optimiser::Restore, start: Start::Ema, seed: self.seed() };
-        let mut batches = self.positives(stage1, trainer.hyper.batch)?;
+        let mut batches = MarkedBatches::new(&stage1.feedback, &trainer.hyper, self.seed(), 0)?;
         Ok(baseline(&trainer, &self.lab.original, &mut batches, &spec, None, &mut |p| watch.step(p))?.g_ema)
     }
 
