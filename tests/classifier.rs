@@ -40,7 +40,7 @@ fn the_official_lenet_on_all_test_digits() {
     let digits = Mnist::read(folder.join("mnist"), Split::Test).unwrap().resized(32);
     let labels: Vec<u32> = digits.labels.iter().map(|l| *l as u32).collect();
     let data = LabelledImages { pixels: &digits.images, size: [32, 32], channels: 1, labels: Labels::Classes(&labels) };
-    assert_eq!(evaluate(&official(&folder), data, 500).unwrap().accuracy(), 0.9907);
+    assert_eq!(evaluate(&official(&folder), data, 500, &mut |_| Ok(())).unwrap().accuracy(), 0.9907);
 }
 
 fn untrained(seed: u64) -> Classifier {
@@ -131,7 +131,7 @@ fn training_learns_and_repeats() {
     })
     .unwrap();
     assert_eq!(losses.len(), 18);
-    let result = evaluate(&first, data, 10).unwrap();
+    let result = evaluate(&first, data, 10, &mut |_| Ok(())).unwrap();
     assert_eq!(result.accuracy(), 1.0, "{:?}, losses {losses:?}", result.confusion);
     let again = train(&config, data, &recipe, &mut |_| Ok(())).unwrap();
     assert_eq!(first.params().as_slice(), again.params().as_slice());

@@ -130,9 +130,246 @@ fn the_method_from_images_to_an_unlearned_model() {
         let args = UNLEARN.map(|a| if a == "unlearned" { repulsion } else { a });
         folder.ok(&with(&args, &["--repulsion", repulsion]));
     }
+    for method in ["ewc", "l1", "cf-k", "eu-k"] {
+        let args = UNLEARN.map(|a| if a == "unlearned" { method } else { a });
+        folder.ok(&with(&args, &["--method", method]));
+    }
+    // What CF-k froze has not moved, what it trained has; EU-k starts the latter anew.
+    let tensors = |run: &str| recant::io::safetensors::read(folder.path(run).join("model.safetensors")).unwrap().tensors;
+    let (original, cfk, euk) = (tensors("run"), tensors("cf-k"), tensors("eu-k"));
+    // Stages start from the EMA.
+    let moved = |to: &std::collections::BTreeMap<String, recant::tensor::Tensor>, name: &str| {
+        let (a, b) = (original[&format!("g_ema.{name}")].to_f64_vec(), to[&format!("g.{name}")].to_f64_vec());
+        a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+    };
+    for frozen in ["style.1.weight", "input.input", "conv1.conv.weight", "convs.0.conv.weight", "to_rgb1.bias"] {
+        assert_eq!((moved(&cfk, frozen), moved(&euk, frozen)), (0.0, 0.0), "{frozen}");
+    }
+    assert!(moved(&cfk, "convs.1.conv.weight") > 0.0 && moved(&cfk, "to_rgbs.0.bias") > 0.0);
+    // The largest difference of hundreds of pairs from N(0, 1).
+    let (few, many) = (moved(&cfk, "convs.1.conv.weight"), moved(&euk, "convs.1.conv.weight"));
+    assert!(many > 2.0 && many > 2.0 * few, "new initial values are far away: {few} and {many}");
+    folder.refused(&with(&UNLEARN.map(|a| if a == "unlearned" { "x" } else { a }), &["--method", "cf-k", "--trained", "layers:9"]), &["--trained", "1 to 3"]);
+    folder.refused(&with(&UNLEARN.map(|a| if a == "unlearned" { "x" } else { a }), &["--method", "l1", "--l1", "-1"]), &["--l1"]);
     folder.ok(&["extrapolate", "--model", "run/model.safetensors", "--adapted", "adapted", "--out", "extrapolated", "--gamma", "0,1"]);
     assert!(folder.path("extrapolated/extrapolated.png").exists());
     folder.ok(&["sample", "--model", "unlearned/unlearned.safetensors", "--n", "5", "--out", "samples.png"]);
+}
+
+/// The stem of an Inception with random weights, as `stem.safetensors`: enough for block 64.
+fn write_stem(folder: &Folder) {
+    let mut r = recant::ops::random::Random::new(6, 0);
+    let mut tensors = std::collections::BTreeMap::new();
+    for (name, shape) in [("Conv2d_1a_3x3", [32, 3, 3, 3]), ("Conv2d_2a_3x3", [32, 32, 3, 3]), ("Conv2d_2b_3x3", [64, 32, 3, 3])] {
+        let scale = (2.0 / (shape[1] * 9) as f32).sqrt();
+        let weight: Vec<f32> = r.normal(&shape).as_slice::<f32>().iter().map(|v| v * scale).collect();
+        tensors.insert(format!("{name}.conv.weight"), recant::tensor::Tensor::from_vec(&shape, weight));
+        tensors.insert(format!("{name}.conv.bias"), r.normal(&shape[..1]));
+    }
+    recant::io::safetensors::write(folder.path("stem.safetensors"), &tensors, &Default::default()).unwrap();
+}
+
+fn json(text: String) -> serde_json::Value {
+    serde_json::from_str(text.lines().last().unwrap()).unwrap()
+}
+
+const STEM: [&str; 2] = ["--inception", "stem.safetensors"];
+
+/// The same images as npz, folder and IDX file are one set; statistics are kept beside them and used while they fit.
+#[test]
+fn fid_of_every_kind_of_set() {
+    let folder = trained();
+    write_stem(&folder);
+    let images = npz::read(folder.path("images.npz")).unwrap().remove("images").unwrap();
+    let Values::U8(pixels) = images.values else { panic!("bytes") };
+    std::fs::create_dir(folder.path("pictures")).unwrap();
+    for (i, image) in pixels.chunks_exact(64).take(6).enumerate() {
+        let rgb = image.iter().flat_map(|v| [*v; 3]).collect();
+        let picture = recant::io::image::Picture { height: 8, width: 8, pixels: rgb };
+        recant::io::image::write_png(folder.path(&format!("pictures/{i}.png")), &picture).unwrap();
+    }
+    let idx = [&[0, 0, 8, 3, 0, 0, 0, 64, 0, 0, 0, 8, 0, 0, 0, 8][..], &pixels].concat();
+    std::fs::write(folder.path("digits-idx3-ubyte"), idx).unwrap();
+
+    let fid = |a: &str, b: &str, more: &[&str]| folder.ok(&with(&with(&["fid", a, b, "--first", "6", "--n", "6", "--json"], &STEM), more));
+    for other in ["pictures", "digits-idx3-ubyte", "folder:pictures"] {
+        let found = json(fid("images.npz", other, &[]));
+        assert!(found["distance"].as_f64().unwrap() < 1e-6, "{other}: {found}");
+        assert_eq!((&found["name"], &found["images"]), (&serde_json::json!("FID-64"), &serde_json::json!([6, 6])));
+    }
+    let line = fid("images.npz", "run/model.safetensors", &[]);
+    assert!(line.starts_with("FID-64 ") && line.contains("(images of 8 px, pytorch-fid, bilinear without antialiasing to 299 px, input v/127.5 - 1, block 64, images 6 and 6)"), "{line}");
+    assert!(json(line)["distance"].as_f64().unwrap() > 1e-3);
+    let clean = json(fid("images.npz", "pictures", &["--preparation", "clean-fid"]));
+    assert!(clean["protocol"].as_str().unwrap().contains("clean-fid"));
+
+    // One file for each protocol, and a changed set is taken again.
+    let kept = |place: &str| std::fs::read_dir(folder.path(place)).unwrap().filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().contains("recant-fid")).count();
+    assert_eq!((kept("pictures"), kept(".")), (2, 4));
+    let said = |args: &[&str]| String::from_utf8(folder.run(args).stderr).unwrap();
+    let again = with(&["fid", "images.npz", "pictures", "--first", "6"], &STEM);
+    assert!(said(&again).contains("as kept in"), "{}", said(&again));
+    std::fs::remove_file(folder.path("pictures/5.png")).unwrap();
+    assert!(said(&again).contains("pictures has changed since"));
+    let fresh = with(&again, &["--no-cache"]);
+    assert!(!said(&fresh).contains("kept"), "{}", said(&fresh));
+
+    // Statistics as pytorch-fid has them, both ways.
+    folder.ok(&with(&["fid", "pictures", "--save", "stats.npz"], &STEM));
+    assert!(json(fid("stats.npz", "pictures", &[]))["distance"].as_f64().unwrap() < 1e-6);
+    let mut arrays = npz::read(folder.path("stats.npz")).unwrap();
+    assert_eq!((&arrays["mu"].shape[..], &arrays["sigma"].shape[..]), (&[64][..], &[64, 64][..]));
+    arrays.retain(|name, _| name == "mu" || name == "sigma");
+    npz::write(folder.path("plain.npz"), &arrays).unwrap();
+    let line = folder.ok(&["fid", "plain.npz", "plain.npz"]);
+    assert!(line.contains("FID-64 0.0000 (prepared as the files of statistics do not say, block 64, images unknown and unknown)"), "{line}");
+}
+
+#[test]
+fn fid_refuses_what_cannot_be_compared() {
+    let folder = trained();
+    write_stem(&folder);
+    let fid = |args: &[&str], parts: &[&str]| folder.refused(&with(&["fid"], args), parts);
+    fid(&["images.npz"], &["--save"]);
+    fid(&["images.npz", "images.npz"], &["--inception", "pt_inception"]);
+    fid(&["images.npz", "nothing.npz"], &["nothing.npz", "does not exist"]);
+    fid(&["images.npz", "images.npz", "--first", "1"], &["--first", "at least 2"]);
+    fid(&with(&["images.npz", "images.npz", "--dims", "2048"], &STEM), &["--dims", "ends at block 64"]);
+    fid(&with(&["images.npz", "images.npz", "--dims", "100"], &STEM), &["--dims", "64, 192, 768, 2048"]);
+    fid(&["images.npz", "images.npz", "--inception", "images.npz"], &["images.npz"]);
+    std::fs::write(folder.path("text.txt"), "text").unwrap();
+    fid(&with(&["images.npz", "text.txt"], &STEM), &["text.txt", "none of"]);
+    folder.ok(&with(&["fid", "images.npz", "--first", "4", "--save", "a.npz"], &STEM));
+    folder.ok(&with(&["fid", "images.npz", "--first", "4", "--save", "b.npz", "--preparation", "clean-fid"], &STEM));
+    fid(&["a.npz", "b.npz"], &["different protocols"]);
+    fid(&with(&["images.npz", "images.npz", "--without", "5"], &STEM), &["\"5\"", "0, 1"]);
+}
+
+/// `train --without` makes the reference, `evaluate` measures against it, and says what else changed.
+#[test]
+fn evaluation_with_fid_ret_fid_and_drift() {
+    let folder = trained();
+    write_stem(&folder);
+    folder.ok(&train_args("retrained", "4", &["--without", "1"]));
+    // A LeNet of two classes that has not learned anything sees both classes in noise, or one of them only.
+    let classifier = ["classifier", "train", "--data", "npz:images.npz", "--epochs", "1", "--batch", "8", "--out", "lenet.safetensors"];
+    folder.ok(&classifier);
+    let common = ["evaluate", "--model", "run/model.safetensors", "--unlearned", "retrained/model.safetensors", "--classifier", "lenet.safetensors", "--n", "20", "--json"];
+    let names = ["0", "1"];
+    let made = |class: &str| folder.run(&with(&common, &["--class", class])).status.success();
+    let class = names.into_iter().find(|c| made(c)).expect("the model makes images of one class at least");
+    let full = ["--class", class, "--real", "npz:images.npz", "--retrained", "retrained/model.safetensors", "--inception", "stem.safetensors"];
+    let text = folder.ok(&with(&common, &full));
+    assert!(text.contains("Ret: unlearned to the retrained model: FID-64 0.0000 (images of 8 px"), "{text}");
+    let found = json(text);
+    assert_eq!(found["fid"]["after"]["images"], serde_json::json!([20, 32]));
+    assert!(found["fid"]["before"]["distance"].as_f64().unwrap() > 0.0);
+    let drift = found["drift"].as_array().unwrap();
+    let total = |key: &str| drift.iter().map(|d| d[key].as_u64().unwrap()).sum::<u64>();
+    assert_eq!((drift.len(), total("before"), total("after"), total("retrained")), (2, 20, 20, 20));
+    folder.refused(&with(&common, &["--class", class, "--retrained", "run/model.safetensors"]), &["--inception"]);
+    folder.refused(&with(&common, &["--class", class, "--real", "images.npz"]), &["images.npz", "npz:"]);
+}
+
+/// A table of the paper on the embedded model, as short as it can be: every row, the paper's figures beside, figures,
+/// and a second call that takes everything from the folder.
+#[test]
+fn a_table_of_the_paper_and_its_resumption() {
+    let folder = Folder::new();
+    let short = ["--feedback", "60", "--models", "1", "--adapt-iterations", "2", "--iterations", "2", "--samples", "60", "--runs", "2", "--json"];
+    let common = with(&["reproduce", "mnist", "--classes", "1", "--out", "table"], &short);
+    let first = json(folder.ok(&common));
+    let outcomes = first["outcomes"].as_array().unwrap();
+    // The original and nine methods, twice; no reference was given for the tenth.
+    assert_eq!(outcomes.len(), 20);
+    assert!(outcomes.iter().all(|o| o["pul"].is_number() && o["frechet"].is_number() && o["fid"].is_null()));
+    let table = std::fs::read_to_string(folder.path("table/table.md")).unwrap();
+    for part in ["| AtU EL2 | ", " 99.32 ± 0.43 |", "| Retraining | - | 98.80 ± 0.09 |", "| CF-k |", "official code", "this call", "| 9 |"] {
+        assert!(table.contains(part), "{part:?} is missing in {table}");
+    }
+    for file in ["1/run_0/methods.png", "1/run_0/gamma.png", "1/run_1/el2.safetensors", "1/run_1/atu-el2.json", "config.json", "metrics.jsonl"] {
+        assert!(folder.path("table").join(file).exists(), "{file}");
+    }
+    folder.refused(&common, &["table", "--resume"]);
+    let trained = std::fs::metadata(folder.path("table/1/run_1/el2.safetensors")).unwrap().modified().unwrap();
+    std::fs::remove_file(folder.path("table/1/run_1/atu-el2.json")).unwrap();
+    let second = json(folder.ok(&with(&common, &["--resume"])));
+    assert_eq!(second["outcomes"], first["outcomes"]);
+    assert_eq!(std::fs::metadata(folder.path("table/1/run_1/el2.safetensors")).unwrap().modified().unwrap(), trained, "not trained again");
+
+    folder.refused(&["reproduce", "afhq", "--out", "x"], &["--data", "pre-train"]);
+    folder.refused(&["reproduce", "mnist", "--classes", "12", "--out", "y"], &["12", "0, 1, 2"]);
+    folder.refused(&["reproduce", "mnist", "--runs", "0", "--out", "z"], &["--runs"]);
+    folder.refused(&["reproduce", "mnist", "--data", "nothing", "--out", "z"], &["nothing", "mnist:DIR"]);
+    assert!(!folder.path("z").exists());
+}
+
+#[test]
+fn a_sweep_over_strengths_and_its_choice() {
+    let folder = Folder::new();
+    let sweep = ["reproduce", "sweep", "--class", "1", "--pulls", "1e-4,1e-2", "--alphas", "1", "--out", "sweep", "--json"];
+    let short = ["--feedback", "60", "--adapt-iterations", "2", "--iterations", "3", "--samples", "60"];
+    let found = json(folder.ok(&with(&sweep, &short)));
+    let trials = found["trials"].as_array().unwrap();
+    let of = |loss: &str| trials.iter().filter(|t| t["loss"] == loss).count();
+    assert_eq!((of("none"), of("NL2")), (1, 2), "{found}");
+    let svg = std::fs::read_to_string(folder.path("sweep/sweep.svg")).unwrap();
+    assert!(svg.contains("EL2, α 1/D₀") && svg.contains("IL2"));
+    assert!(std::fs::read_to_string(folder.path("sweep/sweep.txt")).unwrap().contains("positives only"));
+    folder.refused(&["reproduce", "sweep", "--pulls", "1e-4,-1", "--out", "x"], &["--pulls", "positive"]);
+}
+
+/// Classifiers by every way in: trained with a tenth held out, on attributes, declared of a PyTorch file.
+#[test]
+fn classifiers_train_on_classes_and_attributes() {
+    let folder = Folder::new();
+    let (mut names, mut rows) = (Vec::new(), Vec::new());
+    for i in 0..20 {
+        let (kind, value) = if i % 2 == 0 { ("dark", 30) } else { ("light", 200) };
+        let pixels = (0..40 * 40 * 3).map(|p| value + ((p * 7 + i * 13) % 40) as u8).collect();
+        let picture = recant::io::image::Picture { height: 40, width: 40, pixels };
+        std::fs::create_dir_all(folder.path(&format!("classes/{kind}"))).unwrap();
+        std::fs::create_dir_all(folder.path("faces")).unwrap();
+        recant::io::image::write_png(folder.path(&format!("classes/{kind}/{i:02}.png")), &picture).unwrap();
+        recant::io::image::write_png(folder.path(&format!("faces/{i:02}.png")), &picture).unwrap();
+        let values: Vec<&str> = (0..40).map(|a| if a == 0 && i % 2 == 1 { "1" } else { "-1" }).collect();
+        rows.push(format!("{i:02}.png {}", values.join(" ")));
+    }
+    (0..40).for_each(|a| names.push(format!("A{a}")));
+    std::fs::write(folder.path("faces/list_attr_celeba.txt"), format!("20\n{}\n{}\n", names.join(" "), rows.join("\n"))).unwrap();
+
+    let train = |data: &str, out: &str, more: &[&str]| {
+        let common = ["classifier", "train", "--data", data, "--out", out, "--size", "32", "--batch", "6", "--json"];
+        json(folder.ok(&with(&common, more)))
+    };
+    let found = train("folder:classes", "net.safetensors", &["--network", "resnet18", "--epochs", "12", "--hold-out", "--flip", "--shift", "2"]);
+    assert_eq!((&found["images"], &found["accuracy"]), (&serde_json::json!(18), &serde_json::json!(1.0)));
+    let eval = |classifier: &str, data: &str, more: &[&str]| folder.ok(&with(&["classifier", "eval", "--classifier", classifier, "--data", data, "--json"], more));
+    let held = json(eval("net.safetensors", "folder:classes", &["--part", "held-out"]));
+    assert_eq!((&held["images"], &held["balanced_accuracy"]), (&serde_json::json!(2), &serde_json::json!(1.0)));
+
+    train("folder:classes", "lenet.safetensors", &["--network", "lenet", "--epochs", "30", "--optimizer", "adam", "--schedule", "constant"]);
+    assert_eq!(json(eval("lenet.safetensors", "folder:classes", &[]))["accuracy"], 1.0);
+    train("celeba:faces", "faces.safetensors", &["--network", "resnet18", "--epochs", "12"]);
+    let faces = json(eval("faces.safetensors", "celeba:faces", &[]));
+    assert_eq!(faces["balanced"][0], 1.0, "{faces}");
+    assert_eq!(faces["balanced"].as_array().unwrap().len(), 40);
+
+    // The same network, its declaration lost and given back.
+    let content = recant::io::safetensors::read(folder.path("net.safetensors")).unwrap();
+    recant::io::safetensors::write(folder.path("bare.safetensors"), &content.tensors, &Default::default()).unwrap();
+    folder.refused(&["classifier", "eval", "--classifier", "bare.safetensors", "--data", "folder:classes"], &["bare.safetensors", "classifier declare"]);
+    let declare = ["classifier", "declare", "bare.safetensors", "--network", "resnet18", "--size", "32", "--out", "declared.safetensors", "--pixels", "imagenet"];
+    folder.ok(&with(&declare, &["--classes", "dark,light"]));
+    assert_eq!(json(eval("declared.safetensors", "folder:classes", &[]))["accuracy"], 1.0);
+    folder.refused(&with(&declare, &["--classes", "a,b,c"]), &["bare.safetensors", "fc.weight"]);
+
+    folder.refused(&["classifier", "train", "--data", "folder:faces", "--out", "x"], &["--data", "no labels"]);
+    folder.refused(&["classifier", "train", "--data", "folder:classes", "--network", "vgg", "--out", "x"], &["--network", "resnext50_32x4d"]);
+    folder.refused(&["classifier", "train", "--data", "folder:classes", "--network", "resnet18", "--size", "16", "--out", "x"], &["at least 32 px"]);
+    folder.refused(&["classifier", "train", "--data", "folder:classes", "--network", "resnet18", "--size", "0x4", "--out", "x"], &["--size"]);
+    folder.refused(&["classifier", "train", "--data", "folder:classes", "--lr", "-1", "--out", "x"], &["--lr"]);
+    folder.refused(&["classifier", "eval", "--classifier", "net.safetensors", "--data", "celeba:classes"], &["classes", "list_attr_celeba.txt"]);
 }
 
 #[test]

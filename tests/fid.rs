@@ -7,7 +7,7 @@ use recant::data::Dataset;
 use recant::io::image::{Picture, write_png};
 use recant::io::npz;
 use recant::metrics::fid::{Extractor, FidProtocol, Preparation, fid, read_statistics, write_statistics};
-use recant::metrics::{FeatureStats, Statistics};
+use recant::metrics::{FeatureStats, Origin, Statistics};
 use recant::models::inception::{Block, Inception};
 use recant::ops::random::Random;
 use recant::tensor::Tensor;
@@ -43,12 +43,12 @@ fn stem() -> Inception {
 }
 
 fn extractor(preparation: Preparation) -> Extractor {
-    Extractor::new(stem(), FidProtocol { preparation, block: Block::D64 }).unwrap()
+    Extractor::new(stem(), FidProtocol { preparation, block: Block::D64, size: None }).unwrap()
 }
 
 fn images(n: usize) -> Dataset {
     let images = Random::new(7, 0).uniform(&[n, 12, 12, 3]).as_slice::<f32>().iter().map(|v| (v * 256.0) as u8).collect();
-    Dataset { images, height: 12, width: 12, channels: 3, labels: None, class_names: Vec::new() }
+    Dataset { images, height: 12, width: 12, channels: 3, labels: None, attributes: None, class_names: Vec::new() }
 }
 
 fn difference(a: &Statistics, b: &Statistics) -> f64 {
@@ -111,13 +111,13 @@ fn a_distance_is_printed_with_its_protocol() {
         s.add(&Random::new(seed, 0).normal(&[10, dims])).unwrap();
         s.finish().unwrap()
     };
-    let protocol = FidProtocol { preparation: Preparation::PytorchFid, block: Block::D768 };
+    let protocol = FidProtocol { preparation: Preparation::PytorchFid, block: Block::D768, size: None };
     let report = fid(protocol, &stats(768, 0), &Statistics { count: None, ..stats(768, 0) }).unwrap().to_string();
     let want = "FID-768 0.0000 (pytorch-fid, bilinear without antialiasing to 299 px, input v/127.5 - 1, block 768, images 10 and unknown)";
     assert_eq!(report, want);
-    let clean = FidProtocol { preparation: Preparation::CleanFid, block: Block::D2048 };
+    let clean = FidProtocol { preparation: Preparation::CleanFid, block: Block::D2048, size: Some(32) };
     assert_eq!(clean.name(), "FID");
-    assert_eq!(clean.to_string(), "clean-fid, antialiased bicubic to 299 px, input (v - 128)/128, block 2048");
+    assert_eq!(clean.to_string(), "images of 32 px, clean-fid, antialiased bicubic to 299 px, input (v - 128)/128, block 2048");
     assert!(fid(protocol, &stats(64, 0), &stats(768, 1)).unwrap_err().to_string().contains("64 dimensions"));
     assert!(Extractor::new(stem(), protocol).err().unwrap().to_string().contains("ends at block 64"));
 }
@@ -127,8 +127,10 @@ fn statistics_files_go_both_ways_and_bad_ones_are_refused() {
     let folder = Scratch::new("statistics");
     let path = folder.0.join("stats.npz");
     let whole = extractor(Preparation::PytorchFid).dataset(&images(5), 5, &mut |_| Ok(())).unwrap();
-    write_statistics(&path, &whole).unwrap();
-    assert_eq!(read_statistics(&path).unwrap(), whole);
+    let protocol = FidProtocol { preparation: Preparation::PytorchFid, block: Block::D64, size: None };
+    let origin = Origin { protocol: Some(protocol), weights: Some(u64::MAX), fingerprint: None };
+    write_statistics(&path, &whole, &origin).unwrap();
+    assert_eq!(read_statistics(&path).unwrap(), (whole, origin));
 
     let refused = |mu: (&[usize], Vec<f64>), sigma: (&[usize], Vec<f64>), part: &str| {
         let mut arrays = npz::Arrays::new();
@@ -147,5 +149,5 @@ fn statistics_files_go_both_ways_and_bad_ones_are_refused() {
     arrays.insert("mu".into(), npz::Array::new(&[1], npz::Values::F64(vec![2.0])));
     arrays.insert("sigma".into(), npz::Array::new(&[1, 1], npz::Values::F64(vec![3.0])));
     npz::write(&path, &arrays).unwrap();
-    assert_eq!(read_statistics(&path).unwrap(), Statistics { count: None, mu: vec![2.0], sigma: vec![3.0] });
+    assert_eq!(read_statistics(&path).unwrap(), (Statistics { count: None, mu: vec![2.0], sigma: vec![3.0] }, Origin::default()));
 }

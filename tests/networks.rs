@@ -8,9 +8,10 @@ use std::sync::Arc;
 
 use recant::autograd::gradcheck::gradient_error;
 use recant::autograd::{Var, add, broadcast_to, mean, mul, reshape, scale, square};
-use recant::models::classifier::{Augment, Classifier, ClassifierConfig, Decision, LabelledImages, Labels, Preprocessing, Recipe, evaluate, train};
+use recant::models::classifier::{Architecture, Augment, Classifier, ClassifierConfig, Decision, LabelledImages, Labels, Preprocessing, Recipe, evaluate, train};
 use recant::models::inception::{Block, Inception, SIZE};
-use recant::models::resnet::{Normalise, ResNet};
+use recant::models::resnet::ResNet;
+use recant::nn::batch_norm::Normalise;
 use recant::nn::{ParamSlab, Params};
 use recant::ops::random::Random;
 use recant::ops::resize::{Resize, resize};
@@ -194,7 +195,7 @@ fn training_gradient_of_a_resnext() {
         let along = broadcast_to(&reshape(&scale(&v[0], REACH)?, &vec![1; shape.len()])?, &shape)?;
         let mut vars = all.clone();
         vars[at] = add(&all[at], &mul(&direction, &along)?)?;
-        let (logits, _) = net.forward(&Params::from_vars(&layout, vars), Normalise::Batch(&mut BTreeMap::new()), &x)?;
+        let (logits, _) = net.forward(&Params::from_vars(&layout, vars), Normalise::Batch { moments: &mut BTreeMap::new(), dropout: &mut Random::new(0, 0) }, &x)?;
         reshape(&scale(&mean(&square(&logits)?)?, 1.0 / REACH)?, &[1])
     };
     let error = gradient_error(&f, &[Tensor::from_vec(&[1], vec![0.0_f64])]).unwrap();
@@ -215,6 +216,142 @@ fn a_resnet_learns_two_colours() {
     let config = ClassifierConfig::resnet(ResNet::ResNet18, vec!["red".into(), "green".into()], 32);
     let recipe = Recipe { batch: 8, epochs: 10, augment: Augment { flip: true, shift: 2 }, ..Recipe::celeba() };
     let net = train(&config, data, &recipe, &mut |_| Ok(())).unwrap();
-    let result = evaluate(&net, data, 5).unwrap();
+    let result = evaluate(&net, data, 5, &mut |_| Ok(())).unwrap();
     assert_eq!(result.accuracy(), 1.0, "{:?}", result.confusion);
+}
+
+/// `act(x wᵀ + b)` of one row.
+fn linear(x: &[f64], w: &Tensor, b: &Tensor) -> Vec<f64> {
+    let (w, b) = (w.to_f64_vec(), b.to_f64_vec());
+    w.chunks_exact(x.len()).zip(b).map(|(row, b)| b + row.iter().zip(x).map(|(w, x)| w * x).sum::<f64>()).collect()
+}
+
+fn initial(config: ClassifierConfig) -> Classifier {
+    let mut tensors = BTreeMap::new();
+    for layout in [config.layout(), config.buffers()] {
+        for s in layout.segments() {
+            tensors.insert(s.name.clone(), hashed(&s.name, &s.torch_shape, 1.4));
+        }
+    }
+    Classifier::from_torch(config, &tensors).unwrap()
+}
+
+/// The official CelebA network: the trunk equals ResNet-50's, the heads a plain loop over the file's tensors.
+#[test]
+fn celeba_heads_equal_a_plain_loop() {
+    let size = [32, 32];
+    let classes: Vec<String> = (0..40).map(|i| format!("A{i}")).collect();
+    let net = initial(ClassifierConfig::new(Architecture::CelebaHeads, classes.clone(), Decision::Largest, size));
+    let t = net.to_torch();
+    assert_eq!((t["stem.fc.weight"].shape(), t["classifier07.0.fc.weight"].shape(), t["classifier39.1.weight"].shape()), (&[512, 2048][..], &[256, 512][..], &[2, 256][..]));
+    let x = Random::new(1, 0).uniform(&[2, 32, 32, 3]);
+    let said = net.judge(&x).unwrap();
+    assert_eq!((said.logits.shape(), said.features.shape()), (&[2, 40][..], &[2, 512][..]));
+    let trunk = ClassifierConfig { preprocessing: Preprocessing::symmetric(size), ..ClassifierConfig::resnet(ResNet::ResNet50, classes, 32) };
+    let mut of_trunk = t.clone();
+    of_trunk.insert("fc.weight".into(), Tensor::zeros(&[40, 2048], DType::F32));
+    of_trunk.insert("fc.bias".into(), Tensor::zeros(&[40], DType::F32));
+    let pooled = Classifier::from_torch(trunk, &of_trunk).unwrap().features(&x).unwrap().to_f64_vec();
+    let block = |x: &[f64], name: &str| {
+        let at = |what: &str| t[&format!("{name}.bn.{what}")].to_f64_vec();
+        let (gamma, beta, mean, var) = (at("weight"), at("bias"), at("running_mean"), at("running_var"));
+        let y = linear(x, &t[&format!("{name}.fc.weight")], &t[&format!("{name}.fc.bias")]);
+        y.iter().enumerate().map(|(i, v)| (gamma[i] * (v - mean[i]) / (var[i] + 1e-5).sqrt() + beta[i]).max(0.0)).collect::<Vec<f64>>()
+    };
+    for (n, pooled) in pooled.chunks_exact(2048).enumerate() {
+        let stem = block(pooled, "stem");
+        for a in [0, 7, 39] {
+            let two = linear(&block(&stem, &format!("classifier{a:02}.0")), &t[&format!("classifier{a:02}.1.weight")], &t[&format!("classifier{a:02}.1.bias")]);
+            let (got, want) = (said.logits.to_f64_vec()[n * 40 + a], two[1] - two[0]);
+            // f32 sums over 2048 and 512 terms.
+            assert!((got - want).abs() < 1e-4 * want.abs().max(1.0), "attribute {a}: {got} where {want} is right");
+            assert_eq!(said.has(a)[n], two[1] > two[0]);
+        }
+    }
+}
+
+/// A plain 3×3 convolution with stride 2 and padding 1 of `[c, h, w]`, ReLU.
+fn conv3(x: &[f64], [c, h, w]: [usize; 3], weight: &Tensor, bias: &Tensor) -> (Vec<f64>, [usize; 3]) {
+    let (k, b, out) = (weight.to_f64_vec(), bias.to_f64_vec(), [weight.dim(0), h.div_ceil(2), w.div_ceil(2)]);
+    let mut y = Vec::new();
+    for o in 0..out[0] {
+        for i in 0..out[1] * out[2] {
+            let (top, left) = (2 * (i / out[2]) as isize - 1, 2 * (i % out[2]) as isize - 1);
+            let mut sum = b[o];
+            for t in 0..c * 9 {
+                let (ch, p, q) = (t / 9, top + (t % 9 / 3) as isize, left + (t % 3) as isize);
+                if p >= 0 && q >= 0 && (p as usize) < h && (q as usize) < w {
+                    sum += k[o * c * 9 + t] * x[(ch * h + p as usize) * w + q as usize];
+                }
+            }
+            y.push(sum.max(0.0));
+        }
+    }
+    (y, out)
+}
+
+/// The official AFHQ network against plain loops in PyTorch's layout, flattening included.
+#[test]
+fn the_afhq_network_equals_plain_loops() {
+    let config = ClassifierConfig::new(Architecture::AfhqCnn, ["cat", "dog", "wild"].map(String::from).to_vec(), Decision::Largest, [250, 250]);
+    let net = initial(config.clone());
+    let t = net.to_torch();
+    assert_eq!(t["fc1.weight"].shape(), [512, 1024]);
+    let x = Random::new(5, 0).uniform(&[1, 250, 250, 3]);
+    let unit = x.to_f64_vec().iter().map(|v| (v + 1.0) / 2.0).collect::<Vec<f64>>();
+    let (mut y, mut shape) = ((0..3 * 250 * 250).map(|i| unit[i % 62500 * 3 + i / 62500]).collect::<Vec<f64>>(), [3, 250, 250]);
+    for i in 1..=4 {
+        (y, shape) = conv3(&y, shape, &t[&format!("conv{i}.weight")], &t[&format!("conv{i}.bias")]);
+        if i > 1 {
+            let at = |what: &str| t[&format!("batchnorm{}.{what}", i - 1)].to_f64_vec();
+            let (gamma, beta, mean, var) = (at("weight"), at("bias"), at("running_mean"), at("running_var"));
+            let [c, h, w] = shape;
+            let (ph, pw) = (h / 2, w / 2);
+            let normal = |k: usize, v: f64| gamma[k] * (v - mean[k]) / (var[k] + 1e-5).sqrt() + beta[k];
+            y = (0..c * ph * pw)
+                .map(|i| {
+                    let (k, p, q) = (i / (ph * pw), i / pw % ph, i % pw);
+                    (0..4).map(|d| normal(k, y[(k * h + 2 * p + d / 2) * w + 2 * q + d % 2])).fold(f64::MIN, f64::max)
+                })
+                .collect();
+            shape = [c, ph, pw];
+        }
+    }
+    assert_eq!(shape, [256, 2, 2]);
+    let logits = linear(&linear(&y, &t["fc1.weight"], &t["fc1.bias"]), &t["fc2.weight"], &t["fc2.bias"]);
+    let normaliser = logits.iter().map(|v| v.exp()).sum::<f64>().ln();
+    for (got, want) in net.logits(&x).unwrap().to_f64_vec().iter().zip(&logits) {
+        assert!((got - (want - normaliser)).abs() < 1e-4 * want.abs().max(1.0), "{got} where {} is right", want - normaliser);
+    }
+    let small = ClassifierConfig { preprocessing: Preprocessing::rgb([64, 64]), ..config };
+    assert!(Classifier::init(small, &mut Random::new(0, 0)).unwrap_err().to_string().contains("250x250"));
+}
+
+/// Both official networks train: every parameter gets a gradient, dropout included, and the loss falls.
+#[test]
+fn the_official_networks_learn() {
+    let mut r = Random::new(4, 0);
+    let mut images = |n: usize, side: usize| (0..n * side * side * 3).map(|i| (if i / (side * side * 3) % 2 == i % 3 { 200 } else { 40 } + r.below(50)) as u8).collect::<Vec<u8>>();
+    let (faces, animals) = (images(8, 32), images(6, 250));
+    let attributes: Vec<u8> = (0..8).flat_map(|i| [(i % 2) as u8, 1 - (i % 2) as u8]).collect();
+    let labels: Vec<u32> = (0..6).map(|i| i % 2).collect();
+    let cases = [
+        (Architecture::CelebaHeads, 32, LabelledImages { pixels: &faces, size: [32, 32], channels: 3, labels: Labels::Attributes(&attributes) }),
+        (Architecture::AfhqCnn, 250, LabelledImages { pixels: &animals, size: [250, 250], channels: 3, labels: Labels::Classes(&labels) }),
+    ];
+    for (network, side, data) in cases {
+        let config = ClassifierConfig::new(network, vec!["a".into(), "b".into()], Decision::Largest, [side; 2]);
+        let recipe = Recipe { batch: 4, epochs: 8, ..Recipe::celeba() };
+        let mut losses = Vec::new();
+        let net = train(&config, data, &recipe, &mut |p| {
+            losses.push(p.loss);
+            Ok(())
+        })
+        .unwrap();
+        assert!(losses.last().unwrap() < &losses[0], "{network:?}: {losses:?}");
+        let start = Classifier::init(config, &mut Random::new(0, 0)).unwrap();
+        for ((name, a), b) in start.to_torch().iter().zip(net.to_torch().values()).filter(|((n, _), _)| !n.ends_with("num_batches_tracked")) {
+            assert_ne!(a.to_f64_vec(), b.to_f64_vec(), "{network:?}: {name} has not moved");
+        }
+    }
 }

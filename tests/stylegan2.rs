@@ -106,8 +106,19 @@ fn discriminator_loss_r1_and_gradients() {
 /// Three whole iterations with every random input given.
 #[test]
 fn three_training_iterations() {
+    three_iterations(None);
+}
+
+/// The same in parts of a group each: the graphs are half as large, the numbers those of the whole batch.
+#[test]
+fn three_training_iterations_in_parts() {
+    three_iterations(Some(4));
+    three_iterations(Some(2));
+}
+
+fn three_iterations(at_once: Option<usize>) {
     let (mut state, data) = (training_start(), arrays("train_steps"));
-    let trainer = Trainer::new(&state.config, hyper());
+    let trainer = Trainer::new(&state.config, Hyper { at_once, ..hyper() });
     for i in 0..3 {
         let losses = trainer.iteration(&mut state, &training_inputs(&data, i), &mut NoRegulariser).unwrap();
         assert_iteration(&data, i, &losses, &state);

@@ -2,6 +2,7 @@
 
     python compare.py                      demo width, 2 threads, 3 rounds
     python compare.py --width full --rounds 2 --only iteration
+    python compare.py --only inception --weights inception.safetensors --digits t10k-images-idx3-ubyte
 
 A ratio is PyTorch's value over recant's in one round: above 1, recant is faster (or smaller). Printed are the median
 and the range over the rounds; whatever else the machine did meanwhile shows in the range.
@@ -24,6 +25,8 @@ BENCHMARKS = {
     "iteration": ("stylegan2_peer.py", "iteration", ["plain_s", "r1_s", "path_s", "amortised_s", "peak_bytes"]),
     "sampling": ("sampling_peer.py", "sampling", ["sample_s", "classify_s", "peak_bytes"]),
     "slab_pass": ("optimizer_peer.py", "slab_pass", ["ewc_s", "repulsion_s"]),
+    # Only with --weights and --digits.
+    "inception": ("inception_peer.py", "inception", ["seconds", "peak_bytes"]),
 }
 
 
@@ -38,6 +41,9 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=list(BENCHMARKS))
+    parser.add_argument("--weights", help="Inception's, as safetensors: compares feature extraction too")
+    parser.add_argument("--digits", help="MNIST's IDX file of images, for the same")
+    parser.add_argument("--n", default="256", help="digits")
     parser.add_argument("--raw", type=pathlib.Path, help="append every line of JSON to this file")
     o = parser.parse_args()
     subprocess.run(["cargo", "build", "--release", "-p", "recant-benches", "--bins"], cwd=ROOT, check=True)
@@ -46,7 +52,13 @@ def main():
     for name, (peer, ours, keys) in BENCHMARKS.items():
         if o.only not in (None, name):
             continue
-        options = ["--width", o.width, "--threads", str(o.threads)]
+        options = ["--threads", str(o.threads)]
+        if name != "inception":
+            options += ["--width", o.width]
+        elif o.weights and o.digits:
+            options += ["--weights", o.weights, "--digits", o.digits, "--n", o.n]
+        else:
+            continue
         pairs = []
         for i in range(o.rounds):
             programs = [[sys.executable, str(HERE / peer)], [str(target / ours)]]

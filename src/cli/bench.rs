@@ -18,7 +18,7 @@ use crate::models::stylegan2::{Generator, StyleGan2Config};
 use crate::nn::ParamSlab;
 use crate::ops::random::Random;
 use crate::training::{GanState, Hyper, NoRegulariser, TensorBatches, Trainer, run, streams};
-use crate::unlearning::feedback::{SAMPLE_BATCH, draw_latents, generate};
+use crate::unlearning::feedback::{draw_latents, generate, sample_batch};
 
 /// What is timed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -168,13 +168,14 @@ impl Bench {
     fn sampling(&self, device: &Device, width: Width) -> Result<Number> {
         let g = Generator::new(width.config()?);
         let params = ParamSlab::init(g.layout(), &mut Random::new(0, streams::INIT)).to_device(device)?;
-        let latents = draw_latents(&g, SAMPLE_BATCH * (self.repeats + 1), 0, streams::SAMPLES);
+        let batch = sample_batch(g.config());
+        let latents = draw_latents(&g, batch * (self.repeats + 1), 0, streams::SAMPLES);
         let mut clock = Clock::new(device);
         generate(&g, &params, &latents, &mut Random::new(0, streams::SAMPLES), &mut |_, _, _| {
             stop_if_interrupted()?;
             clock.tick()
         })?;
-        Ok(Number::new(format!("sampling {}", width.name()), SAMPLE_BATCH as f64 / median(clock.laps()?), "images/s"))
+        Ok(Number::new(format!("sampling {}", width.name()), batch as f64 / median(clock.laps()?), "images/s"))
     }
 }
 

@@ -1,18 +1,24 @@
 //! `recant classifier`: trains and evaluates the networks that judge, and measures real images with them.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
 use super::Global;
 use super::evaluate::collect_statistics;
 use super::model::{read_classifier, write_classifier};
-use super::output::{Progress, summary};
+use super::output::{Progress, summary, table};
 use super::run_folder::stop_if_interrupted;
-use crate::data::dataset::{Dataset, Source};
+use crate::data::dataset::{Dataset, Part, Source};
 use crate::data::mnist::Split;
 use crate::error::{Error, Result};
-use crate::models::classifier::{ClassifierConfig, LabelledImages, Labels, Recipe, evaluate, train};
+use crate::models::classifier::{
+    AFHQ, Architecture, Augment, CELEBA, Classifier, ClassifierConfig, Decision, Evaluation, LabelledImages, Labels, Optimizer, Preprocessing, Recipe, Schedule,
+    evaluate, train,
+};
+use crate::nn::Adamax;
+use crate::ops::optimizer::Adam;
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ClassifierArgs {
@@ -22,23 +28,119 @@ pub(crate) struct ClassifierArgs {
 
 #[derive(Subcommand, Clone, Debug)]
 enum ClassifierCommand {
-    /// Train LeNet on labelled images with the paper's recipe
+    /// Train a classifier on labelled images
     Train(TrainArgs),
     /// Accuracy on labelled images
-    Eval(DataArgs),
+    Eval(EvalArgs),
+    /// Say of a PyTorch file without a declaration which classifier it is, and write it with that
+    Declare(DeclareArgs),
     /// Mean and covariance of the classifier's features for each class of real images
     Stats(StatsArgs),
 }
 
+/// Height and width: `64` or `218x178`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Size([usize; 2]);
+
+impl FromStr for Size {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Size> {
+        let (h, w) = text.split_once('x').unwrap_or((text, text));
+        match (h.parse(), w.parse()) {
+            (Ok(h), Ok(w)) if h > 0 && w > 0 => Ok(Size([h, w])),
+            _ => Err(Error::config("--size", format!("{text:?} is not a side in pixels or HEIGHTxWIDTH"))),
+        }
+    }
+}
+
+/// What is done to [0, 1] pixels before the network sees them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Pixels {
+    /// As they are
+    Unit,
+    /// To [-1, 1]
+    Symmetric,
+    /// Mean and standard deviation of ImageNet
+    Imagenet,
+    /// One channel of luma
+    Grey,
+}
+
+/// What the outputs mean, by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum DecisionName {
+    /// One class: the largest output
+    Largest,
+    /// Attributes: outputs from 0 upwards, trained towards -1 and 1
+    Signs,
+    /// Attributes: log-odds of yes
+    Odds,
+}
+
+#[derive(Args, Clone, Debug)]
+struct DeclareArgs {
+    /// State_dict of the network (.pt, .pth or safetensors)
+    input: PathBuf,
+    #[arg(long)]
+    network: Architecture,
+    /// Names of the outputs in order, separated by commas; `celeba` stands for its 40 attributes, `afhq` for cat,dog,wild
+    #[arg(long)]
+    classes: String,
+    /// Input in pixels: a side, or HEIGHTxWIDTH
+    #[arg(long)]
+    size: Size,
+    #[arg(long, value_enum)]
+    pixels: Pixels,
+    #[arg(long, value_enum, default_value = "largest")]
+    decision: DecisionName,
+    /// Classifier file to write (safetensors)
+    #[arg(long)]
+    out: PathBuf,
+}
+
+/// The optimisers by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum OptimizerName {
+    Adam,
+    Adamax,
+}
+
 #[derive(Args, Clone, Debug)]
 struct TrainArgs {
-    /// Labelled images: mnist:DIR, folder:DIR with class subfolders, or npz:FILE with labels
+    /// Labelled images: mnist:DIR, folder:DIR with class subfolders, npz:FILE with labels, or celeba:DIR with attributes
     #[arg(long)]
     data: Source,
-    #[arg(long, default_value_t = 12)]
-    epochs: usize,
-    #[arg(long, default_value_t = 256)]
-    batch: usize,
+    /// lenet, resnet18, resnet50, resnext50_32x4d, celeba_heads or afhq_cnn
+    #[arg(long, default_value = "lenet")]
+    network: Architecture,
+    /// The network's input in pixels: a side, or HEIGHTxWIDTH (default: 32 for lenet, 250 for afhq_cnn, else 64)
+    #[arg(long)]
+    size: Option<Size>,
+    /// Train on nine tenths of each class and judge the result on the others
+    #[arg(long)]
+    hold_out: bool,
+    /// (default: lenet 12, else 3)
+    #[arg(long)]
+    epochs: Option<usize>,
+    /// Images per step (default: lenet 256, else 50)
+    #[arg(long)]
+    batch: Option<usize>,
+    /// (default: lenet adam, else adamax)
+    #[arg(long, value_enum)]
+    optimizer: Option<OptimizerName>,
+    /// Learning rate
+    #[arg(long, default_value_t = 2e-3, allow_negative_numbers = true)]
+    lr: f64,
+    /// Learning rate over the run (default: lenet cosine, else constant)
+    #[arg(long, value_enum)]
+    schedule: Option<Schedule>,
+    /// Mirror every second image
+    #[arg(long)]
+    flip: bool,
+    /// Move images at random by up to this many pixels per axis: crops of padded images
+    #[arg(long, default_value_t = 0)]
+    shift: usize,
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Classifier file to write
@@ -50,9 +152,18 @@ struct TrainArgs {
 struct DataArgs {
     #[arg(long)]
     classifier: PathBuf,
-    /// Labelled images; of MNIST the test split
+    /// Labelled images; of MNIST the test split for eval, the training split for stats
     #[arg(long)]
     data: Source,
+}
+
+#[derive(Args, Clone, Debug)]
+struct EvalArgs {
+    #[command(flatten)]
+    data: DataArgs,
+    /// Which images: all, or the part that `classifier train --hold-out` trained on or held out
+    #[arg(long, value_enum, default_value = "all")]
+    part: Part,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -64,13 +175,14 @@ struct StatsArgs {
     out: PathBuf,
 }
 
-/// Classes of the images, and the images as training takes them.
-fn labels_of(data: &Dataset) -> Result<Vec<u32>> {
-    data.batch_labels(&(0..data.len()).collect::<Vec<_>>())
-}
-
-fn labelled<'a>(data: &'a Dataset, labels: &'a [u32]) -> LabelledImages<'a> {
-    LabelledImages { pixels: &data.images, size: [data.height, data.width], channels: data.channels, labels: Labels::Classes(labels) }
+/// A data set as training and evaluation take it.
+fn labelled<'a>(data: &'a Dataset) -> Result<LabelledImages<'a>> {
+    let labels = match (&data.labels, &data.attributes) {
+        (Some(labels), _) => Labels::Classes(labels),
+        (None, Some(attributes)) => Labels::Attributes(attributes),
+        (None, None) => return Err(Error::config("--data", "has no labels; use class folders, an npz with labels, or celeba:DIR")),
+    };
+    Ok(LabelledImages { pixels: &data.images, size: [data.height, data.width], channels: data.channels, labels })
 }
 
 impl ClassifierArgs {
@@ -79,24 +191,50 @@ impl ClassifierArgs {
             ClassifierCommand::Train(c) => c.run(global),
             ClassifierCommand::Eval(c) => c.run(global),
             ClassifierCommand::Stats(c) => c.run(global),
+            ClassifierCommand::Declare(c) => c.run(global),
         }
     }
 }
 
 impl TrainArgs {
+    fn recipe(&self) -> Result<Recipe> {
+        let base = if self.network == Architecture::LeNet { Recipe::mnist() } else { Recipe::celeba() };
+        if !(self.lr.is_finite() && self.lr > 0.0) {
+            return Err(Error::config("--lr", format!("{} must be a positive number", self.lr)));
+        }
+        let optimizer = self.optimizer.unwrap_or(match base.optimizer {
+            Optimizer::Adam(_) => OptimizerName::Adam,
+            Optimizer::Adamax(_) => OptimizerName::Adamax,
+        });
+        let (lr, beta1, beta2, eps) = (self.lr, 0.9, 0.999, 1e-8);
+        Ok(Recipe {
+            optimizer: match optimizer {
+                OptimizerName::Adam => Optimizer::Adam(Adam { lr, beta1, beta2, eps }),
+                OptimizerName::Adamax => Optimizer::Adamax(Adamax { lr, beta1, beta2, eps }),
+            },
+            schedule: self.schedule.unwrap_or(base.schedule),
+            batch: self.batch.unwrap_or(base.batch),
+            epochs: self.epochs.unwrap_or(base.epochs),
+            augment: Augment { flip: self.flip, shift: self.shift },
+            seed: self.seed,
+        })
+    }
+
     fn run(&self, global: &Global) -> Result<()> {
         let start = std::time::Instant::now();
         global.device.host_only("classifier")?;
-        let config = ClassifierConfig::mnist();
-        let size = config.preprocessing.size[0];
-        let data = self.data.read(Split::Train, Some(size))?;
-        let labels = labels_of(&data)?;
-        let config = ClassifierConfig { classes: data.class_names.clone(), ..config };
-        let recipe = Recipe { epochs: self.epochs, batch: self.batch, seed: self.seed, ..Recipe::mnist() };
+        let recipe = self.recipe()?;
+        let size = self.size.map_or([self.network.default_size(); 2], |s| s.0);
+        let all = self.data.read_at(Split::Train, Some(size))?;
+        let data = if self.hold_out { all.part(Part::Training) } else { all.clone() };
+        let decision = if data.attributes.is_some() { Decision::Signs } else { Decision::Largest };
+        let config = ClassifierConfig::new(self.network, data.class_names.clone(), decision, size);
         let mut progress: Option<Progress> = None;
-        let classifier = train(&config, labelled(&data, &labels), &recipe, &mut |p| {
+        let classifier = train(&config, labelled(&data)?, &recipe, &mut |p| {
             let bar = progress.get_or_insert_with(|| Progress::new("classifier", 0, p.steps as u64));
             bar.at(p.step as u64, || format!("epoch {} loss {:.4}", p.epoch + 1, p.loss));
+            // An interrupted run leaves its last whole epoch.
+            p.epoch_done.map_or(Ok(()), |c| write_classifier(&self.out, c))?;
             stop_if_interrupted()
         })?;
         if let Some(bar) = progress {
@@ -104,25 +242,60 @@ impl TrainArgs {
         }
         write_classifier(&self.out, &classifier)?;
         println!("trained on {} images: {}", data.len(), self.out.display());
-        summary(global, &serde_json::json!({"images": data.len(), "out": self.out, "seconds": start.elapsed().as_secs_f64(), "device": "cpu"}));
+        let held_out = match self.hold_out {
+            true => Some(judged(&classifier, &all.part(Part::HeldOut), "held-out images")?),
+            false => None,
+        };
+        let seconds = start.elapsed().as_secs_f64();
+        summary(
+            global,
+            &serde_json::json!({
+                "images": data.len(), "out": self.out, "accuracy": held_out.as_ref().map(Evaluation::accuracy),
+                "balanced_accuracy": held_out.as_ref().map(Evaluation::balanced_accuracy), "seconds": seconds, "device": "cpu",
+            }),
+        );
         Ok(())
     }
 }
 
-impl DataArgs {
+/// Judges labelled images and prints how well.
+fn judged(classifier: &Classifier, data: &Dataset, what: &str) -> Result<Evaluation> {
+    let images = labelled(data)?;
+    if data.is_empty() {
+        return Err(Error::config("--data", "holds no image"));
+    }
+    let mut progress = Progress::new("judge", 0, data.len() as u64);
+    let result = evaluate(classifier, images, 250, &mut |done| {
+        progress.at(done as u64, String::new);
+        stop_if_interrupted()
+    })?;
+    progress.finish();
+    let classes = &classifier.config().classes;
+    let mut rows = vec![vec!["of".to_string(), "images".to_string(), "judged rightly".to_string()]];
+    for (name, n, share) in result.shares(classes) {
+        rows.push(vec![name, n.to_string(), format!("{:.2} %", 100.0 * share)]);
+    }
+    println!("{}", table(&rows));
+    println!("accuracy {:.2} %, balanced {:.2} % on {} {what}", 100.0 * result.accuracy(), 100.0 * result.balanced_accuracy(), data.len());
+    Ok(result)
+}
+
+impl EvalArgs {
     fn run(&self, global: &Global) -> Result<()> {
         let start = std::time::Instant::now();
         global.device.host_only("classifier")?;
-        let classifier = read_classifier(&self.classifier)?;
-        let data = self.data.read(Split::Test, Some(classifier.config().preprocessing.size[0]))?;
-        let labels = labels_of(&data)?;
-        if labels.is_empty() {
-            return Err(Error::config("--data", "holds no image"));
-        }
-        let result = evaluate(&classifier, labelled(&data, &labels), 256)?;
-        println!("accuracy {:.2} %, balanced {:.2} % on {} images", 100.0 * result.accuracy(), 100.0 * result.balanced_accuracy(), data.len());
+        let classifier = read_classifier(&self.data.classifier)?;
+        println!("it looks at {}", classifier.config().preprocessing);
+        let data = self.data.data.read_at(Split::Test, Some(classifier.config().preprocessing.size))?.part(self.part);
+        let result = judged(&classifier, &data, "images")?;
         let seconds = start.elapsed().as_secs_f64();
-        summary(global, &serde_json::json!({"accuracy": result.accuracy(), "balanced_accuracy": result.balanced_accuracy(), "images": data.len(), "seconds": seconds, "device": "cpu"}));
+        summary(
+            global,
+            &serde_json::json!({
+                "accuracy": result.accuracy(), "balanced_accuracy": result.balanced_accuracy(), "balanced": result.balanced(),
+                "images": data.len(), "seconds": seconds, "device": "cpu",
+            }),
+        );
         Ok(())
     }
 }
@@ -132,10 +305,37 @@ impl StatsArgs {
         let start = std::time::Instant::now();
         global.device.host_only("classifier")?;
         let classifier = read_classifier(&self.data.classifier)?;
-        let data = self.data.data.read(Split::Train, Some(classifier.config().preprocessing.size[0]))?;
+        let data = self.data.data.read_at(Split::Train, Some(classifier.config().preprocessing.size))?;
         collect_statistics(&classifier, &data)?.write(&self.out)?;
         println!("statistics of {} images: {}", data.len(), self.out.display());
         summary(global, &serde_json::json!({"images": data.len(), "out": self.out, "seconds": start.elapsed().as_secs_f64(), "device": "cpu"}));
+        Ok(())
+    }
+}
+
+impl DeclareArgs {
+    fn run(&self, global: &Global) -> Result<()> {
+        let classes: Vec<String> = match self.classes.as_str() {
+            "celeba" => CELEBA.map(String::from).to_vec(),
+            "afhq" => AFHQ.map(String::from).to_vec(),
+            list => list.split(',').map(|name| name.trim().to_string()).collect(),
+        };
+        let size = self.size.0;
+        let preprocessing = match self.pixels {
+            Pixels::Unit => Preprocessing::rgb(size),
+            Pixels::Symmetric => Preprocessing::symmetric(size),
+            Pixels::Imagenet => Preprocessing { size, ..Preprocessing::imagenet(size[0]) },
+            Pixels::Grey => Preprocessing { size, ..Preprocessing::grey(size[0]) },
+        };
+        let decision = match self.decision {
+            DecisionName::Largest => Decision::Largest,
+            DecisionName::Signs => Decision::Signs,
+            DecisionName::Odds => Decision::Odds,
+        };
+        let classifier = Classifier::read_as(&self.input, ClassifierConfig { architecture: self.network, classes, decision, preprocessing })?;
+        write_classifier(&self.out, &classifier)?;
+        println!("{} outputs, it looks at {}: {}", classifier.n_classes(), classifier.config().preprocessing, self.out.display());
+        summary(global, &serde_json::json!({"outputs": classifier.n_classes(), "out": self.out}));
         Ok(())
     }
 }

@@ -89,14 +89,14 @@ pub(crate) struct Demo {
 }
 
 /// The embedded networks.
-struct Embedded {
-    model: Checkpoint,
-    classifier: Classifier,
-    statistics: ClassStatistics,
+pub(super) struct Embedded {
+    pub model: Checkpoint,
+    pub classifier: Classifier,
+    pub statistics: ClassStatistics,
 }
 
 impl Embedded {
-    fn load() -> Result<Embedded> {
+    pub fn load() -> Result<Embedded> {
         let broken = |name: &'static str| move |problem: String| Error::file(name, problem);
         let read = |name: &'static str, bytes| safetensors::read_embedded(name, bytes);
         let statistics = read("mnist_lenet_statistics.safetensors", STATISTICS)?;
@@ -297,14 +297,14 @@ impl Demo {
 }
 
 /// Progress of runs side by side.
-struct Watched(Mutex<(Progress, u64)>);
+pub(super) struct Watched(Mutex<(Progress, u64)>);
 
 impl Watched {
-    fn new(what: &str, total: u64) -> Watched {
+    pub fn new(what: &str, total: u64) -> Watched {
         Watched(Mutex::new((Progress::new(what, 0, total), 0)))
     }
 
-    fn step(&self, p: &training::Progress) -> Result<()> {
+    pub fn step(&self, p: &training::Progress) -> Result<()> {
         let mut shared = self.0.lock().expect("no thread panics while it holds the progress");
         shared.1 += 1;
         let count = shared.1;
@@ -312,7 +312,7 @@ impl Watched {
         run_folder::stop_if_interrupted()
     }
 
-    fn finish(self) {
+    pub fn finish(self) {
         self.0.into_inner().expect("no thread panics while it holds the progress").0.finish();
     }
 }

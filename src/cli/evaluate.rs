@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde::Serialize;
 
+use super::fid::{InceptionOptions, Side, Taker};
 use super::model::{class_of, read_classifier};
 use super::output::{Progress, summary, table};
 use super::{Global, run_folder};
@@ -15,9 +16,11 @@ use crate::error::{Error, Result};
 use crate::io::safetensors;
 use crate::metrics::class_statistics::ClassStatistics;
 use crate::metrics::pul::{Judged, judge, pul};
+use crate::metrics::{Extractor, FidReport, Statistics, fid};
 use crate::models::classifier::Classifier;
 use crate::models::stylegan2::Generator;
 use crate::nn::ParamSlab;
+use crate::tensor::Tensor;
 use crate::training::checkpoint::Checkpoint;
 use crate::training::streams;
 use crate::unlearning::feedback::draw_latents;
@@ -41,10 +44,16 @@ pub(crate) struct Evaluate {
     n: usize,
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Real images for the Fréchet distance in the classifier's own features: mnist:DIR, folder:DIR, npz:FILE, or
-    /// class statistics that `classifier stats` wrote (.safetensors)
+    /// Real images: mnist:DIR, folder:DIR, celeba:DIR or npz:FILE, for FID (with --inception) and, where they have
+    /// classes, the Fréchet distance in the classifier's own features; or, for the latter alone, class statistics that
+    /// `classifier stats` wrote (.safetensors)
     #[arg(long)]
     real: Option<String>,
+    /// The reference that `train --without` made: Ret-FID is the unlearned model's distance to it (with --inception)
+    #[arg(long, requires = "inception_weights")]
+    retrained: Option<PathBuf>,
+    #[command(flatten)]
+    inception: InceptionOptions,
 }
 
 /// The numbers of one comparison.
@@ -65,14 +74,34 @@ pub(super) struct Report {
     pub device: String,
 }
 
-/// Real images by class, as features of the classifier.
-pub(super) fn real_statistics(source: &str, classifier: &Classifier) -> Result<ClassStatistics> {
-    if Path::new(source).extension().is_some_and(|e| e == "safetensors") {
-        return ClassStatistics::from_tensors(&safetensors::read(source)?.tensors).map_err(|e| Error::file(source, e));
+/// Real images as an option names them.
+pub(super) enum Real {
+    /// Written by `classifier stats`.
+    Statistics(ClassStatistics),
+    Data(Source),
+}
+
+impl Real {
+    pub fn of(text: &str) -> Result<Real> {
+        match Path::new(text).extension() {
+            Some(e) if e == "safetensors" => {
+                ClassStatistics::from_tensors(&safetensors::read(text)?.tensors).map(Real::Statistics).map_err(|e| Error::file(text, e))
+            }
+            _ => text.parse().map(Real::Data),
+        }
     }
-    let source: Source = source.parse()?;
-    let size = classifier.config().preprocessing.size[0];
-    collect_statistics(classifier, &source.read(Split::Train, Some(size))?)
+
+    /// By class, as features of the classifier; none of data without classes.
+    pub fn by_class(self, classifier: &Classifier) -> Result<Option<ClassStatistics>> {
+        match self {
+            Real::Statistics(statistics) => Ok(Some(statistics)),
+            Real::Data(Source::Celeba(_)) => Ok(None),
+            Real::Data(source) => {
+                let data = source.read_at(Split::Train, Some(classifier.config().preprocessing.size))?;
+                if data.labels.is_some() { collect_statistics(classifier, &data).map(Some) } else { Ok(None) }
+            }
+        }
+    }
 }
 
 /// Statistics of a labelled data set.
@@ -103,10 +132,16 @@ pub(super) struct Bench<'a> {
 
 impl Bench<'_> {
     pub fn judge(&self, what: &str, params: &ParamSlab) -> Result<Judged> {
+        self.judge_and(what, params, &mut |_| Ok(()))
+    }
+
+    /// As `judge`; `each` sees every batch of images.
+    pub fn judge_and(&self, what: &str, params: &ParamSlab, each: &mut dyn FnMut(&Tensor) -> Result<()>) -> Result<Judged> {
         let latents = draw_latents(self.g, self.n, self.seed, streams::EVALUATION);
         let mut progress = Progress::new(what, 0, self.n as u64);
-        let judged = judge(self.g, &params.to_device(self.device)?, self.classifier, self.class, &latents, self.seed, &mut |done| {
+        let judged = judge(self.g, &params.to_device(self.device)?, self.classifier, self.class, &latents, self.seed, &mut |done, images| {
             progress.at(done as u64, String::new);
+            each(images)?;
             run_folder::stop_if_interrupted()
         })?;
         progress.finish();
@@ -146,27 +181,115 @@ pub(super) fn show_distance(d: Option<f64>) -> String {
     d.map_or("-".into(), |d| format!("{d:.2}"))
 }
 
+/// Counts of a class or attribute before and after: what else changed than what was meant to.
+#[derive(Clone, Debug, Serialize)]
+struct Drift {
+    class: String,
+    before: usize,
+    after: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retrained: Option<usize>,
+}
+
+impl Drift {
+    fn row(&self) -> Vec<String> {
+        let change = match self.before {
+            0 => "-".to_string(),
+            n => format!("{:+.1} %", 100.0 * (self.after as f64 / n as f64 - 1.0)),
+        };
+        let retrained = self.retrained.map(|n| n.to_string());
+        [vec![self.class.clone(), self.before.to_string(), self.after.to_string(), change], retrained.into_iter().collect()].concat()
+    }
+}
+
+/// A distance as `--json` has it.
+fn distance_json(report: &FidReport) -> serde_json::Value {
+    serde_json::json!({"name": report.protocol.name(), "distance": report.distance, "protocol": report.protocol.to_string(), "images": report.images})
+}
+
+/// What is known of one model's images.
+pub(super) struct Measured {
+    pub judged: Judged,
+    pub inception: Option<Statistics>,
+}
+
+/// Inception features of the first so many images.
+#[derive(Clone, Copy)]
+pub(super) struct Features<'a> {
+    pub extractor: &'a Extractor,
+    pub batch: usize,
+    pub images: usize,
+}
+
+/// Generates a model's images once, for the classifier and for Inception.
+pub(super) fn measure(bench: &Bench, what: &str, params: &ParamSlab, features: Option<Features>) -> Result<Measured> {
+    let mut stats = features.map(|f| f.extractor.start());
+    let judged = bench.judge_and(what, params, &mut |images| {
+        let (Some(f), Some(stats)) = (features, &mut stats) else { return Ok(()) };
+        let n = images.dim(0).min(f.images.saturating_sub(stats.count()));
+        for at in (0..n).step_by(f.batch) {
+            f.extractor.add_images(stats, &images.rows(at, f.batch.min(n - at))?)?;
+            run_folder::stop_if_interrupted()?;
+        }
+        Ok(())
+    })?;
+    Ok(Measured { judged, inception: stats.map(|s| s.finish()).transpose()? })
+}
+
 impl Evaluate {
     pub fn run(&self, global: &Global) -> Result<()> {
         let start = std::time::Instant::now();
         let device = global.open()?;
-        if self.n == 0 {
-            return Err(Error::config("--n", "must be at least 1"));
+        if self.n < 2 {
+            return Err(Error::config("--n", "must be at least 2"));
         }
-        let (original, unlearned) = (Checkpoint::open(&self.model)?, Checkpoint::open(&self.unlearned)?);
-        if original.config != unlearned.config {
-            return Err(Error::file(&self.unlearned, "is a network of another size than --model"));
-        }
+        let original = Checkpoint::open(&self.model)?;
+        let same_size = |path: &PathBuf| {
+            let model = Checkpoint::open(path)?;
+            if original.config == model.config { Ok(model) } else { Err(Error::file(path, "is a network of another size than --model")) }
+        };
+        let unlearned = same_size(&self.unlearned)?;
+        let retrained = self.retrained.as_ref().map(same_size).transpose()?;
         let classifier = read_classifier(&self.classifier)?;
         let class = class_of(&classifier, &self.class)?;
-        let real = self.real.as_ref().map(|r| real_statistics(r, &classifier)).transpose()?;
+        let extractor = self.inception.extractor(Some(original.config.size))?;
+        let (name, real) = (classifier.config().classes[class].clone(), self.real.as_deref().map(Real::of).transpose()?);
+        let real_features = match (&extractor, &real) {
+            (Some(extractor), Some(Real::Data(source))) => {
+                let taker = Taker { extractor, batch: self.inception.fid_batch, first: None, without: Some(name.clone()), cache: true };
+                Some(taker.data(&Side::Data(source.clone()))?)
+            }
+            _ => None,
+        };
+        let by_class = real.map(|r| r.by_class(&classifier)).transpose()?.flatten();
         let g = Generator::new(original.config.clone());
         let bench = Bench { device: &device, g: &g, classifier: &classifier, class, n: self.n, seed: self.seed };
-        let before = bench.judge("original", &original.g_ema)?;
-        let after = bench.judge("unlearned", &unlearned.g_ema)?;
-        let report = bench.report(&before, &after, real.as_ref(), start.elapsed().as_secs_f64())?;
-        let classes = &classifier.config().classes;
-        println!("{}", histogram_table(classes, &[("original", &report.histogram_before), ("unlearned", &report.histogram_after)]));
+        let features = extractor.as_ref().map(|extractor| Features { extractor, batch: self.inception.fid_batch, images: self.n });
+        let before = measure(&bench, "original", &original.g_ema, features)?;
+        let after = measure(&bench, "unlearned", &unlearned.g_ema, features)?;
+        let reference = retrained.as_ref().map(|r| measure(&bench, "retrained", &r.g_ema, features)).transpose()?;
+        let compare = |a: &Option<Statistics>, b: &Option<Statistics>| match (&extractor, a, b) {
+            (Some(e), Some(a), Some(b)) => fid(e.protocol(), a, b).map(Some),
+            _ => Ok(None),
+        };
+        let distances = [
+            ("before", "original to the real images without the class", compare(&before.inception, &real_features)?),
+            ("after", "unlearned to the real images without the class", compare(&after.inception, &real_features)?),
+            ("retrained", "Ret: unlearned to the retrained model", compare(&after.inception, &reference.as_ref().and_then(|r| r.inception.clone()))?),
+        ];
+        let report = bench.report(&before.judged, &after.judged, by_class.as_ref(), start.elapsed().as_secs_f64())?;
+        let drift: Vec<Drift> = (classifier.config().classes.iter().enumerate())
+            .map(|(k, class)| Drift {
+                class: class.clone(),
+                before: before.judged.histogram[k],
+                after: after.judged.histogram[k],
+                retrained: reference.as_ref().map(|r| r.judged.histogram[k]),
+            })
+            .collect();
+        let mut rows = vec![vec!["images judged as".to_string(), "original".into(), "unlearned".into(), "change".into()]];
+        rows[0].extend(reference.is_some().then(|| "retrained".to_string()));
+        rows.extend(drift.iter().map(Drift::row));
+        println!("{}", table(&rows));
         println!("PUL {:.2} % of class {} over {} shared latents", report.pul, report.class, report.samples);
         if report.frechet_before.is_some() || report.frechet_after.is_some() {
             println!(
@@ -175,7 +298,15 @@ impl Evaluate {
                 show_distance(report.frechet_after)
             );
         }
-        summary(global, &report);
+        let mut json = serde_json::to_value(&report).expect("plain data");
+        json["drift"] = serde_json::to_value(&drift).expect("plain data");
+        for (key, what, distance) in &distances {
+            if let Some(d) = distance {
+                println!("{what}: {d}");
+                json["fid"][*key] = distance_json(d);
+            }
+        }
+        summary(global, &json);
         Ok(())
     }
 }

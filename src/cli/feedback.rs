@@ -66,7 +66,7 @@ impl FeedbackArgs {
         let mut judge = |images: &crate::tensor::Tensor| {
             run_folder::stop_if_interrupted()?;
             match &judge_by {
-                Some((classifier, class)) => Ok(classifier.predict(images)?.into_iter().map(|(said, _)| said == *class).collect()),
+                Some((classifier, class)) => Ok(classifier.judge(images)?.has(*class)),
                 None => Ok(vec![false; images.dim(0)]),
             }
         };

@@ -9,6 +9,7 @@ mod doctor;
 mod evaluate;
 mod extrapolate;
 mod feedback;
+mod fid;
 mod machine;
 mod model;
 mod output;
@@ -82,6 +83,8 @@ enum Command {
     Extrapolate(extrapolate::Extrapolate),
     /// PUL, histograms and distances of a model against its original
     Evaluate(evaluate::Evaluate),
+    /// The Fréchet inception distance of two of: folder, npz of images or statistics, IDX file, model
+    Fid(fid::Fid),
     /// Experiments of the paper
     #[command(subcommand)]
     Reproduce(reproduce::Reproduce),
@@ -137,6 +140,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Unlearn(c) => c.run(global),
         Command::Extrapolate(c) => c.run(global),
         Command::Evaluate(c) => c.run(global),
+        Command::Fid(c) => c.run(global),
         Command::Reproduce(c) => c.run(global),
         Command::Convert(c) => c.run(global),
         Command::Bench(c) => c.run(global),

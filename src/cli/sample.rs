@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
-use super::output::summary;
+use super::output::{Progress, summary};
 use super::{Global, run_folder};
 use crate::autograd::Var;
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::io::npz::{self, Array, Arrays};
+use crate::io::npz;
 use crate::io::{atomic, image};
 use crate::models::stylegan2::{Generator, Styles};
 use crate::nn::ParamSlab;
@@ -18,7 +18,7 @@ use crate::ops::random::Random;
 use crate::tensor::{Tensor, all_on};
 use crate::training::checkpoint::Checkpoint;
 use crate::training::streams;
-use crate::unlearning::feedback::{SAMPLE_BATCH, draw_latents, generate};
+use crate::unlearning::feedback::{draw_latents, generate, sample_batch};
 
 /// Which of a checkpoint's generators.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -141,19 +141,21 @@ impl Sample {
             Weights::Ema => &model.g_ema,
             Weights::Raw => model.g.as_ref().ok_or_else(|| Error::file(&self.model, "holds no raw generator (g); use --weights ema"))?,
         };
-        let images = self.draw(&g, &slab.to_device(&device)?, &model.noise)?;
+        let (n, mut next) = self.draw(&g, &slab.to_device(&device)?, &model.noise)?;
+        let size = g.config().size;
         if kind == "png" {
-            let columns = self.columns.unwrap_or((images.dim(0) as f64).sqrt().ceil() as usize).max(1);
-            image::write_grid(&self.out, &images, columns)?;
+            let columns = self.columns.unwrap_or((n as f64).sqrt().ceil() as usize).max(1);
+            image::write_grid_streamed(&self.out, n, [size; 2], columns, &mut next)?;
         } else {
-            npz::write(&self.out, &Arrays::from([("images".to_string(), Array::from(&to_nchw(&images)?))]))?;
+            npz::write_streamed(&self.out, "images", &[n, 3, size, size], &mut || to_nchw(&next()?))?;
         }
-        println!("{} images of {} px: {}", images.dim(0), g.config().size, self.out.display());
-        summary(global, &serde_json::json!({"images": images.dim(0), "out": self.out, "seconds": start.elapsed().as_secs_f64(), "device": device.to_string()}));
+        println!("{n} images of {size} px: {}", self.out.display());
+        summary(global, &serde_json::json!({"images": n, "out": self.out, "seconds": start.elapsed().as_secs_f64(), "device": device.to_string()}));
         Ok(())
     }
 
-    fn draw(&self, g: &Generator, slab: &ParamSlab, buffers: &[Tensor]) -> Result<Tensor> {
+    /// How many images, and what makes them batch by batch.
+    fn draw<'a>(&self, g: &'a Generator, slab: &ParamSlab, buffers: &[Tensor]) -> Result<(usize, impl FnMut() -> Result<Tensor> + use<'a>)> {
         let latent = g.config().latent;
         let z1 = match &self.latents {
             Some(path) => read_latents(path, latent)?,
@@ -174,11 +176,11 @@ impl Sample {
         let centre = self.centre(g, slab)?.map(|c| c.to_device(&device)).transpose()?;
         let n = z1.dim(0);
         let mut noise = self.noise_source(g, buffers, n)?;
-        let mut parts = Vec::new();
-        let mut at = 0;
-        while at < n {
+        let (mut at, truncation, batch) = (0, self.truncation, sample_batch(g.config()));
+        let mut progress = Progress::new("sample", 0, n as u64);
+        let next = move || {
             run_folder::stop_if_interrupted()?;
-            let count = SAMPLE_BATCH.min(n - at);
+            let count = batch.min(n - at);
             let first = z1.rows(at, count)?;
             let styles = match &z2 {
                 Some(z2) => Styles::Mixed { z1: first, z2: z2.rows(at, count)?, crossover },
@@ -186,13 +188,15 @@ impl Sample {
             };
             let mut ws: Vec<Var> = g.styles(&p, &styles.to_device(&device)?)?;
             if let Some(centre) = &centre {
-                ws = Generator::truncate(&ws, centre, self.truncation)?;
+                ws = Generator::truncate(&ws, centre, truncation)?;
             }
             let maps = all_on(&device, &noise.maps(g, at, count)?)?;
-            parts.push(g.synthesis(&p, &ws, &maps)?.value().to_device(&Device::Cpu)?);
+            let images = g.synthesis(&p, &ws, &maps)?.value().to_device(&Device::Cpu)?;
             at += count;
-        }
-        layout::concat(&parts.iter().collect::<Vec<_>>(), 0)
+            progress.at(at as u64, String::new);
+            Ok(images)
+        };
+        Ok((n, next))
     }
 
     fn centre(&self, g: &Generator, slab: &ParamSlab) -> Result<Option<Tensor>> {

@@ -38,6 +38,9 @@ pub(crate) struct HyperArgs {
     /// Probability that a batch mixes two styles
     #[arg(long, default_value_t = 0.9)]
     pub mixing: f64,
+    /// Images through the networks at a time: less memory, the same gradients (default: by the networks' size)
+    #[arg(long)]
+    pub at_once: Option<usize>,
 }
 
 impl HyperArgs {
@@ -50,6 +53,7 @@ impl HyperArgs {
             path_weight: self.path,
             ema_decay: self.ema_decay.unwrap_or(base.ema_decay),
             mixing: self.mixing,
+            at_once: self.at_once,
             ..base
         }
         .checked()
@@ -58,10 +62,10 @@ impl HyperArgs {
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Train {
-    /// Training images: mnist:DIR, folder:DIR or npz:FILE
+    /// Training images: mnist:DIR, folder:DIR, celeba:DIR or npz:FILE
     #[arg(long)]
     data: Source,
-    /// Leave out this class (repeatable): the reference that never saw it
+    /// Leave out this class, or the images with this attribute (repeatable): the reference that never saw it
     #[arg(long)]
     without: Vec<String>,
     /// Image size in pixels: a power of two

@@ -1,4 +1,4 @@
-//! `recant unlearn`: stage 2.
+//! `recant unlearn`: stage 2, and the baselines that train on the positives in its place.
 
 use std::path::PathBuf;
 
@@ -12,8 +12,11 @@ use super::output::{Progress, summary};
 use super::run_folder::RunFolder;
 use super::train::{HyperArgs, Recorder};
 use crate::error::{Error, Result};
+use crate::models::stylegan2::{Generator, StyleGan2Config};
 use crate::training::checkpoint::{Checkpoint, save_generator};
 use crate::training::{Hyper, Trainer};
+use crate::unlearning::baselines::{Baseline, BaselineSpec, L1_STRENGTH, Trained, baseline};
+use crate::unlearning::fisher::FisherSpec;
 use crate::unlearning::repulsion::{Distance, Kind};
 use crate::unlearning::unlearn::{MarkedBatches, UnlearnSpec, unlearn};
 
@@ -25,6 +28,59 @@ pub(crate) enum Loss {
     Il2,
     /// Positives only: the ablation.
     None,
+}
+
+/// What is trained on the positives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Method {
+    /// Stage 2, with the repulsion of --repulsion
+    Repulsion,
+    /// Baseline: held near the original by EWC (--lambda)
+    Ewc,
+    /// Baseline: the parameters' ℓ1 norm beside the loss (--l1)
+    L1,
+    /// Baseline CF-k: only the layers of --trained
+    CfK,
+    /// Baseline EU-k: the layers of --trained, from new initial values
+    EuK,
+}
+
+/// The baselines' numbers, as options.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct BaselineOptions {
+    /// What to train
+    #[arg(long, value_enum, default_value = "repulsion")]
+    pub method: Method,
+    /// λ of the EWC baseline
+    #[arg(long, default_value_t = 5e8, allow_negative_numbers = true)]
+    pub lambda: f64,
+    /// Weight of the ℓ1 norm
+    #[arg(long, default_value_t = L1_STRENGTH, allow_negative_numbers = true)]
+    pub l1: f64,
+    /// Layers of CF-k and EU-k: layers:N, the last styled convolutions with their ToRGB, or tensors:N as the official code
+    /// (default: the upper half of the synthesis network)
+    #[arg(long)]
+    pub trained: Option<Trained>,
+}
+
+impl BaselineOptions {
+    /// The baseline; none for the method itself.
+    pub fn baseline(&self, config: &StyleGan2Config) -> Result<Option<Baseline>> {
+        for (option, v) in [("--lambda", self.lambda), ("--l1", self.l1)] {
+            if !(v.is_finite() && v >= 0.0) {
+                return Err(Error::config(option, format!("{v} must be a number ≥ 0")));
+            }
+        }
+        let trained = self.trained.unwrap_or_else(|| Trained::default_of(config));
+        trained.names(config, Generator::new(config.clone()).layout())?;
+        Ok(match self.method {
+            Method::Repulsion => None,
+            Method::Ewc => Some(Baseline::Ewc { lambda: self.lambda, fisher: FisherSpec::default() }),
+            Method::L1 => Some(Baseline::L1 { strength: self.l1 }),
+            Method::CfK => Some(Baseline::CfK { trained }),
+            Method::EuK => Some(Baseline::EuK { trained }),
+        })
+    }
 }
 
 /// The repulsion, as options.
@@ -86,6 +142,8 @@ pub(crate) struct Unlearn {
     #[arg(long, default_value_t = 0)]
     negatives_as_fakes: usize,
     #[command(flatten)]
+    baseline: BaselineOptions,
+    #[command(flatten)]
     stage: StageOptions,
     #[command(flatten)]
     hyper: HyperArgs,
@@ -103,7 +161,7 @@ struct Config<'a> {
     model: &'a PathBuf,
     feedback: &'a PathBuf,
     adapted: &'a [PathBuf],
-    spec: &'a UnlearnSpec,
+    spec: serde_json::Value,
     hyper: &'a Hyper,
 }
 
@@ -121,7 +179,7 @@ impl Unlearn {
             start: self.stage.start,
             seed: self.stage.seed,
         };
-        if spec.repulsion.is_some() && self.adapted.is_empty() {
+        if self.baseline.method == Method::Repulsion && spec.repulsion.is_some() && self.adapted.is_empty() {
             return Err(Error::config("--adapted", "is needed by the repulsion; give the folder that `recant adapt` wrote, or --repulsion none"));
         }
         let (pretrained, noise) = read_state(&self.model, &hyper, self.stage.seed)?;
@@ -129,7 +187,15 @@ impl Unlearn {
         let feedback = read_feedback(&self.feedback, pretrained.config.size)?;
         check_feedback(&feedback)?;
         let adapted = read_adapted(&self.adapted, &pretrained.g_ema)?;
-        let config = Config { command: "unlearn", model: &self.model, feedback: &self.feedback, adapted: &self.adapted, spec: &spec, hyper: &hyper };
+        let other = self.baseline.baseline(&pretrained.config)?.map(|baseline| BaselineSpec {
+            baseline,
+            iterations: spec.iterations,
+            optimiser: spec.optimiser,
+            start: spec.start,
+            seed: spec.seed,
+        });
+        let described = other.as_ref().map_or_else(|| serde_json::to_value(&spec), serde_json::to_value).expect("plain data");
+        let config = Config { command: "unlearn", model: &self.model, feedback: &self.feedback, adapted: &self.adapted, spec: described, hyper: &hyper };
         let mut folder = RunFolder::create(&self.out, self.resume, &config, &[])?;
         let model = folder.file("model.safetensors");
         let resumed = match self.resume && model.exists() {
@@ -149,7 +215,11 @@ impl Unlearn {
             log_every: 10,
             start: begin,
         };
-        let state = unlearn(&trainer, &pretrained, &adapted, &mut batches, &spec, resumed, &mut |p| recorder.on_iteration(p))?;
+        let mut each = |p: &crate::training::Progress| recorder.on_iteration(p);
+        let state = match &other {
+            None => unlearn(&trainer, &pretrained, &adapted, &mut batches, &spec, resumed, &mut each)?,
+            Some(spec) => baseline(&trainer, &pretrained, &mut batches, spec, resumed, &mut each)?,
+        };
         recorder.progress.finish();
         let out = self.out.join("unlearned.safetensors");
         save_generator(&out, &state.config, &state.g_ema, &noise, &Default::default())?;

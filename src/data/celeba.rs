@@ -1,11 +1,12 @@
 //! CelebA's `list_attr_celeba.txt`: 40 yes-or-no attributes for every face.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use super::dataset::{Dataset, class_of};
 use super::folder;
 use crate::error::{Error, Result};
-use crate::io;
+use crate::io::{self, image};
 
 /// Columns of the official file.
 pub const ATTRIBUTES: usize = 40;
@@ -82,33 +83,49 @@ impl Attributes {
     }
 }
 
-/// Faces with their attributes.
-#[derive(Clone, Debug)]
-pub struct Faces {
-    /// `[n, size, size, 3]`.
-    pub images: Vec<u8>,
-    pub size: usize,
-    /// `[n, 40]` in `names`' order, 1 for yes.
-    pub attributes: Vec<u8>,
-    pub names: Vec<String>,
-}
+/// Name of the list in CelebA's folder, and of the folder of its aligned pictures if they lie in one.
+const LIST: &str = "list_attr_celeba.txt";
+const PICTURES: &str = "img_align_celeba";
 
-/// Reads the pictures of a folder at `size` × `size` (as `folder::read_images`) with their attributes. A picture that
+/// The pictures of CelebA's folder, in the order of their names, and the attributes of each, `[n, 40]`. A picture that
 /// the list does not name is an error.
-pub fn read(folder: impl AsRef<Path>, list: impl AsRef<Path>, size: usize) -> Result<Faces> {
-    let attributes = Attributes::read(&list)?;
-    let files = folder::list(folder)?.files;
+pub fn list(folder: impl AsRef<Path>) -> Result<(Vec<PathBuf>, Vec<u8>, Vec<String>)> {
+    let folder = folder.as_ref();
+    if !folder.join(LIST).is_file() {
+        return Err(Error::file(folder, format!("holds no {LIST}; give the folder with CelebA's pictures (or {PICTURES}) and that list")));
+    }
+    let attributes = Attributes::read(folder.join(LIST))?;
+    let inside = folder.join(PICTURES);
+    let files = folder::list(if inside.is_dir() { inside.as_path() } else { folder })?.files;
     let mut rows = Vec::with_capacity(files.len() * ATTRIBUTES);
     for file in &files {
         let name = file.file_name().and_then(|n| n.to_str()).unwrap_or_default();
         let Some(row) = attributes.of(name) else {
-            let problem = format!("is not in {}; remove it or give the list that belongs to it", list.as_ref().display());
-            return Err(Error::file(file, problem));
+            return Err(Error::file(file, format!("is not in {LIST}; remove it or give the list that belongs to it")));
         };
         rows.extend(row.map(u8::from));
     }
-    let (images, size) = folder::read_images(&files, Some(size))?;
-    Ok(Faces { images, size, attributes: rows, names: attributes.names })
+    Ok((files, rows, attributes.names))
+}
+
+/// The pictures without an attribute; all without one named.
+pub fn list_without(folder: impl AsRef<Path>, attribute: Option<&str>) -> Result<Vec<PathBuf>> {
+    let (files, rows, names) = list(folder)?;
+    let Some(attribute) = attribute else { return Ok(files) };
+    let column = class_of(&names, attribute)? as usize;
+    Ok(files.into_iter().zip(rows.chunks_exact(ATTRIBUTES)).filter_map(|(file, row)| (row[column] == 0).then_some(file)).collect())
+}
+
+/// Reads CelebA's folder as a data set with attributes; sizes as `folder::read_images`, but without one the pictures
+/// are taken at the first one's.
+pub fn read(folder: impl AsRef<Path>, size: Option<[usize; 2]>) -> Result<Dataset> {
+    let (files, rows, class_names) = list(folder)?;
+    let size = match (size, files.first()) {
+        (None, Some(first)) => image::read(first).map(|p| Some([p.height, p.width]))?,
+        (size, _) => size,
+    };
+    let (images, [height, width]) = folder::read_images(&files, size)?;
+    Ok(Dataset { images, height, width, channels: 3, labels: None, attributes: Some(rows), class_names })
 }
 
 #[cfg(test)]
@@ -135,12 +152,28 @@ mod tests {
         assert_eq!(attributes.of("2.png").unwrap()[..4], [true, false, false, true]);
         assert_eq!(attributes.column("a7").unwrap(), 7);
         refused(attributes.column("Smile"), &["\"Smile\"", "choose one of A0, A1"]);
-        let png = crate::io::image::encode_png(&[7; 12], 2, 2, 3);
+        let png = image::encode_png(&[7; 12], 2, 2, 3);
+        let folder = scratch.path().join("faces");
+        refused(read(&folder, Some([2; 2])), &["faces", "holds no list_attr_celeba.txt"]);
         scratch.file("faces/1.png", &png);
-        let faces = read(scratch.path().join("faces"), &path, 2).unwrap();
-        assert_eq!((faces.images.len(), faces.attributes.len(), faces.attributes[3]), (12, 40, 1));
+        scratch.file("faces/list_attr_celeba.txt", listed(2, &[("1.png", 40), ("2.png", 40)]).as_bytes());
+        let faces = read(&folder, Some([2; 2])).unwrap();
+        assert_eq!((faces.images.len(), faces.attributes.as_ref().unwrap().len(), faces.attributes.as_ref().unwrap()[3]), (12, 40, 1));
+        assert_eq!(faces.class_counts()[..4], [1, 0, 0, 1]);
+        scratch.file("faces/2.png", &png);
+        // Everyone has A0, nobody A1.
+        let faces = read(&folder, None).unwrap();
+        assert_eq!(faces.without_class(faces.class("A1").unwrap()).unwrap().len(), 2);
+        refused(faces.without_class(faces.class("A0").unwrap()), &["no image would be left"]);
+        assert_eq!(faces.subset(&[1]).attributes.unwrap().len(), 40);
         scratch.file("faces/3.png", &png);
-        refused(read(scratch.path().join("faces"), &path, 2), &["3.png", "is not in", "list.txt"]);
+        refused(read(&folder, Some([2; 2])), &["3.png", "is not in", "list_attr_celeba.txt"]);
+        std::fs::remove_file(folder.join("3.png")).unwrap();
+        for name in ["1.png", "2.png"] {
+            scratch.file(&format!("faces/img_align_celeba/{name}"), &png);
+            std::fs::remove_file(folder.join(name)).unwrap();
+        }
+        assert_eq!(read(&folder, None).unwrap().len(), 2);
     }
 
     #[test]
@@ -160,8 +193,8 @@ mod tests {
     fn real_list() {
         let Some(data) = real_data("real_list") else { return };
         let folder = data.join("celeba_sample");
-        let faces = read(&folder, folder.join("list_attr_celeba.txt"), 32).unwrap();
-        assert_eq!(faces.attributes.len(), 32 * ATTRIBUTES);
+        let faces = read(&folder, None).unwrap();
+        assert_eq!((faces.height, faces.width, faces.attributes.unwrap().len()), (218, 178, 32 * ATTRIBUTES));
         let attributes = Attributes::read(folder.join("list_attr_celeba.txt")).unwrap();
         let smiling = attributes.column("Smiling").unwrap();
         assert!(attributes.of("000001.jpg").unwrap()[smiling] && !attributes.of("000003.jpg").unwrap()[smiling]);

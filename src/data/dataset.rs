@@ -6,7 +6,7 @@ use std::str::FromStr;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::folder;
+use super::{celeba, folder};
 use super::mnist::{Mnist, Split};
 use crate::device::cpu::stale_vec;
 use crate::error::{Error, Result};
@@ -26,15 +26,18 @@ pub struct Dataset {
     pub channels: usize,
     /// The class of each image.
     pub labels: Option<Vec<u32>>,
-    /// One name for each class; empty without labels.
+    /// Of data with attributes instead of classes, `[n, attributes]`: 1 where an image has the attribute, 0 where not.
+    pub attributes: Option<Vec<u8>>,
+    /// One name for each class or attribute; empty without both.
     pub class_names: Vec<String>,
 }
 
-/// Where images come from: `mnist:DIR`, `folder:DIR` or `npz:FILE`.
+/// Where images come from: `mnist:DIR`, `folder:DIR`, `celeba:DIR` or `npz:FILE`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     Mnist(PathBuf),
     Folder(PathBuf),
+    Celeba(PathBuf),
     Npz(PathBuf),
 }
 
@@ -42,7 +45,7 @@ impl FromStr for Source {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Source> {
-        let wrong = |problem: &str| Error::config("data", format!("{text:?} {problem}; give mnist:DIR, folder:DIR or npz:FILE"));
+        let wrong = |problem: &str| Error::config("data", format!("{text:?} {problem}; give mnist:DIR, folder:DIR, celeba:DIR or npz:FILE"));
         let Some((kind, path)) = text.split_once(':') else { return Err(wrong("does not say what it is")) };
         if path.is_empty() {
             return Err(wrong("names no path"));
@@ -50,6 +53,7 @@ impl FromStr for Source {
         match kind {
             "mnist" => Ok(Source::Mnist(path.into())),
             "folder" => Ok(Source::Folder(path.into())),
+            "celeba" => Ok(Source::Celeba(path.into())),
             "npz" => Ok(Source::Npz(path.into())),
             _ => Err(wrong("is of an unknown kind")),
         }
@@ -61,6 +65,7 @@ impl std::fmt::Display for Source {
         match self {
             Source::Mnist(path) => write!(f, "mnist:{}", path.display()),
             Source::Folder(path) => write!(f, "folder:{}", path.display()),
+            Source::Celeba(path) => write!(f, "celeba:{}", path.display()),
             Source::Npz(path) => write!(f, "npz:{}", path.display()),
         }
     }
@@ -70,16 +75,26 @@ impl Source {
     /// Reads the images at `size` × `size`; without a size, as they are. `split` matters to MNIST only. Digits are
     /// resized bilinearly, pictures by Lanczos with a cut from the middle.
     pub fn read(&self, split: Split, size: Option<usize>) -> Result<Dataset> {
-        if size == Some(0) {
+        self.read_at(split, size.map(|s| [s, s]))
+    }
+
+    /// As `read`, at any height and width. Digits and arrays are squares.
+    pub fn read_at(&self, split: Split, size: Option<[usize; 2]>) -> Result<Dataset> {
+        if size.is_some_and(|s| s.contains(&0)) {
             return Err(Error::config("--size", "is 0; give the side of the images in pixels"));
         }
+        let side = || match size {
+            Some([h, w]) if h != w => Err(Error::config("--size", format!("{self} holds squares: give one side, not {h}x{w}"))),
+            size => Ok(size.map(|s| s[0])),
+        };
         match self {
             Source::Mnist(folder) => {
-                let mnist = Mnist::read(folder, split)?;
-                Ok(Dataset::from(size.map(|size| mnist.resized(size)).unwrap_or(mnist)))
+                let (mnist, side) = (Mnist::read(folder, split)?, side()?);
+                Ok(Dataset::from(side.map(|size| mnist.resized(size)).unwrap_or(mnist)))
             }
             Source::Folder(folder) => folder::read(folder, size),
-            Source::Npz(file) => read_npz(file, size),
+            Source::Celeba(folder) => celeba::read(folder, size),
+            Source::Npz(file) => read_npz(file, side()?),
         }
     }
 }
@@ -92,6 +107,7 @@ impl From<Mnist> for Dataset {
             width: mnist.width,
             channels: 1,
             labels: Some(mnist.labels.iter().map(|l| *l as u32).collect()),
+            attributes: None,
             class_names: (0..10).map(|digit| digit.to_string()).collect(),
         }
     }
@@ -142,7 +158,8 @@ fn read_npz(path: &Path, size: Option<usize>) -> Result<Dataset> {
         }
     };
     let classes = labels.iter().flatten().max().map_or(0, |l| l + 1);
-    let mut set = Dataset { images: bytes, height, width, channels, labels, class_names: (0..classes).map(|c| c.to_string()).collect() };
+    let class_names = (0..classes).map(|c| c.to_string()).collect();
+    let mut set = Dataset { images: bytes, height, width, channels, labels, attributes: None, class_names };
     if let Some(size) = size.filter(|size| (height, width) != (*size, *size)) {
         set.images = set
             .images
@@ -154,6 +171,21 @@ fn read_npz(path: &Path, size: Option<usize>) -> Result<Dataset> {
     Ok(set)
 }
 
+/// Every tenth image is held out.
+const HELD_OUT: usize = 10;
+
+/// Which images of a set that does not say itself what is for training and what for judging: every tenth image of each
+/// class, in the set's order, is held out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Part {
+    All,
+    /// Nine tenths.
+    Training,
+    /// The other tenth.
+    HeldOut,
+}
+
 /// A label beyond this is a mistake, and would name as many classes.
 const MAX_CLASSES: u32 = 1 << 16;
 
@@ -163,6 +195,19 @@ pub enum Flip {
     Never,
     /// Each image with probability one half, anew in every epoch.
     Random,
+}
+
+/// The number of a class among `names`, given by name or number; an unknown one is an error that lists the known ones.
+pub(super) fn class_of(names: &[String], name: &str) -> Result<u32> {
+    let by_name = names.iter().position(|n| n == name);
+    let by_number = || name.parse().ok().filter(|i: &usize| *i < names.len());
+    by_name.or_else(by_number).map(|i| i as u32).ok_or_else(|| {
+        let known = match names {
+            [] => "the data have no classes".to_owned(),
+            names => format!("choose one of {}", names[..names.len().min(50)].join(", ")),
+        };
+        Error::config("class", format!("{name:?} is not a class of the data; {known}"))
+    })
 }
 
 impl Dataset {
@@ -179,23 +224,19 @@ impl Dataset {
         self.height * self.width * self.channels
     }
 
-    /// The class of a name or a number; an unknown one is an error that lists the known ones.
+    /// The class or attribute of a name or a number; an unknown one is an error that lists the known ones.
     pub fn class(&self, name: &str) -> Result<u32> {
-        let by_name = self.class_names.iter().position(|n| n == name);
-        let by_number = || name.parse().ok().filter(|i: &usize| *i < self.class_names.len());
-        by_name.or_else(by_number).map(|i| i as u32).ok_or_else(|| {
-            let known = match &self.class_names[..] {
-                [] => "the data have no classes".to_owned(),
-                names => format!("choose one of {}", names[..names.len().min(50)].join(", ")),
-            };
-            Error::config("class", format!("{name:?} is not a class of the data; {known}"))
-        })
+        class_of(&self.class_names, name)
     }
 
-    /// Images of each class.
+    /// Images of each class, or with each attribute.
     pub fn class_counts(&self) -> Vec<usize> {
-        let mut counts = vec![0; self.class_names.len()];
+        let k = self.class_names.len();
+        let mut counts = vec![0; k];
         self.labels.iter().flatten().for_each(|l| counts[*l as usize] += 1);
+        for row in self.attributes.iter().flat_map(|a| a.chunks_exact(k.max(1))) {
+            counts.iter_mut().zip(row).for_each(|(c, has)| *c += *has as usize);
+        }
         counts
     }
 
@@ -204,21 +245,48 @@ impl Dataset {
         let bytes = self.image_bytes();
         let images = indices.iter().flat_map(|i| &self.images[i * bytes..(i + 1) * bytes]).copied().collect();
         let labels = self.labels.as_ref().map(|labels| indices.iter().map(|i| labels[*i]).collect());
-        Dataset { images, labels, class_names: self.class_names.clone(), ..*self }
+        let k = self.class_names.len();
+        let attributes = self.attributes.as_ref().map(|all| indices.iter().flat_map(|i| &all[i * k..(i + 1) * k]).copied().collect());
+        Dataset { images, labels, attributes, class_names: self.class_names.clone(), ..*self }
+    }
+
+    /// The images of one part.
+    pub fn part(&self, part: Part) -> Dataset {
+        if part == Part::All {
+            return self.clone();
+        }
+        let mut seen = vec![0; self.class_names.len().max(1)];
+        let indices: Vec<usize> = (0..self.len())
+            .filter(|i| {
+                let count = &mut seen[self.labels.as_ref().map_or(0, |l| l[*i] as usize)];
+                *count += 1;
+                (*count % HELD_OUT == 0) == (part == Part::HeldOut)
+            })
+            .collect();
+        self.subset(&indices)
     }
 
     fn filtered(&self, class: u32, keep: bool) -> Result<Dataset> {
-        let Some(labels) = &self.labels else {
-            return Err(Error::config("class", "the data have no classes; use class folders or an npz with labels"));
+        let k = self.class_names.len();
+        let is = |i: usize| match (&self.labels, &self.attributes) {
+            (Some(labels), _) => Ok(labels[i] == class),
+            (None, Some(attributes)) => Ok(attributes[i * k + class as usize] > 0),
+            (None, None) => Err(Error::config("class", "the data have no classes; use class folders or an npz with labels")),
         };
-        let indices: Vec<usize> = (0..labels.len()).filter(|i| (labels[*i] == class) == keep).collect();
+        let mut indices = Vec::new();
+        for i in 0..self.len() {
+            if is(i)? == keep {
+                indices.push(i);
+            }
+        }
         if indices.is_empty() {
             return Err(Error::config("class", "no image would be left; choose another class"));
         }
         Ok(self.subset(&indices))
     }
 
-    /// Everything but a class: what a model retrained from scratch would see. Classes keep their numbers.
+    /// Everything but a class, or everything without an attribute: what a model retrained from scratch would see. Classes
+    /// keep their numbers.
     pub fn without_class(&self, class: u32) -> Result<Dataset> {
         self.filtered(class, false)
     }
@@ -353,6 +421,7 @@ mod tests {
             width: 2,
             channels: 1,
             labels: Some(vec![0, 1, 1, 0]),
+            attributes: None,
             class_names: vec!["cat".into(), "dog".into()],
         }
     }
@@ -362,7 +431,7 @@ mod tests {
         assert_eq!("mnist:a/b".parse::<Source>().unwrap(), Source::Mnist("a/b".into()));
         assert_eq!("npz:C:x.npz".parse::<Source>().unwrap().to_string(), "npz:C:x.npz");
         for (text, says) in [("mnist", "does not say"), ("folder:", "names no path"), ("lmdb:x", "unknown kind")] {
-            refused(text.parse::<Source>(), &[text, says, "mnist:DIR, folder:DIR or npz:FILE"]);
+            refused(text.parse::<Source>(), &[text, says, "mnist:DIR, folder:DIR, celeba:DIR or npz:FILE"]);
         }
     }
 
@@ -390,6 +459,16 @@ mod tests {
         refused(none.without_class(1), &["class", "no classes"]);
         refused(none.class("1"), &["no classes"]);
         refused(none.batch_labels(&[0]), &["no labels"]);
+    }
+
+    #[test]
+    fn every_tenth_of_each_class_is_held_out() {
+        let images: Vec<u8> = (0..50).collect();
+        let labels = (0..50).map(|i| u32::from(i >= 20)).collect();
+        let set = Dataset { images, height: 1, width: 1, labels: Some(labels), ..tiny() };
+        let held = set.part(Part::HeldOut);
+        assert_eq!((held.images, held.labels), (vec![9, 19, 29, 39, 49], Some(vec![0, 0, 1, 1, 1])));
+        assert_eq!((set.part(Part::Training).len(), set.part(Part::All).images.len()), (45, 50));
     }
 
     #[test]

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use super::dataset::Dataset;
+use super::dataset::{Dataset, class_of};
 use crate::error::{Error, Result};
 use crate::io::image;
-use crate::io::resample::{Filter, square};
+use crate::io::resample::{Filter, cover};
 
 /// A folder's pictures by path, in the order that they are numbered in: by class, then by name, byte by byte.
 #[derive(Clone, Debug)]
@@ -17,6 +17,15 @@ pub struct Listing {
     pub labels: Option<Vec<u32>>,
     /// The subfolders' names; empty for a flat folder.
     pub class_names: Vec<String>,
+}
+
+impl Listing {
+    /// The files that are not of a class.
+    pub fn without(self, class: &str) -> Result<Vec<PathBuf>> {
+        let class = class_of(&self.class_names, class)?;
+        let labels = self.labels.unwrap_or_default();
+        Ok(self.files.into_iter().zip(labels).filter_map(|(file, label)| (label != class).then_some(file)).collect())
+    }
 }
 
 /// Lists a folder. With subfolders each is a class, and pictures beside them are an error, since they would have none.
@@ -75,13 +84,13 @@ fn entries(folder: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     Ok((files, folders))
 }
 
-/// Reads pictures in parallel, each brought to `size` × `size` by Lanczos on the shorter side and a cut from the
-/// middle, into one `[n, size, size, 3]`. Without a size all must be squares of the same size. The first unreadable
+/// Reads pictures in parallel, each brought to `size` (height, width) by Lanczos until it covers that and a cut from the
+/// middle, into one `[n, height, width, 3]`. Without a size all must be squares of the same size. The first unreadable
 /// file, in the files' order, is the error.
-pub fn read_images(files: &[PathBuf], size: Option<usize>) -> Result<(Vec<u8>, usize)> {
-    let Some(first) = files.first() else { return Ok((Vec::new(), size.unwrap_or(0))) };
-    let side = match size {
-        Some(0) => return Err(Error::config("--size", "is 0; give the side of the images in pixels")),
+pub fn read_images(files: &[PathBuf], size: Option<[usize; 2]>) -> Result<(Vec<u8>, [usize; 2])> {
+    let Some(first) = files.first() else { return Ok((Vec::new(), size.unwrap_or([0; 2]))) };
+    let to = match size {
+        Some(size) if size.contains(&0) => return Err(Error::config("--size", "is 0; give the side of the images in pixels")),
         Some(size) => size,
         None => {
             let picture = image::read(first)?;
@@ -89,47 +98,41 @@ pub fn read_images(files: &[PathBuf], size: Option<usize>) -> Result<(Vec<u8>, u
                 let problem = format!("is {} x {} pixels, not square; give --size", picture.width, picture.height);
                 return Err(Error::file(first, problem));
             }
-            picture.width
+            [picture.width; 2]
         }
     };
-    let mut images = vec![0; files.len() * side * side * 3];
+    let bytes = to[0] * to[1] * 3;
+    let mut images = vec![0; files.len() * bytes];
     let problems: Vec<Error> = images
-        .par_chunks_exact_mut(side * side * 3)
+        .par_chunks_exact_mut(bytes)
         .zip(files)
-        .filter_map(|(out, path)| read_one(path, side, size.is_none(), out).err())
+        .filter_map(|(out, path)| read_one(path, to, size.is_none(), out).err())
         .collect();
     match problems.into_iter().next() {
         Some(problem) => Err(problem),
-        None => Ok((images, side)),
+        None => Ok((images, to)),
     }
 }
 
-fn read_one(path: &Path, side: usize, same_size: bool, out: &mut [u8]) -> Result<()> {
+fn read_one(path: &Path, to: [usize; 2], same_size: bool, out: &mut [u8]) -> Result<()> {
     let picture = image::read(path)?;
     let (h, w) = (picture.height, picture.width);
-    if (h, w) == (side, side) {
+    if [h, w] == to {
         out.copy_from_slice(&picture.pixels);
     } else if same_size {
-        let problem = format!("is {w} x {h} pixels, the first picture {side} x {side}; give --size to bring all to one");
+        let problem = format!("is {w} x {h} pixels, the first picture {} x {}; give --size to bring all to one", to[1], to[0]);
         return Err(Error::file(path, problem));
     } else {
-        out.copy_from_slice(&square(&picture.pixels, (h, w), 3, side, Filter::Lanczos));
+        out.copy_from_slice(&cover(&picture.pixels, (h, w), 3, (to[0], to[1]), Filter::Lanczos));
     }
     Ok(())
 }
 
-/// Reads a folder as a data set of `[n, size, size, 3]`; see `list` and `read_images`.
-pub fn read(folder: impl AsRef<Path>, size: Option<usize>) -> Result<Dataset> {
+/// Reads a folder as a data set of `[n, height, width, 3]`; see `list` and `read_images`.
+pub fn read(folder: impl AsRef<Path>, size: Option<[usize; 2]>) -> Result<Dataset> {
     let listing = list(folder)?;
-    let (images, size) = read_images(&listing.files, size)?;
-    Ok(Dataset {
-        images,
-        height: size,
-        width: size,
-        channels: 3,
-        labels: listing.labels,
-        class_names: listing.class_names,
-    })
+    let (images, [height, width]) = read_images(&listing.files, size)?;
+    Ok(Dataset { images, height, width, channels: 3, labels: listing.labels, attributes: None, class_names: listing.class_names })
 }
 
 #[cfg(test)]
@@ -152,7 +155,12 @@ mod tests {
         let set = read(scratch.path().join("set"), None).unwrap();
         assert_eq!(set.images.iter().step_by(48).copied().collect::<Vec<_>>(), [1, 2, 3]);
         assert_eq!((set.labels, set.class_names), (Some(vec![0, 1, 1]), vec!["a".to_owned(), "b".to_owned()]));
-        let flat = read(scratch.path().join("set/b"), Some(2)).unwrap();
+        let listing = list(scratch.path().join("set")).unwrap();
+        assert_eq!(listing.clone().without("b").unwrap().len(), 1);
+        refused(listing.without("c"), &["\"c\"", "a, b"]);
+        let wide = read(scratch.path().join("set/b"), Some([2, 4])).unwrap();
+        assert_eq!((wide.height, wide.width, wide.images.len()), (2, 4, 2 * 24));
+        let flat = read(scratch.path().join("set/b"), Some([2, 2])).unwrap();
         assert_eq!((flat.height, flat.images.len(), flat.labels), (2, 2 * 12, None));
     }
 
@@ -164,16 +172,16 @@ mod tests {
         refused(read(scratch.path().join("none"), None), &["none", "does not exist"]);
         refused(read(&file, None), &["1.png", "is not a folder"]);
         refused(read(scratch.path().join("good"), None), &["2.png", "is 4 x 5 pixels", "--size"]);
-        refused(read(scratch.path().join("good"), Some(0)), &["--size", "is 0"]);
+        refused(read(scratch.path().join("good"), Some([0, 4])), &["--size", "is 0"]);
         scratch.file("good/0.jpg", b"no picture");
-        refused(read(scratch.path().join("good"), Some(4)), &["0.jpg", "PNG, JPEG or WebP"]);
+        refused(read(scratch.path().join("good"), Some([4; 2])), &["0.jpg", "PNG, JPEG or WebP"]);
         scratch.file("empty/readme.txt", b"");
-        refused(read(scratch.path().join("empty"), Some(4)), &["empty", "holds no picture"]);
+        refused(read(scratch.path().join("empty"), Some([4; 2])), &["empty", "holds no picture"]);
         scratch.file("classes/a/1.png", &png(0, 4, 4));
         scratch.file("classes/b/1.txt", b"");
-        refused(read(scratch.path().join("classes"), Some(4)), &["b", "holds no picture; remove this class"]);
+        refused(read(scratch.path().join("classes"), Some([4; 2])), &["b", "holds no picture; remove this class"]);
         scratch.file("classes/stray.png", &png(0, 4, 4));
-        refused(read(scratch.path().join("classes"), Some(4)), &["stray.png", "has no class"]);
+        refused(read(scratch.path().join("classes"), Some([4; 2])), &["stray.png", "has no class"]);
         scratch.file("wide/1.png", &png(0, 4, 6));
         refused(read(scratch.path().join("wide"), None), &["1.png", "not square"]);
     }
@@ -181,7 +189,7 @@ mod tests {
     #[test]
     fn real_faces() {
         let Some(data) = real_data("real_faces") else { return };
-        let set = read(data.join("celeba_sample"), Some(64)).unwrap();
+        let set = read(data.join("celeba_sample"), Some([64; 2])).unwrap();
         assert_eq!((set.len(), set.height, set.images.len()), (32, 64, 32 * 64 * 64 * 3));
     }
 }

@@ -16,6 +16,16 @@ pub enum Split {
     Test,
 }
 
+impl Split {
+    /// How its files' names start.
+    fn stem(self) -> &'static str {
+        match self {
+            Split::Train => "train",
+            Split::Test => "t10k",
+        }
+    }
+}
+
 /// Grey images with their digits.
 #[derive(Clone, Debug)]
 pub struct Mnist {
@@ -32,10 +42,7 @@ impl Mnist {
     /// wrong magic number, a file cut short or longer than it says, images and labels of different number, a label
     /// that is no digit.
     pub fn read(folder: impl AsRef<Path>, split: Split) -> Result<Mnist> {
-        let stem = match split {
-            Split::Train => "train",
-            Split::Test => "t10k",
-        };
+        let stem = split.stem();
         let folder = folder.as_ref();
         let images_path = find(folder, stem, "images", 3)?;
         let labels_path = find(folder, stem, "labels", 1)?;
@@ -52,6 +59,11 @@ impl Mnist {
             return Err(Error::file(&labels_path, format!("holds the label {bad}, which is no digit; download it again")));
         }
         Ok(Mnist { images, height: sizes[1], width: sizes[2], labels })
+    }
+
+    /// The file of a split's images.
+    pub fn images_file(folder: impl AsRef<Path>, split: Split) -> Result<PathBuf> {
+        find(folder.as_ref(), split.stem(), "images", 3)
     }
 
     pub fn len(&self) -> usize {

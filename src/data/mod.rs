@@ -5,4 +5,4 @@ pub mod dataset;
 pub mod folder;
 pub mod mnist;
 
-pub use dataset::{Dataset, Flip, Sampler, SamplerState, Source};
+pub use dataset::{Dataset, Flip, Part, Sampler, SamplerState, Source};

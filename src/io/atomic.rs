@@ -54,6 +54,39 @@ pub fn write(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> io::Result<
     }
 }
 
+/// As `write`, for content that is made while it is written: what goes wrong in making it is the error.
+pub fn write_made(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> std::result::Result<(), Making>) -> Result<()> {
+    let mut failed = None;
+    let written = write(path, |out| {
+        fill(out).map_err(|e| match e {
+            Making::Write(e) => e,
+            Making::Content(e) => {
+                failed = Some(e);
+                io::Error::other("the content could not be made")
+            }
+        })
+    });
+    failed.map_or(written, Err)
+}
+
+/// What goes wrong while content is made and written.
+pub enum Making {
+    Write(io::Error),
+    Content(Error),
+}
+
+impl From<io::Error> for Making {
+    fn from(e: io::Error) -> Making {
+        Making::Write(e)
+    }
+}
+
+impl From<Error> for Making {
+    fn from(e: Error) -> Making {
+        Making::Content(e)
+    }
+}
+
 /// Writes `content` to `path` as `write` does.
 pub fn write_bytes(path: &Path, content: &[u8]) -> Result<()> {
     write(path, |out| out.write_all(content))
@@ -112,6 +145,11 @@ mod tests {
             Err(io::ErrorKind::StorageFull.into())
         });
         refused(full, &["a.json", "the disk is full"]);
+        let unmade = write_made(&path, |out| {
+            out.write_all(b"half")?;
+            Err(Error::config("--n", "too many").into())
+        });
+        refused(unmade, &["--n: too many"]);
         assert_eq!(fs::read(&path).unwrap(), b"good");
         assert_eq!(names(scratch.path()), ["a.json"]);
     }

@@ -153,34 +153,63 @@ pub fn to_byte(v: f32) -> u8 {
 /// Pixels between the images of a grid and around it.
 const GAP: usize = 2;
 
-/// Images `[n, height, width, channels]` (1 or 3 channels) in [−1, 1], f32 or f64, as one picture of `columns` columns,
-/// in reading order, with black gaps of 2 pixels.
-pub fn grid(images: &Tensor, columns: usize) -> Result<Picture> {
-    let wrong = |problem: &str| Err(Error::shape("grid", format!("{problem}, got {:?}", images.shape())));
-    let &[n, h, w, c] = images.shape() else { return wrong("needs [N, H, W, C]") };
-    if n == 0 || h == 0 || w == 0 || columns == 0 {
-        return wrong("needs at least one image and one column");
+/// Where images of `[height, width]` lie in a grid: in reading order, with black gaps of 2 pixels.
+struct Grid {
+    size: [usize; 2],
+    columns: usize,
+}
+
+impl Grid {
+    fn new(n: usize, size: [usize; 2], columns: usize) -> Result<Grid> {
+        if n == 0 || size.contains(&0) || columns == 0 {
+            return Err(Error::shape("grid", format!("needs at least one image with pixels and one column, got {n} of {size:?} in {columns}")));
+        }
+        Ok(Grid { size, columns: columns.min(n) })
     }
-    if c != 1 && c != 3 {
-        return wrong("needs 1 or 3 channels");
+
+    /// Height and width of the whole picture of `n` images.
+    fn picture(&self, n: usize) -> [usize; 2] {
+        [n.div_ceil(self.columns) * (self.size[0] + GAP) + GAP, self.columns * (self.size[1] + GAP) + GAP]
     }
+
+    /// The lines of one row of images, the gap above them included; `images` is `[up to columns, h, w, c]`.
+    fn band(&self, images: &[u8], c: usize) -> Vec<u8> {
+        let [h, w] = self.size;
+        let width = self.columns * (w + GAP) + GAP;
+        let mut lines = vec![0; (h + GAP) * width * 3];
+        for (i, image) in images.chunks_exact(h * w * c).enumerate() {
+            for (y, row) in image.chunks_exact(w * c).enumerate() {
+                let start = ((y + GAP) * width + i * (w + GAP) + GAP) * 3;
+                for (to, from) in lines[start..start + w * 3].chunks_exact_mut(3).zip(row.chunks_exact(c)) {
+                    (0..3).for_each(|k| to[k] = from[k % c]);
+                }
+            }
+        }
+        lines
+    }
+}
+
+/// Bytes of images `[n, h, w, c]` (1 or 3 channels) in [−1, 1], f32 or f64, and their `[n, h, w, c]`.
+fn bytes_of(images: &Tensor) -> Result<(Vec<u8>, [usize; 4])> {
+    let shape: [usize; 4] = images.shape().try_into().ok().filter(|s: &[usize; 4]| matches!(s[3], 1 | 3)).ok_or_else(|| {
+        Error::shape("grid", format!("needs [N, H, W, C] with 1 or 3 channels, got {:?}", images.shape()))
+    })?;
     let images = images.to_device(&Device::Cpu)?;
-    let bytes: Vec<u8> = match images.dtype() {
+    let bytes = match images.dtype() {
         DType::F32 => images.as_slice::<f32>().iter().map(|v| to_byte(*v)).collect(),
         DType::F64 => images.as_slice::<f64>().iter().map(|v| to_byte(*v as f32)).collect(),
     };
-    let columns = columns.min(n);
-    let (height, width) = (n.div_ceil(columns) * (h + GAP) + GAP, columns * (w + GAP) + GAP);
-    let mut pixels = vec![0; height * width * 3];
-    for (i, image) in bytes.chunks_exact(h * w * c).enumerate() {
-        let (top, left) = (i / columns * (h + GAP) + GAP, i % columns * (w + GAP) + GAP);
-        for (y, row) in image.chunks_exact(w * c).enumerate() {
-            let start = ((top + y) * width + left) * 3;
-            for (to, from) in pixels[start..start + w * 3].chunks_exact_mut(3).zip(row.chunks_exact(c)) {
-                (0..3).for_each(|k| to[k] = from[k % c]);
-            }
-        }
-    }
+    Ok((bytes, shape))
+}
+
+/// Images `[n, height, width, channels]` (1 or 3 channels) in [−1, 1], f32 or f64, as one picture of `columns` columns,
+/// in reading order, with black gaps of 2 pixels.
+pub fn grid(images: &Tensor, columns: usize) -> Result<Picture> {
+    let (bytes, [n, h, w, c]) = bytes_of(images)?;
+    let grid = Grid::new(n, [h, w], columns)?;
+    let [height, width] = grid.picture(n);
+    let mut pixels: Vec<u8> = bytes.chunks(grid.columns * h * w * c).flat_map(|row| grid.band(row, c)).collect();
+    pixels.resize(height * width * 3, 0);
     Ok(Picture { height, width, pixels })
 }
 
@@ -189,10 +218,65 @@ pub fn write_grid(path: impl AsRef<Path>, images: &Tensor, columns: usize) -> Re
     write_png(path, &grid(images, columns)?)
 }
 
+/// The same of `n` images of `[height, width]` that `next` makes in batches one after the other: only a batch and a row
+/// of the grid are in memory at a time.
+pub fn write_grid_streamed(path: impl AsRef<Path>, n: usize, size: [usize; 2], columns: usize, next: &mut dyn FnMut() -> Result<Tensor>) -> Result<()> {
+    let grid = Grid::new(n, size, columns)?;
+    let [height, width] = grid.picture(n);
+    let io = |e: png::EncodingError| match e {
+        png::EncodingError::IoError(e) => e,
+        other => std::io::Error::other(other.to_string()),
+    };
+    atomic::write_made(path.as_ref(), |out| {
+        let mut encoder = png::Encoder::new(out, width as u32, height as u32);
+        encoder.set_color(png::ColorType::Rgb);
+        encoder.set_depth(png::BitDepth::Eight);
+        let mut writer = encoder.write_header().map_err(io)?;
+        let mut stream = writer.stream_writer().map_err(io)?;
+        let (mut waiting, mut left) = (Vec::new(), n);
+        while left > 0 {
+            let (bytes, [of_batch, h, w, c]) = bytes_of(&next()?)?;
+            assert!([h, w] == size && of_batch > 0 && of_batch <= left, "batches of the announced images");
+            waiting.extend(bytes);
+            left -= of_batch;
+            let row = grid.columns * h * w * c;
+            let whole = if left == 0 { waiting.len() } else { waiting.len() / row * row };
+            for images in waiting[..whole].chunks(row) {
+                std::io::Write::write_all(&mut stream, &grid.band(images, c))?;
+            }
+            waiting.drain(..whole);
+        }
+        std::io::Write::write_all(&mut stream, &vec![0; GAP * width * 3])?;
+        stream.finish().map_err(io)?;
+        writer.finish().map_err(io)?;
+        Ok(())
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::io::scratch::{Scratch, real_data, refused};
+
+    #[test]
+    fn a_grid_in_batches_is_the_same_picture() {
+        let scratch = Scratch::new();
+        for (n, columns, batch, c) in [(7, 3, 2, 3), (7, 3, 5, 1), (4, 2, 4, 3), (2, 9, 1, 3)] {
+            let values: Vec<f32> = (0..n * 6 * c).map(|v| (v as f32 * 0.37).sin()).collect();
+            let images = Tensor::from_vec(&[n, 3, 2, c], values);
+            let (whole, parts) = (scratch.path().join("whole.png"), scratch.path().join("parts.png"));
+            write_grid(&whole, &images, columns).unwrap();
+            let mut at = 0;
+            write_grid_streamed(&parts, n, [3, 2], columns, &mut || {
+                let count = batch.min(n - at);
+                at += count;
+                images.rows(at - count, count)
+            })
+            .unwrap();
+            let [a, b] = [whole, parts].map(|p| read(p).unwrap());
+            assert_eq!((a.height, a.width, a.pixels), (b.height, b.width, b.pixels), "{n} in {columns}");
+        }
+    }
 
     #[test]
     fn png_round_trip() {

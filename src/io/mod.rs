@@ -5,6 +5,7 @@
 
 pub mod archive;
 pub mod atomic;
+pub mod fingerprint;
 pub mod image;
 pub mod npz;
 pub mod resample;

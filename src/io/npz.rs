@@ -132,14 +132,36 @@ pub fn write(path: impl AsRef<Path>, arrays: &Arrays) -> Result<()> {
     atomic::write(path.as_ref(), |out| {
         let mut zip = ZipWriter::new(out);
         for (name, array) in arrays {
-            // Fast deflation: noise-like floats do not shrink, images do.
-            let options = SimpleFileOptions::default()
-                .compression_method(CompressionMethod::Deflated)
-                .compression_level(Some(1))
-                .last_modified_time(zip::DateTime::default())
-                .large_file(array.values.bytes().len() as u64 > u32::MAX as u64 / 2);
-            zip.start_file(format!("{name}.npy"), options).map_err(io::Error::from)?;
+            zip.start_file(format!("{name}.npy"), options(array.values.bytes().len())).map_err(io::Error::from)?;
             write_array(&mut zip, array)?;
+        }
+        zip.finish().map_err(io::Error::from)?;
+        Ok(())
+    })
+}
+
+fn options(bytes: usize) -> SimpleFileOptions {
+    // Fast deflation: noise-like floats do not shrink, images do.
+    SimpleFileOptions::default()
+        .compression_method(CompressionMethod::Deflated)
+        .compression_level(Some(1))
+        .last_modified_time(zip::DateTime::default())
+        .large_file(bytes as u64 > u32::MAX as u64 / 2)
+}
+
+/// Writes one f32 array of `shape` as an `.npz`, whole or not at all, out of the tensors that `next` makes one after the
+/// other: only one of them is in memory at a time. They fill the array in row-major order.
+pub fn write_streamed(path: impl AsRef<Path>, name: &str, shape: &[usize], next: &mut dyn FnMut() -> Result<Tensor>) -> Result<()> {
+    atomic::write_made(path.as_ref(), |out| {
+        let mut left: usize = shape.iter().product();
+        let mut zip = ZipWriter::new(out);
+        zip.start_file(format!("{name}.npy"), options(4 * left)).map_err(io::Error::from)?;
+        write_header(&mut zip, "<f4", shape)?;
+        while left > 0 {
+            let part = next()?;
+            assert!(part.len() <= left && !part.is_empty(), "parts that fill the array's shape {shape:?}");
+            zip.write_all(bytemuck::cast_slice(part.as_slice::<f32>()))?;
+            left -= part.len();
         }
         zip.finish().map_err(io::Error::from)?;
         Ok(())
@@ -160,7 +182,12 @@ fn write_array(out: &mut impl Write, array: &Array) -> io::Result<()> {
         Values::U8(_) => "|u1",
         Values::I64(_) => "<i8",
     };
-    let sizes: String = array.shape.iter().map(|size| format!("{size},")).collect();
+    write_header(out, descr, &array.shape)?;
+    out.write_all(array.values.bytes())
+}
+
+fn write_header(out: &mut impl Write, descr: &str, shape: &[usize]) -> io::Result<()> {
+    let sizes: String = shape.iter().map(|size| format!("{size},")).collect();
     let mut header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({sizes}), }}");
     // The elements start at a multiple of 64 bytes; version 1.0 has a head of ten bytes.
     let padding = (10 + header.len() + 1).next_multiple_of(64) - (10 + header.len() + 1);
@@ -169,8 +196,7 @@ fn write_array(out: &mut impl Write, array: &Array) -> io::Result<()> {
     out.write_all(MAGIC)?;
     out.write_all(&[1, 0])?;
     out.write_all(&(header.len() as u16).to_le_bytes())?;
-    out.write_all(header.as_bytes())?;
-    out.write_all(array.values.bytes())
+    out.write_all(header.as_bytes())
 }
 
 /// What went wrong, as the rest of a sentence about the array.
@@ -322,6 +348,21 @@ mod tests {
         assert_eq!(read_npy(&single).unwrap(), arrays["f"]);
         assert_eq!(arrays["images"].to_tensor().shape(), [1, 2, 1, 3]);
         assert_eq!(Array::from(&arrays["f"].to_tensor()), arrays["f"]);
+    }
+
+    #[test]
+    fn parts_make_the_same_file() {
+        let scratch = Scratch::new();
+        let (whole, parts) = (scratch.path().join("whole.npz"), scratch.path().join("parts.npz"));
+        let values: Vec<f32> = (0..24).map(|v| v as f32 / 7.0).collect();
+        write(&whole, &Arrays::from([("images".to_owned(), Array::new(&[4, 2, 3], Values::F32(values.clone())))])).unwrap();
+        let mut chunks = values.chunks(9);
+        let mut next = || Ok(Tensor::from_slice(&[chunks.clone().next().unwrap().len()], chunks.next().unwrap()));
+        write_streamed(&parts, "images", &[4, 2, 3], &mut next).unwrap();
+        assert_eq!(std::fs::read(whole).unwrap(), std::fs::read(&parts).unwrap());
+        let before = std::fs::read(&parts).unwrap();
+        refused(write_streamed(&parts, "images", &[4, 2, 3], &mut || Err(Error::config("--n", "broken"))), &["--n: broken"]);
+        assert_eq!(std::fs::read(&parts).unwrap(), before);
     }
 
     fn npy(header: &str, data: &[u8]) -> Vec<u8> {

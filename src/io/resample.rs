@@ -101,16 +101,25 @@ pub fn resize(
 
 /// Resizes the shorter side of an image `[height, width, channels]` to `size` and cuts `[size, size, channels]` out of
 /// the middle, as torchvision's Resize and CenterCrop do.
-pub fn square(image: &[u8], (height, width): (usize, usize), channels: usize, size: usize, filter: Filter) -> Vec<u8> {
-    let longer = |long: usize, short: usize| (size * long / short).max(size);
-    let (h, w) = if width <= height { (longer(height, width), size) } else { (size, longer(width, height)) };
+pub fn square(image: &[u8], from: (usize, usize), channels: usize, size: usize, filter: Filter) -> Vec<u8> {
+    cover(image, from, channels, (size, size), filter)
+}
+
+/// Resizes an image `[height, width, channels]`, keeping its proportions, until it just covers `(to_height, to_width)`
+/// and cuts that out of the middle.
+pub fn cover(image: &[u8], (height, width): (usize, usize), channels: usize, (to_height, to_width): (usize, usize), filter: Filter) -> Vec<u8> {
+    let (h, w) = if width * to_height <= height * to_width {
+        ((to_width * height / width).max(to_height), to_width)
+    } else {
+        (to_height, (to_height * width / height).max(to_width))
+    };
     let resized = resize(image, (height, width), channels, (h, w), filter);
     // Half of an odd rest rounds to even, as Python's round does.
     let start = |rest: usize| rest / 2 + (rest % 4 == 3) as usize;
-    let (top, left) = (start(h - size), start(w - size));
-    let mut out = Vec::with_capacity(size * size * channels);
-    for row in resized.chunks_exact(w * channels).skip(top).take(size) {
-        out.extend_from_slice(&row[left * channels..(left + size) * channels]);
+    let (top, left) = (start(h - to_height), start(w - to_width));
+    let mut out = Vec::with_capacity(to_height * to_width * channels);
+    for row in resized.chunks_exact(w * channels).skip(top).take(to_height) {
+        out.extend_from_slice(&row[left * channels..(left + to_width) * channels]);
     }
     out
 }

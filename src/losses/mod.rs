@@ -5,5 +5,5 @@ mod path_length;
 mod r1;
 
 pub use gan::{discriminator_loss, generator_loss};
-pub use path_length::{PathLength, path_length};
+pub use path_length::{PathLength, path_length, path_lengths, path_penalty};
 pub use r1::r1_penalty;

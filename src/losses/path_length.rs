@@ -15,12 +15,17 @@ pub struct PathLength {
 /// Step of the running mean towards the batch's mean length.
 pub const DECAY: f64 = 0.01;
 
-/// `ws`: the style of each layer, nodes that `images` depends on. `y` `[N, H, W, 3]`: normal noise already divided by
-/// √(H·W). `running_mean` `[1]`: of the steps before. `length_n = sqrt(mean_layers Σ_d (∂ Σ images·y / ∂ w)²)`.
+/// The penalty of a batch; `ws`, `y` as for `path_lengths`, `running_mean` as for `path_penalty`.
 pub fn path_length(images: &Var, ws: &[Var], y: &Tensor, running_mean: &Tensor) -> Result<PathLength> {
+    path_penalty(&path_lengths(images, ws, y, Order::Differentiable)?, running_mean)
+}
+
+/// `length_n = sqrt(mean_layers Σ_d (∂ Σ images·y / ∂ w)²)`, `[N, 1]`. `ws`: the style of each layer, nodes that `images`
+/// depends on. `y` `[N, H, W, 3]`: normal noise already divided by √(H·W).
+pub fn path_lengths(images: &Var, ws: &[Var], y: &Tensor, order: Order) -> Result<Var> {
     let targets: Vec<&Var> = ws.iter().collect();
     let seed = Var::constant(y.to_dtype(images.dtype()));
-    let gradients = grad_seeded(&[images], &[seed], &targets, Order::Differentiable)?;
+    let gradients = grad_seeded(&[images], &[seed], &targets, order)?;
     let n = images.dim(0);
     let mut energy: Option<Var> = None;
     for (g, w) in gradients.into_iter().zip(ws) {
@@ -31,11 +36,15 @@ pub fn path_length(images: &Var, ws: &[Var], y: &Tensor, running_mean: &Tensor) 
         });
     }
     let energy = energy.expect("a generator has style layers");
-    let lengths = powf(&scale(&energy, 1.0 / ws.len() as f64)?, 0.5)?;
-    let batch_mean = mean(&lengths)?;
+    powf(&scale(&energy, 1.0 / ws.len() as f64)?, 0.5)
+}
+
+/// The penalty of the lengths of a batch; `running_mean` `[1]`: of the steps before.
+pub fn path_penalty(lengths: &Var, running_mean: &Tensor) -> Result<PathLength> {
+    let batch_mean = mean(lengths)?;
     // m' = m + decay (mean − m), with the gradient flowing through the batch's mean.
-    let before = Var::constant(running_mean.to_dtype(images.dtype()).reshape(batch_mean.shape())?);
+    let before = Var::constant(running_mean.to_dtype(lengths.dtype()).reshape(batch_mean.shape())?);
     let updated = add(&scale(&batch_mean, DECAY)?, &scale(&before, 1.0 - DECAY)?)?;
-    let penalty = reshape(&mean(&square(&sub(&lengths, &broadcast_to(&updated, lengths.shape())?)?)?)?, &[1])?;
+    let penalty = reshape(&mean(&square(&sub(lengths, &broadcast_to(&updated, lengths.shape())?)?)?)?, &[1])?;
     Ok(PathLength { penalty, running_mean: updated.value().reshape(&[1])? })
 }

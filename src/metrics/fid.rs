@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use super::{FeatureStats, Statistics, frechet_distance};
 use crate::data::Dataset;
 use crate::error::{Error, Result};
+use crate::io::resample::{Filter, square};
 use crate::io::{image, npz};
 use crate::models::inception::{Block, Inception, SIZE};
 use crate::ops::elementwise::{Map, map};
@@ -24,22 +25,17 @@ pub enum Preparation {
     PytorchFid,
     /// clean-fid's default mode: Pillow's bicubic in floating point, `(v − 128) / 128`.
     CleanFid,
+    /// Of statistics whose files do not say it: those of other programs.
+    Unknown,
 }
 
 impl Preparation {
-    /// How images are brought to 299 px.
-    pub fn resize(self) -> Resize {
+    /// How images are brought to 299 px, and what takes 0..255 to the input's range.
+    fn steps(self) -> Option<(Resize, Map)> {
         match self {
-            Preparation::PytorchFid => Resize::Bilinear,
-            Preparation::CleanFid => Resize::AntialiasedBicubic,
-        }
-    }
-
-    /// Takes 0..255 to the input's range.
-    fn range(self) -> Map {
-        match self {
-            Preparation::PytorchFid => Map::Affine { scale: 1.0 / 127.5, shift: -1.0 },
-            Preparation::CleanFid => Map::Affine { scale: 1.0 / 128.0, shift: -1.0 },
+            Preparation::PytorchFid => Some((Resize::Bilinear, Map::Affine { scale: 1.0 / 127.5, shift: -1.0 })),
+            Preparation::CleanFid => Some((Resize::AntialiasedBicubic, Map::Affine { scale: 1.0 / 128.0, shift: -1.0 })),
+            Preparation::Unknown => None,
         }
     }
 }
@@ -49,8 +45,10 @@ impl fmt::Display for Preparation {
         let (name, range) = match self {
             Preparation::PytorchFid => ("pytorch-fid", "v/127.5 - 1"),
             Preparation::CleanFid => ("clean-fid", "(v - 128)/128"),
+            Preparation::Unknown => return f.write_str("prepared as the files of statistics do not say"),
         };
-        write!(f, "{name}, {} to {SIZE} px, input {range}", self.resize())
+        let (resize, _) = self.steps().expect("a known preparation");
+        write!(f, "{name}, {resize} to {SIZE} px, input {range}")
     }
 }
 
@@ -59,6 +57,8 @@ impl fmt::Display for Preparation {
 pub struct FidProtocol {
     pub preparation: Preparation,
     pub block: Block,
+    /// Side that real images are brought to before: that of the model they are compared with. `None`: their own.
+    pub size: Option<usize>,
 }
 
 impl FidProtocol {
@@ -73,6 +73,9 @@ impl FidProtocol {
 
 impl fmt::Display for FidProtocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(size) = self.size {
+            write!(f, "images of {size} px, ")?;
+        }
         write!(f, "{}, block {}", self.preparation, self.block)
     }
 }
@@ -117,6 +120,9 @@ impl Extractor {
             let problem = format!("the Inception file ends at block {}; {} needs the whole file", net.last_block(), protocol.name());
             return Err(Error::config("--dims", problem));
         }
+        if protocol.preparation.steps().is_none() {
+            return Err(Error::config("--preparation", "must be known to take features"));
+        }
         Ok(Extractor { net, protocol })
     }
 
@@ -134,7 +140,8 @@ impl Extractor {
         if bytes.rank() != 4 || !matches!(bytes.dim(3), 1 | 3) {
             return Err(Error::shape("FID", format!("images {:?} where [N, H, W, 3] or [N, H, W, 1] is needed", bytes.shape())));
         }
-        let x = map(&resize(bytes, [SIZE; 2], self.protocol.preparation.resize())?, self.protocol.preparation.range())?;
+        let (how, range) = self.protocol.preparation.steps().expect("`new` has seen to it");
+        let x = map(&resize(bytes, [SIZE; 2], how)?, range)?;
         if x.dim(3) == 1 { concat(&[&x, &x, &x], 3) } else { Ok(x) }
     }
 
@@ -167,16 +174,26 @@ impl Extractor {
         stats.finish()
     }
 
-    /// Statistics of pictures of any sizes, `batch` at a time, each brought to 299 px from its own size.
+    /// Fingerprint of the network's weights: statistics of other weights are no statistics of these features.
+    pub fn weights(&self) -> u64 {
+        self.net.fingerprint()
+    }
+
+    /// Statistics of pictures of any sizes, `batch` at a time, each brought to 299 px from its own size, or from the
+    /// protocol's.
     pub fn pictures(&self, files: &[PathBuf], batch: usize, progress: &mut dyn FnMut(usize) -> Result<()>) -> Result<Statistics> {
         let mut stats = self.start();
         for files in files.chunks(batch.max(1)) {
             let prepared: Vec<Tensor> = files
                 .par_iter()
                 .map(|file| {
-                    let picture = image::read(file)?;
-                    let values = picture.pixels.iter().map(|v| *v as f32).collect::<Vec<f32>>();
-                    self.prepare(&Tensor::from_vec(&[1, picture.height, picture.width, 3], values))
+                    let image::Picture { height, width, pixels } = image::read(file)?;
+                    let (height, width, pixels) = match self.protocol.size {
+                        Some(side) if [height, width] != [side; 2] => (side, side, square(&pixels, (height, width), 3, side, Filter::Lanczos)),
+                        _ => (height, width, pixels),
+                    };
+                    let values = pixels.iter().map(|v| *v as f32).collect::<Vec<f32>>();
+                    self.prepare(&Tensor::from_vec(&[1, height, width, 3], values))
                 })
                 .collect::<Result<_>>()?;
             self.add_prepared(&mut stats, &concat(&prepared.iter().collect::<Vec<_>>(), 0)?)?;
@@ -186,10 +203,21 @@ impl Extractor {
     }
 }
 
-/// Reads statistics as pytorch-fid's `--save-stats` writes them: `mu` `[D]` and `sigma` `[D, D]`; `count` if it is ours.
-pub fn read_statistics(path: impl AsRef<Path>) -> Result<Statistics> {
+/// What a file of statistics says about itself. Files of pytorch-fid say nothing.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Origin {
+    pub protocol: Option<FidProtocol>,
+    /// `Extractor::weights`.
+    pub weights: Option<u64>,
+    /// Of the images, where they lie in files.
+    pub fingerprint: Option<u64>,
+}
+
+/// Reads statistics as pytorch-fid's `--save-stats` writes them: `mu` `[D]` and `sigma` `[D, D]`; `count` and `origin`
+/// (JSON) where the file is ours.
+pub fn read_statistics(path: impl AsRef<Path>) -> Result<(Statistics, Origin)> {
     let path = path.as_ref();
-    let arrays = npz::read_only(path, &["mu", "sigma"], &["count"])?;
+    let arrays = npz::read_only(path, &["mu", "sigma"], &["count", "origin"])?;
     let take = |name: &str| arrays[name].to_tensor();
     let (mu, sigma) = (take("mu"), take("sigma"));
     let d = mu.len();
@@ -207,11 +235,15 @@ pub fn read_statistics(path: impl AsRef<Path>) -> Result<Statistics> {
     if !finite || !symmetric || (0..d).any(|i| statistics.sigma[i * d + i] < 0.0) {
         return Err(Error::file(path, "sigma is no covariance (not finite, not symmetric, or a negative variance); compute it again"));
     }
-    Ok(statistics)
+    let origin = match arrays.get("origin").map(|a| &a.values) {
+        Some(npz::Values::U8(text)) => serde_json::from_slice(text).map_err(|e| Error::file(path, format!("its origin does not parse ({e}); compute it again")))?,
+        _ => Origin::default(),
+    };
+    Ok((statistics, origin))
 }
 
 /// Writes statistics so that pytorch-fid reads them.
-pub fn write_statistics(path: impl AsRef<Path>, statistics: &Statistics) -> Result<()> {
+pub fn write_statistics(path: impl AsRef<Path>, statistics: &Statistics, origin: &Origin) -> Result<()> {
     let d = statistics.dims();
     let mut arrays = npz::Arrays::new();
     arrays.insert("mu".into(), npz::Array::new(&[d], npz::Values::F64(statistics.mu.clone())));
@@ -219,5 +251,7 @@ pub fn write_statistics(path: impl AsRef<Path>, statistics: &Statistics) -> Resu
     if let Some(n) = statistics.count {
         arrays.insert("count".into(), npz::Array::new(&[], npz::Values::I64(vec![n as i64])));
     }
+    let text = serde_json::to_vec(origin).expect("plain data");
+    arrays.insert("origin".into(), npz::Array::new(&[text.len()], npz::Values::U8(text)));
     npz::write(path, &arrays)
 }

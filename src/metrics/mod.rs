@@ -7,5 +7,5 @@ pub mod frechet;
 pub mod pul;
 
 pub use feature_stats::{FeatureStats, Statistics};
-pub use fid::{Extractor, FidProtocol, FidReport, Preparation, fid};
+pub use fid::{Extractor, FidProtocol, FidReport, Origin, Preparation, fid};
 pub use frechet::frechet_distance;

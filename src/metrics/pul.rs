@@ -15,34 +15,41 @@ use crate::unlearning::feedback::generate;
 
 /// What a classifier says about a generator's images.
 pub struct Judged {
-    /// Images by class.
+    /// Images of each class, or with each attribute.
     pub histogram: Vec<usize>,
-    /// Mean probability of the named class.
+    /// Mean probability of what the classifier says of an image.
     pub confidence: f64,
     /// Feature statistics of the images that are not of the undesired class; none with fewer than two.
     pub features: Option<Statistics>,
 }
 
-/// Judges the images of `latents`; noise from `seed`.
-pub fn judge(g: &Generator, params: &ParamSlab, classifier: &Classifier, class: usize, latents: &Tensor, seed: u64, progress: &mut dyn FnMut(usize) -> Result<()>) -> Result<Judged> {
+/// Judges the images of `latents`; noise from `seed`. `each` sees how many images are done and the batch in [−1, 1], and
+/// ends the work by an error.
+pub fn judge(
+    g: &Generator,
+    params: &ParamSlab,
+    classifier: &Classifier,
+    class: usize,
+    latents: &Tensor,
+    seed: u64,
+    each: &mut dyn FnMut(usize, &Tensor) -> Result<()>,
+) -> Result<Judged> {
     let mut histogram = vec![0; classifier.n_classes()];
     let (mut confidence, mut stats) = (0.0, None::<FeatureStats>);
     let mut rng = Random { counter: 1 << 40, ..Random::new(seed, streams::EVALUATION) };
     generate(g, params, latents, &mut rng, &mut |at, images, _| {
         let judgement = classifier.judge(images)?;
-        let mut others = Vec::new();
-        for (i, (said, probability)) in judgement.predictions().into_iter().enumerate() {
-            histogram[said] += 1;
-            confidence += probability;
-            if said != class {
-                others.push(judgement.features.rows(i, 1)?);
-            }
+        for (k, count) in histogram.iter_mut().enumerate() {
+            *count += judgement.has(k).into_iter().filter(|has| *has).count();
         }
+        confidence += judgement.confidences().iter().sum::<f64>();
+        let undesired = judgement.has(class);
+        let others = (0..images.dim(0)).filter(|i| !undesired[*i]).map(|i| judgement.features.rows(i, 1)).collect::<Result<Vec<_>>>()?;
         if !others.is_empty() {
             let rows = concat(&others.iter().collect::<Vec<_>>(), 0)?;
             stats.get_or_insert_with(|| FeatureStats::new(rows.dim(1))).add(&rows)?;
         }
-        progress(at + images.dim(0))
+        each(at + images.dim(0), images)
     })?;
     let features = stats.filter(|s| s.count() >= 2).map(FeatureStats::finish).transpose()?;
     Ok(Judged { histogram, confidence: confidence / latents.dim(0).max(1) as f64, features })

@@ -1,5 +1,7 @@
 //! L6: networks.
 
+pub mod afhq_cnn;
+pub mod celeba_heads;
 pub mod classifier;
 pub mod inception;
 pub mod lenet;

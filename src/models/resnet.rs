@@ -1,12 +1,11 @@
 //! ResNet-18, ResNet-50 (He et al. 2016) and ResNeXt-50 32x4d (Xie et al. 2017) as torchvision has them
 //! (torchvision/models/resnet.py), with any number of outputs.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::autograd::{Scales, Var, add, avg_pool2d, bias_act, concat, conv2d, matmul, max_pool2d, pad, reshape, slice};
 use crate::error::{Error, Result};
-use crate::nn::batch_norm::{Affine, Moments, batch_norm_eval, batch_norm_train, conv_batch_norm_eval};
+use crate::nn::batch_norm::Normalise;
 use crate::nn::{Init, Layout, Params};
 use crate::ops::bias_act::Activation;
 use crate::ops::conv2d::Conv2d;
@@ -22,14 +21,6 @@ pub enum ResNet {
     ResNet50,
     #[serde(rename = "resnext50_32x4d")]
     ResNeXt50,
-}
-
-/// Where batch normalisation takes its statistics.
-pub enum Normalise<'a> {
-    /// From these running statistics.
-    Running(&'a Params),
-    /// From the batch, leaving what the running ones take in under each layer's name.
-    Batch(&'a mut BTreeMap<String, Moments>),
 }
 
 /// One convolution with its batch normalisation.
@@ -114,9 +105,9 @@ impl ResNet {
         all
     }
 
-    /// Parameters under torchvision's names and with its initial values (He et al. 2015 over the outputs; γ 1, β 0).
-    pub fn layout(self, n_outputs: usize) -> Arc<Layout> {
-        let mut l = Layout::new();
+    /// Adds all parameters but the last layer's, under torchvision's names and with its initial values (He et al. 2015
+    /// over the outputs; γ 1, β 0).
+    pub(super) fn trunk(self, l: &mut Layout) {
         for c in self.convs() {
             let (k, i) = (c.kernel, c.input / c.groups);
             let init = Init::Normal((2.0 / (c.out * k * k) as f64).sqrt());
@@ -124,6 +115,12 @@ impl ResNet {
             l.plain(format!("{}.weight", c.norm), &[c.out], Init::Constant(1.0));
             l.plain(format!("{}.bias", c.norm), &[c.out], Init::Constant(0.0));
         }
+    }
+
+    /// All parameters.
+    pub fn layout(self, n_outputs: usize) -> Arc<Layout> {
+        let mut l = Layout::new();
+        self.trunk(&mut l);
         let init = Init::Uniform(1.0 / (self.features() as f64).sqrt());
         l.plain("fc.weight", &[n_outputs, self.features()], init);
         l.plain("fc.bias", &[n_outputs], init);
@@ -133,56 +130,51 @@ impl ResNet {
     /// Running statistics under torchvision's names; mean 0 and variance 1 at first.
     pub fn buffers(self) -> Arc<Layout> {
         let mut l = Layout::new();
-        for c in self.convs() {
-            l.plain(format!("{}.running_mean", c.norm), &[c.out], Init::Constant(0.0));
-            l.plain(format!("{}.running_var", c.norm), &[c.out], Init::Constant(1.0));
-        }
+        self.convs().iter().for_each(|c| running_statistics(&mut l, &c.norm, c.out));
         Arc::new(l)
     }
 
     /// `x` `[N, H, W, 3]` of any size from 32 px -> logits `[N, outputs]` and pooled features `[N, features]`.
     pub fn forward(self, p: &Params, mut norm: Normalise, x: &Var) -> Result<(Var, Var)> {
+        let features = self.pooled(p, &mut norm, x)?;
+        let logits = matmul(&features, Read::Plain, p.get("fc.weight"), Read::Transposed)?;
+        Ok((bias_act(&logits, Some(p.get("fc.bias")), None, Activation::LINEAR)?, features))
+    }
+
+    /// Everything but the last layer: pooled features `[N, features]`.
+    pub(super) fn pooled(self, p: &Params, norm: &mut Normalise, x: &Var) -> Result<Var> {
         if x.shape().len() != 4 || x.dim(3) != 3 || x.dim(1) < 32 || x.dim(2) < 32 {
             return Err(Error::shape("ResNet", format!("images {:?} where [N, H, W, 3] of at least 32 px is needed", x.shape())));
         }
-        let x = normalised(&ResNet::stem(), p, &mut norm, x, Activation::RELU)?;
+        let x = normalised(&ResNet::stem(), p, norm, x, Activation::RELU)?;
         let mut x = max_pool2d(&x, Window::square(3, 2, 1))?;
         for block in self.blocks() {
             let mut y = x.clone();
             for (i, conv) in block.convs.iter().enumerate() {
                 let act = if i + 1 < block.convs.len() { Activation::RELU } else { Activation::LINEAR };
-                y = normalised(conv, p, &mut norm, &y, act)?;
+                y = normalised(conv, p, norm, &y, act)?;
             }
             if let Some(shortcut) = &block.shortcut {
-                x = normalised(shortcut, p, &mut norm, &x, Activation::LINEAR)?;
+                x = normalised(shortcut, p, norm, &x, Activation::LINEAR)?;
             }
             x = bias_act(&add(&x, &y)?, None, None, Activation::RELU)?;
         }
         let pooled = avg_pool2d(&x, Window::whole([x.dim(1), x.dim(2)]), Divisor::Kernel)?;
-        let features = reshape(&pooled, &[x.dim(0), self.features()])?;
-        let logits = matmul(&features, Read::Plain, p.get("fc.weight"), Read::Transposed)?;
-        Ok((bias_act(&logits, Some(p.get("fc.bias")), None, Activation::LINEAR)?, features))
+        reshape(&pooled, &[x.dim(0), self.features()])
     }
+}
+
+/// Adds the running statistics of one normalisation of `c` channels.
+pub(super) fn running_statistics(l: &mut Layout, layer: &str, c: usize) {
+    l.plain(format!("{layer}.running_mean"), &[c], Init::Constant(0.0));
+    l.plain(format!("{layer}.running_var"), &[c], Init::Constant(1.0));
 }
 
 fn normalised(c: &Conv, p: &Params, norm: &mut Normalise, x: &Var, act: Activation) -> Result<Var> {
     let (weight, spec) = (p.get(&c.weight), Conv2d::square(c.stride, c.kernel / 2));
-    let (gamma, beta) = (p.get(&format!("{}.weight", c.norm)), p.get(&format!("{}.bias", c.norm)));
-    let affine = Affine { gamma, beta };
-    match norm {
-        Normalise::Running(buffers) => {
-            let stats = ["running_mean", "running_var"].map(|s| buffers.get(&format!("{}.{s}", c.norm)));
-            if c.groups == 1 {
-                return conv_batch_norm_eval(x, weight, spec, affine, stats, act);
-            }
-            batch_norm_eval(&grouped(x, weight, c.groups, spec)?, affine, stats, act)
-        }
-        Normalise::Batch(moments) => {
-            let y = if c.groups == 1 { conv2d(x, weight, Scales::NONE, spec)? } else { grouped(x, weight, c.groups, spec)? };
-            let (y, of_batch) = batch_norm_train(&y, affine, act)?;
-            moments.insert(c.norm.clone(), of_batch);
-            Ok(y)
-        }
+    match c.groups {
+        1 => norm.convolve(p, &c.norm, [x, weight], spec, act),
+        groups => norm.apply(p, &c.norm, &grouped(x, weight, groups, spec)?, act),
     }
 }
 

@@ -1,9 +1,13 @@
 //! Batch normalisation over the channels of `[N, H, W, C]`, as a composition of the op set.
 
+use std::collections::BTreeMap;
+
+use super::Params;
 use crate::autograd::{Scales, Var, add_scalar, bias_act, broadcast_to, channel_dot, channel_scale, conv2d, mean_to, mul, powf, reshape, scale, sub};
 use crate::error::Result;
 use crate::ops::bias_act::Activation;
 use crate::ops::conv2d::Conv2d;
+use crate::ops::random::Random;
 use crate::tensor::Tensor;
 
 /// PyTorch's and torchvision's default.
@@ -17,6 +21,64 @@ pub struct Moments {
     pub mean: Tensor,
     /// `[C]`, unbiased, which is what PyTorch keeps.
     pub var: Tensor,
+}
+
+/// Whether a network judges or is trained: where its normalisation takes statistics, and whether it drops out.
+pub enum Normalise<'a> {
+    /// Judging: from these running statistics.
+    Running(&'a Params),
+    /// Training: from the batch.
+    Batch {
+        /// What the running statistics take in, by layer; filled.
+        moments: &'a mut BTreeMap<String, Moments>,
+        /// Chooses what is dropped.
+        dropout: &'a mut Random,
+    },
+}
+
+impl Normalise<'_> {
+    /// The normalisation `layer` (`layer.weight` and `layer.bias` among `p`) of `x` `[N, H, W, C]`, then `act`.
+    pub fn apply(&mut self, p: &Params, layer: &str, x: &Var, act: Activation) -> Result<Var> {
+        let affine = Affine::of(p, layer);
+        match self {
+            Normalise::Running(buffers) => batch_norm_eval(x, affine, running(buffers, layer), act),
+            Normalise::Batch { moments, .. } => {
+                let (y, of_batch) = batch_norm_train(x, affine, act)?;
+                moments.insert(layer.to_string(), of_batch);
+                Ok(y)
+            }
+        }
+    }
+
+    /// The same of a convolution's output; one pass less where the statistics are known beforehand.
+    pub fn convolve(&mut self, p: &Params, layer: &str, [x, w]: [&Var; 2], spec: Conv2d, act: Activation) -> Result<Var> {
+        match self {
+            Normalise::Running(buffers) => conv_batch_norm_eval(x, w, spec, Affine::of(p, layer), running(buffers, layer), act),
+            Normalise::Batch { .. } => self.apply(p, layer, &conv2d(x, w, Scales::NONE, spec)?, act),
+        }
+    }
+
+    /// In training each element is dropped with probability `rate` and the others grow to make up for it.
+    pub fn dropout(&mut self, x: &Var, rate: f64) -> Result<Var> {
+        match self {
+            Normalise::Running(_) => Ok(x.clone()),
+            Normalise::Batch { dropout, .. } => {
+                let draw = dropout.uniform(x.shape());
+                let keep = draw.as_slice::<f32>().iter().map(|u| if (*u as f64) < rate { 0.0 } else { 1.0 / (1.0 - rate) as f32 }).collect::<Vec<f32>>();
+                mul(x, &Var::constant(Tensor::from_vec(x.shape(), keep).to_dtype(x.dtype())))
+            }
+        }
+    }
+}
+
+fn running<'a>(buffers: &'a Params, layer: &str) -> [&'a Var; 2] {
+    ["running_mean", "running_var"].map(|s| buffers.get(&format!("{layer}.{s}")))
+}
+
+impl<'a> Affine<'a> {
+    fn of(p: &'a Params, layer: &str) -> Affine<'a> {
+        Affine { gamma: p.get(&format!("{layer}.weight")), beta: p.get(&format!("{layer}.bias")) }
+    }
 }
 
 /// Scale and shift per channel, `[C]`.
@@ -105,6 +167,22 @@ mod tests {
                 assert!((a - b).abs() < 1e-12, "{a} and {b}");
             }
         }
+    }
+
+    /// As many are dropped as the rate says, the mean stays, and judging drops nothing.
+    #[test]
+    fn dropout_keeps_the_mean() {
+        let x = Var::constant(Tensor::full(&[100, 100], 2.0, DType::F32));
+        let mut dropout = Random::new(3, 0);
+        let y = Normalise::Batch { moments: &mut BTreeMap::new(), dropout: &mut dropout }.dropout(&x, 0.15).unwrap();
+        let v = y.value().to_f64_vec();
+        let dropped = v.iter().filter(|v| **v == 0.0).count();
+        // Standard deviation of the count: 36.
+        assert!((1350..1650).contains(&dropped), "{dropped}");
+        assert!((v.iter().sum::<f64>() / 1e4 - 2.0).abs() < 0.04);
+        let layout = std::sync::Arc::new(crate::nn::Layout::new());
+        let none = Params::from_vars(&layout, vec![]);
+        assert_eq!(Normalise::Running(&none).dropout(&x, 0.15).unwrap().value().to_f64_vec(), x.value().to_f64_vec());
     }
 
     #[test]

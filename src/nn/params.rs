@@ -175,7 +175,7 @@ impl ParamSlab {
         Ok(ParamSlab { layout: self.layout.clone(), values: self.values.deep_clone()? })
     }
 
-    fn vars(&self, make: impl Fn(Tensor) -> Var) -> Params {
+    fn vars(&self, mut make: impl FnMut(Tensor) -> Var) -> Params {
         let view = |s: &Segment| self.values.segment(s.offset, &s.shape).expect("segments lie inside their slab");
         Params { layout: self.layout.clone(), vars: self.layout.segments().iter().map(|s| make(view(s))).collect() }
     }
@@ -183,6 +183,12 @@ impl ParamSlab {
     /// The parameters as leaves that gradients can be asked for.
     pub fn leaves(&self) -> Params {
         self.vars(Var::leaf)
+    }
+
+    /// Those that `tracked` names as leaves, the others as constants.
+    pub fn leaves_where(&self, tracked: &dyn Fn(&str) -> bool) -> Params {
+        let mut segments = self.layout.segments().iter();
+        self.vars(|t| if tracked(&segments.next().expect("one value per segment").name) { Var::leaf(t) } else { Var::constant(t) })
     }
 
     /// The parameters as constants: forward passes record nothing.

@@ -6,6 +6,7 @@
 
 pub mod checkpoint;
 mod inputs;
+mod parts;
 mod replay;
 mod run;
 pub mod steps;
@@ -13,12 +14,15 @@ pub mod steps;
 pub use inputs::{Inputs, PathInputs};
 pub use run::{Batches, DatasetBatches, Progress, TensorBatches, run};
 
-use crate::autograd::{Var, concat, scale};
+use parts::{Part, at_once, parts};
+
+use crate::autograd::{Order, Var, concat, scale};
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::losses::path_length;
+use crate::losses::{discriminator_loss, generator_loss, path_lengths, path_penalty, r1_penalty};
 use crate::models::stylegan2::{Discriminator, Generator, StyleGan2Config};
 use crate::nn::{AdamState, ParamSlab, Params};
+use crate::ops::layout;
 use crate::ops::optimizer::{Adam, Pull, Sum};
 use crate::ops::random::Random;
 use crate::tensor::{DType, Tensor};
@@ -39,6 +43,9 @@ pub struct Hyper {
     pub ema_decay: f64,
     /// Probability that a batch mixes two styles.
     pub mixing: f64,
+    /// Images through the networks at a time: less memory for the same gradients. `None`: by the networks' size.
+    #[serde(default)]
+    pub at_once: Option<usize>,
     /// How many of the images that D judges as fake are given, not generated: the rows of a batch behind the real ones.
     /// With marked negatives there, D learns that they are not wanted even when G hardly makes any more (data redaction,
     /// Kong & Chaudhuri 2023, arXiv 2206.14389).
@@ -58,6 +65,7 @@ impl Default for Hyper {
             path_shrink: 2,
             ema_decay: 0.5_f64.powf(32.0 / 10_000.0),
             mixing: 0.9,
+            at_once: None,
             given_fakes: 0,
         }
     }
@@ -89,6 +97,9 @@ impl Hyper {
         }
         if !Discriminator::accepts_batch(self.batch) || self.path_shrink == 0 || self.r1_every == 0 || self.path_every == 0 {
             return Err(Error::config("--batch", format!("{} must be 1, 2, 3 or a multiple of 4, and intervals at least 1", self.batch)));
+        }
+        if self.at_once == Some(0) {
+            return Err(Error::config("--at-once", "must be at least 1"));
         }
         if self.given_fakes >= self.batch {
             return Err(Error::config("--negatives-as-fakes", format!("{} must be below the batch of {}: some fakes must be the generator's", self.given_fakes, self.batch)));
@@ -165,6 +176,7 @@ pub mod streams {
     pub const EVALUATION: u64 = 6;
     pub const SAMPLES: u64 = 7;
     pub const TOY: u64 = 8;
+    pub const RESTART: u64 = 9;
 }
 
 /// What one iteration measured.
@@ -237,6 +249,10 @@ pub trait Regulariser {
     fn observe(&mut self, _sum: f64, _iteration: u64) -> Result<()> {
         Ok(())
     }
+    /// Whether the generator's parameter of that name is trained; a frozen one gets no gradient, and so keeps its value.
+    fn trains(&self, _parameter: &str) -> bool {
+        true
+    }
 }
 
 /// Plain training.
@@ -279,39 +295,82 @@ impl Trainer {
         Ok(Measured { d, g, r1, path, regulariser: path_sum.flatten().or(sum) })
     }
 
+    fn parts(&self, n: usize) -> Vec<Part> {
+        parts(n, self.hyper.at_once.unwrap_or_else(|| at_once(self.generator.config())))
+    }
+
     fn discriminator_step(&self, state: &mut GanState, inputs: &Inputs) -> Result<Tensor> {
-        let mut fake = self.generator.forward(&state.g.constants(), &inputs.d_styles, &inputs.d_noise)?;
-        if let Some(given) = &inputs.given_fakes {
-            fake = concat(&[&fake, &Var::constant(given.clone())], 0)?;
-        }
-        steps::discriminator_step(&mut state.d, &mut state.d_optim, &inputs.real, &fake, |p, x| self.discriminator.forward(p, x, 2))
+        let (g, parts) = (state.g.constants(), self.parts(inputs.real.dim(0)));
+        let (loss, grads) = steps::in_parts(&state.d, &|_| true, &shares(&parts), &mut |i, p| {
+            let part = &parts[i];
+            let made = |part: &Part| Ok(self.generator.forward(&g, &part.of_styles(&inputs.d_styles)?, &part.of_noise(&inputs.d_noise)?)?.value().clone());
+            let fake = match &inputs.given_fakes {
+                None => made(part)?,
+                Some(given) => part.of_made_and_given(inputs.real.dim(0) - given.dim(0), &made, given)?,
+            };
+            let both = Var::constant(layout::concat(&[&part.of(&inputs.real)?, &fake], 0)?);
+            drop(fake);
+            discriminator_loss(&self.discriminator.forward(p, &both, 2)?)
+        })?;
+        state.d_optim.step(&mut state.d, None, &grads, Pull::None)?;
+        Ok(loss)
     }
 
     fn r1_step(&self, state: &mut GanState, real: &Tensor) -> Result<Tensor> {
         let weight = self.hyper.r1_weight / 2.0 * self.hyper.r1_every as f64;
-        steps::r1_step(&mut state.d, &mut state.d_optim, real, weight, |p, x| self.discriminator.forward(p, x, 1))
+        let parts = self.parts(real.dim(0));
+        let (loss, grads) = steps::in_parts(&state.d, &|_| true, &shares(&parts), &mut |i, p| {
+            let real = Var::leaf(parts[i].of(real)?);
+            scale(&r1_penalty(&self.discriminator.forward(p, &real, 1)?, &real)?, weight)
+        })?;
+        state.d_optim.step(&mut state.d, None, &grads, Pull::None)?;
+        steps::unweighted(loss, weight)
     }
 
     fn generator_step(&self, state: &mut GanState, inputs: &Inputs, regulariser: &dyn Regulariser) -> Result<(Tensor, Option<Sum>)> {
+        let (d, parts) = (state.d.constants(), self.parts(inputs.real.dim(0)));
+        let (loss, grads) = steps::in_parts(&state.g, &|name| regulariser.trains(name), &shares(&parts), &mut |i, p| {
+            let fake = self.generator.forward(p, &parts[i].of_styles(&inputs.g_styles)?, &parts[i].of_noise(&inputs.g_noise)?)?;
+            generator_loss(&self.discriminator.forward(&d, &fake, 1)?)
+        })?;
         // The EMA follows the last generator step of the iteration.
         let ema = inputs.path.is_none().then_some((&mut state.g_ema, self.hyper.ema_decay));
-        let d = state.d.constants();
-        let generate = |p: &Params| self.generator.forward(p, &inputs.g_styles, &inputs.g_noise);
-        steps::generator_step(&mut state.g, &mut state.g_optim, ema, regulariser, generate, |x| self.discriminator.forward(&d, x, 1))
+        let sum = state.g_optim.step(&mut state.g, ema, &grads, regulariser.pull())?;
+        Ok((loss, sum))
+    }
+
+    /// Path lengths of one part of the batch.
+    fn lengths(&self, p: &Params, inputs: &PathInputs, part: &Part, order: Order) -> Result<Var> {
+        let ws = self.generator.styles(p, &part.of_styles(&inputs.styles)?)?;
+        let images = self.generator.synthesis(p, &ws, &part.of_noise(&inputs.noise)?)?;
+        path_lengths(&images, &ws, &part.of(&inputs.y)?, order)
     }
 
     fn path_step(&self, state: &mut GanState, inputs: &PathInputs, regulariser: &dyn Regulariser) -> Result<(Tensor, Option<Sum>)> {
-        let (penalty, running_mean, grads) = {
-            let params = state.g.leaves();
-            let ws = self.generator.styles(&params, &inputs.styles)?;
-            let images = self.generator.synthesis(&params, &ws, &inputs.noise)?;
-            let path = path_length(&images, &ws, &inputs.y, &state.mean_path_length)?;
-            let loss = scale(&path.penalty, self.hyper.path_weight * self.hyper.path_every as f64)?;
-            (path.penalty.value().clone(), path.running_mean, steps::gradients(&loss, &params)?)
+        let weight = self.hyper.path_weight * self.hyper.path_every as f64;
+        let parts = self.parts(inputs.y.dim(0));
+        // The penalty mixes the lengths of all images. Of several parts, the lengths are taken first, and each part then
+        // contributes its own, differentiable, beside the others' numbers.
+        let known = match parts.len() {
+            1 => Vec::new(),
+            _ => parts.iter().map(|part| Ok(self.lengths(&state.g.leaves(), inputs, part, Order::Last)?.detach())).collect::<Result<Vec<_>>>()?,
         };
+        let mut of_batch = None;
+        let (_, grads) = steps::in_parts(&state.g, &|name| regulariser.trains(name), &vec![1.0; parts.len()], &mut |i, p| {
+            let own = self.lengths(p, inputs, &parts[i], Order::Differentiable)?;
+            let all: Vec<&Var> = (0..parts.len()).map(|j| if i == j { &own } else { &known[j] }).collect();
+            let path = path_penalty(&if all.len() == 1 { own.clone() } else { concat(&all, 0)? }, &state.mean_path_length)?;
+            of_batch = Some((path.penalty.value().clone(), path.running_mean));
+            scale(&path.penalty, weight)
+        })?;
+        let (penalty, running_mean) = of_batch.expect("a batch has a part");
         state.mean_path_length.assign(&running_mean)?;
         let ema = Some((&mut state.g_ema, self.hyper.ema_decay));
         let sum = state.g_optim.step(&mut state.g, ema, &grads, regulariser.path_pull())?;
         Ok((penalty, sum))
     }
+}
+
+fn shares(parts: &[Part]) -> Vec<f64> {
+    parts.iter().map(|p| p.share).collect()
 }

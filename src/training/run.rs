@@ -7,7 +7,7 @@ use super::{GanState, Losses, Measured, Regulariser, Trainer};
 use crate::data::dataset::{Dataset, Flip, Sampler, SamplerState};
 use crate::device::Device;
 use crate::error::Result;
-use crate::ops::layout::concat;
+use crate::ops::layout::gather_rows;
 use crate::tensor::Tensor;
 
 /// A source of batches `[batch, H, W, 3]` in [−1, 1], shuffled, without end; `Hyper::given_fakes` further rows follow.
@@ -60,8 +60,7 @@ impl<'a> TensorBatches<'a> {
 impl Batches for TensorBatches<'_> {
     fn next(&mut self) -> Result<Tensor> {
         let (indices, _) = self.sampler.next_indices(self.batch);
-        let rows = indices.iter().map(|&i| self.images.rows(self.subset[i], 1)).collect::<Result<Vec<_>>>()?;
-        concat(&rows.iter().collect::<Vec<_>>(), 0)
+        gather_rows(self.images, &indices.iter().map(|&i| self.subset[i]).collect::<Vec<_>>())
     }
 }
 

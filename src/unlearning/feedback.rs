@@ -2,7 +2,7 @@
 
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::models::stylegan2::{Generator, Styles};
+use crate::models::stylegan2::{Generator, StyleGan2Config, Styles};
 use crate::nn::ParamSlab;
 use crate::ops::layout;
 use crate::ops::random::Random;
@@ -12,8 +12,17 @@ use crate::training::streams;
 /// Fewer negatives than this and stage 1 sees the same few images again and again (the official MNIST run had ~20).
 pub const FEW_NEGATIVES: usize = 100;
 
-/// Images are made this many at a time: enough to fill the machine, and bounded memory.
-pub const SAMPLE_BATCH: usize = 64;
+/// The largest map of a batch of samples takes no more bytes than this, and a batch no more images.
+const MAP_BYTES: usize = 512 << 20;
+const SAMPLE_BATCH: usize = 64;
+
+/// Images that are made at a time: enough to fill the machine, and bounded memory. A power of two that depends on the
+/// network alone, so that the same seed means the same noise.
+pub fn sample_batch(config: &StyleGan2Config) -> usize {
+    let largest = config.channels.iter().map(|(r, c)| 4 * r * r * c).max().unwrap_or(1);
+    let fitting = (MAP_BYTES / largest).clamp(1, SAMPLE_BATCH);
+    1 << fitting.ilog2()
+}
 
 /// Marked samples.
 #[derive(Clone, Debug)]
@@ -40,9 +49,9 @@ impl Feedback {
 pub fn generate(g: &Generator, params: &ParamSlab, latents: &Tensor, rng: &mut Random, each: &mut dyn FnMut(usize, &Tensor, &Tensor) -> Result<()>) -> Result<()> {
     let p = params.constants();
     let device = p.device();
-    let (mut at, n) = (0, latents.dim(0));
+    let (mut at, n, batch) = (0, latents.dim(0), sample_batch(g.config()));
     while at < n {
-        let count = SAMPLE_BATCH.min(n - at);
+        let count = batch.min(n - at);
         let z = latents.rows(at, count)?;
         let noise = all_on(&device, &g.draw_noise(count, rng))?;
         let images = g.forward(&p, &Styles::One(z.to_device(&device)?), &noise)?;
@@ -73,4 +82,16 @@ pub fn collect(g: &Generator, params: &ParamSlab, n: usize, seed: u64, judge: &m
     })?;
     let images = layout::concat(&parts.iter().collect::<Vec<_>>(), 0)?;
     Ok(Feedback { images, latents, negative })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 256² × 128 channels of f32 are 32 MiB.
+    #[test]
+    fn large_images_come_in_small_batches() {
+        assert_eq!(sample_batch(&StyleGan2Config::mnist()), 64);
+        assert_eq!(sample_batch(&StyleGan2Config::config_f_256()), 16);
+    }
 }

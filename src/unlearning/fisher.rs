@@ -8,7 +8,7 @@ use crate::autograd::{Order, Var, grad_or_zero, scale, slice, softplus};
 use crate::error::{Error, Result};
 use crate::models::stylegan2::{Generator, Styles};
 use crate::nn::ParamSlab;
-use crate::ops::layout;
+use crate::ops::layout::gather_rows;
 use crate::ops::optimizer::accumulate_squares;
 use crate::ops::random::Random;
 use crate::tensor::{DType, Tensor, all_on};
@@ -67,20 +67,6 @@ impl Default for FisherSpec {
     }
 }
 
-/// Rows `indices` of a tensor's first dimension.
-fn rows(t: &Tensor, indices: &[usize]) -> Result<Tensor> {
-    let parts = indices.iter().map(|&i| t.rows(i, 1)).collect::<Result<Vec<_>>>()?;
-    layout::concat(&parts.iter().collect::<Vec<_>>(), 0)
-}
-
-fn styles_of(styles: &Styles, indices: &[usize]) -> Result<Styles> {
-    Ok(match styles {
-        Styles::One(z) => Styles::One(rows(z, indices)?),
-        Styles::Mixed { z1, z2, crossover } => Styles::Mixed { z1: rows(z1, indices)?, z2: rows(z2, indices)?, crossover: *crossover },
-        Styles::Chosen { z1, z2, choice } => Styles::Chosen { z1: rows(z1, indices)?, z2: rows(z2, indices)?, choice: choice.clone() },
-    })
-}
-
 /// The Fisher diagonal of `g` as judged by `d`, for samples drawn from `rng`.
 pub fn fisher_diagonal(nets: &Trainer, g: &ParamSlab, d: &ParamSlab, spec: FisherSpec, rng: &mut Random) -> Result<ParamSlab> {
     if spec.samples == 0 {
@@ -111,8 +97,8 @@ pub fn fisher_of(nets: &Trainer, g: &ParamSlab, d: &ParamSlab, spec: FisherSpec,
     for group in 0..groups {
         let indices: Vec<usize> = (0..members).map(|m| group + m * groups).collect();
         let params = g.leaves();
-        let maps = noise.iter().map(|t| rows(t, &indices)).collect::<Result<Vec<_>>>()?;
-        let images = nets.generator.forward(&params, &styles_of(styles, &indices)?, &maps)?;
+        let maps = noise.iter().map(|t| gather_rows(t, &indices)).collect::<Result<Vec<_>>>()?;
+        let images = nets.generator.forward(&params, &styles.rows(&indices)?, &maps)?;
         let logits = nets.discriminator.forward(&d.constants(), &images, 1)?;
         let targets: Vec<&Var> = params.all().into_iter().zip(segments).filter(|(_, s)| covered(&s.name)).map(|(v, _)| v).collect();
         for m in 0..members {

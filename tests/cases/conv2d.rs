@@ -61,6 +61,8 @@ pub const GEOMETRIES: &[Geometry] = &[
     scaled(square("parallel", 4, 16, [32, 32], 3, 1, 1), [true, true]),
     scaled(square("parallel up", 4, 17, [24, 32], 3, 2, 0), [true, true]),
     square("parallel rows", 1, 48, [16, 16], 3, 1, 1),
+    uneven("transposed in parts of one row, every other without a tap", 1, [4, 130], [2, 384], [1, 1], [2, 2], [0, 0]),
+    uneven("transposed in parts of one row, with two taps or one", 1, [5, 131], [2, 384], [3, 3], [2, 2], [0, 0]),
     square("parallel channels", 2, 4, [128, 192], 3, 1, 1),
 ];
 

@@ -4,16 +4,19 @@ mod file;
 mod preprocessing;
 mod train;
 
+pub use file::{AFHQ, CELEBA};
 pub use preprocessing::{Colours, Preprocessing};
 pub use train::{Augment, Evaluation, LabelledImages, Labels, Optimizer, Recipe, Schedule, TrainProgress, evaluate, fine_tune, train};
 
 use std::collections::BTreeMap;
+use std::str::FromStr;
 use std::sync::Arc;
 
-use super::lenet;
-use super::resnet::{Normalise, ResNet};
+use super::resnet::ResNet;
+use super::{afhq_cnn, celeba_heads, lenet};
 use crate::autograd::Var;
 use crate::error::{Error, Result};
+use crate::nn::batch_norm::Normalise;
 use crate::nn::{Layout, ParamSlab, Params};
 use crate::ops::random::Random;
 use crate::tensor::{DType, Tensor};
@@ -23,8 +26,45 @@ use crate::tensor::{DType, Tensor};
 pub enum Architecture {
     #[serde(rename = "lenet")]
     LeNet,
+    /// The official CelebA network: one head per attribute.
+    #[serde(rename = "celeba_heads")]
+    CelebaHeads,
+    /// The official AFHQ network of the final evaluation.
+    #[serde(rename = "afhq_cnn")]
+    AfhqCnn,
     #[serde(untagged)]
     ResNet(ResNet),
+}
+
+impl Architecture {
+    /// All of them, by the names that files and options use.
+    pub const ALL: [(&str, Architecture); 6] = [
+        ("lenet", Architecture::LeNet),
+        ("celeba_heads", Architecture::CelebaHeads),
+        ("afhq_cnn", Architecture::AfhqCnn),
+        ("resnet18", Architecture::ResNet(ResNet::ResNet18)),
+        ("resnet50", Architecture::ResNet(ResNet::ResNet50)),
+        ("resnext50_32x4d", Architecture::ResNet(ResNet::ResNeXt50)),
+    ];
+
+    /// Side of the images that it is trained on where nothing else is said.
+    pub fn default_size(self) -> usize {
+        match self {
+            Architecture::LeNet => lenet::SIZE,
+            Architecture::AfhqCnn => afhq_cnn::SIZE,
+            Architecture::CelebaHeads | Architecture::ResNet(_) => 64,
+        }
+    }
+}
+
+impl FromStr for Architecture {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Architecture> {
+        Architecture::ALL.into_iter().find(|(n, _)| *n == name).map(|(_, a)| a).ok_or_else(|| {
+            Error::config("--network", format!("{name:?} is not one of {}", Architecture::ALL.map(|(n, _)| n).join(", ")))
+        })
+    }
 }
 
 /// What the outputs mean.
@@ -36,6 +76,8 @@ pub enum Decision {
     Largest,
     /// Attributes that an image has or has not, each by itself: outputs from 0 upwards. Trained towards −1 and 1.
     Signs,
+    /// The same, but outputs are the log-odds of yes against no, trained by cross-entropy.
+    Odds,
 }
 
 /// All that must be known to use a classifier's parameters; stored with them.
@@ -65,10 +107,25 @@ impl ClassifierConfig {
         ClassifierConfig { architecture: Architecture::ResNet(network), classes, decision: Decision::Largest, preprocessing: Preprocessing::imagenet(size) }
     }
 
+    /// A network that tells `classes` apart, or attributes if `decision` says so, in images of `size` (height, width),
+    /// with the preprocessing that it is usual with.
+    pub fn new(architecture: Architecture, classes: Vec<String>, decision: Decision, size: [usize; 2]) -> ClassifierConfig {
+        let preprocessing = match architecture {
+            Architecture::LeNet => Preprocessing { size, ..Preprocessing::grey(size[0]) },
+            Architecture::AfhqCnn => Preprocessing::rgb(size),
+            Architecture::CelebaHeads => Preprocessing::symmetric(size),
+            Architecture::ResNet(_) => Preprocessing { size, ..Preprocessing::imagenet(size[0]) },
+        };
+        let decision = if architecture == Architecture::CelebaHeads { Decision::Odds } else { decision };
+        ClassifierConfig { architecture, classes, decision, preprocessing }
+    }
+
     /// The table of its parameters.
     pub fn layout(&self) -> Arc<Layout> {
         match self.architecture {
             Architecture::LeNet => lenet::layout(self.classes.len()),
+            Architecture::CelebaHeads => celeba_heads::layout(self.classes.len()),
+            Architecture::AfhqCnn => afhq_cnn::layout(self.classes.len()),
             Architecture::ResNet(net) => net.layout(self.classes.len()),
         }
     }
@@ -77,6 +134,8 @@ impl ClassifierConfig {
     pub fn buffers(&self) -> Arc<Layout> {
         match self.architecture {
             Architecture::LeNet => Arc::new(Layout::new()),
+            Architecture::CelebaHeads => celeba_heads::buffers(self.classes.len()),
+            Architecture::AfhqCnn => afhq_cnn::buffers(),
             Architecture::ResNet(net) => net.buffers(),
         }
     }
@@ -91,7 +150,13 @@ impl ClassifierConfig {
             Architecture::LeNet if self.preprocessing.size != [lenet::SIZE; 2] || self.preprocessing.colours != Colours::Grey => {
                 Err(Error::config("classifier", format!("LeNet takes grey {0}x{0} images, not {1}", lenet::SIZE, self.preprocessing)))
             }
-            Architecture::ResNet(_) if self.preprocessing.size.iter().any(|s| *s < 32) || self.preprocessing.colours != Colours::Rgb => {
+            Architecture::CelebaHeads if self.decision != Decision::Odds => {
+                Err(Error::config("classifier", "the network with a head per attribute decides by odds"))
+            }
+            Architecture::AfhqCnn if !self.preprocessing.size.iter().all(|s| afhq_cnn::fits(*s)) || self.preprocessing.colours != Colours::Rgb => {
+                Err(Error::config("classifier", format!("the AFHQ network takes RGB {0}x{0} images, not {1}", afhq_cnn::SIZE, self.preprocessing)))
+            }
+            Architecture::ResNet(_) | Architecture::CelebaHeads if self.preprocessing.size.iter().any(|s| *s < 32) || self.preprocessing.colours != Colours::Rgb => {
                 Err(Error::config("classifier", format!("a ResNet takes RGB images of at least 32 px, not {}", self.preprocessing)))
             }
             _ => Ok(()),
@@ -102,6 +167,8 @@ impl ClassifierConfig {
     fn forward(&self, p: &Params, norm: Normalise, x: &Var) -> Result<(Var, Var)> {
         match self.architecture {
             Architecture::LeNet => lenet::forward(p, x),
+            Architecture::CelebaHeads => celeba_heads::forward(self.classes.len(), p, norm, x),
+            Architecture::AfhqCnn => afhq_cnn::forward(p, norm, x),
             Architecture::ResNet(net) => net.forward(p, norm, x),
         }
     }
@@ -215,11 +282,25 @@ impl Judgement {
             .collect()
     }
 
+    /// How sure the classifier is of each image: the probability of the class that it names, or the mean over the
+    /// attributes of the probability of what it says. Scores that were trained towards ±1 are read as log-odds, which
+    /// makes them look less sure than they are.
+    pub fn confidences(&self) -> Vec<f64> {
+        match self.decision {
+            Decision::Largest => self.predictions().into_iter().map(|(_, p)| p).collect(),
+            Decision::Signs | Decision::Odds => {
+                let k = self.logits.dim(1).max(1);
+                let sure = |row: &[f64]| row.iter().map(|v| 1.0 / (1.0 + (-v.abs()).exp())).sum::<f64>() / k as f64;
+                self.logits.to_f64_vec().chunks_exact(k).map(sure).collect()
+            }
+        }
+    }
+
     /// Whether each image is of that class, or has that attribute.
     pub fn has(&self, class: usize) -> Vec<bool> {
         match self.decision {
             Decision::Largest => self.predictions().iter().map(|(k, _)| *k == class).collect(),
-            Decision::Signs => self.logits.to_f64_vec().iter().skip(class).step_by(self.logits.dim(1).max(1)).map(|v| *v >= 0.0).collect(),
+            Decision::Signs | Decision::Odds => self.logits.to_f64_vec().iter().skip(class).step_by(self.logits.dim(1).max(1)).map(|v| *v >= 0.0).collect(),
         }
     }
 }

@@ -58,6 +58,11 @@ impl Preprocessing {
         Preprocessing { size, resize: Resize::Bilinear, colours: Colours::Rgb, mean: vec![0.0; 3], std: vec![1.0; 3] }
     }
 
+    /// RGB pixels in [−1, 1].
+    pub fn symmetric(size: [usize; 2]) -> Preprocessing {
+        Preprocessing { mean: vec![0.5; 3], std: vec![0.5; 3], ..Preprocessing::rgb(size) }
+    }
+
     /// RGB pixels with the mean and standard deviation of ImageNet, which torchvision's pretrained networks expect.
     pub fn imagenet(size: usize) -> Preprocessing {
         Preprocessing { mean: vec![0.485, 0.456, 0.406], std: vec![0.229, 0.224, 0.225], ..Preprocessing::rgb([size; 2]) }

@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{Classifier, ClassifierConfig, Decision};
-use crate::autograd::{Order, Var, grad_or_zero, mean, reshape, square, sub};
+use crate::autograd::{Order, Var, grad_or_zero, mean, mul, reshape, scale, softplus, square, sub};
 use crate::error::{Error, Result};
-use crate::models::resnet::Normalise;
-use crate::nn::batch_norm::{MOMENTUM, Moments};
+use crate::nn::batch_norm::{MOMENTUM, Moments, Normalise};
 use crate::nn::softmax::cross_entropy;
 use crate::nn::{AdamState, Adamax, AdamaxState, Layout, ParamSlab};
 use crate::ops::optimizer::{Adam, Pull};
@@ -18,6 +17,7 @@ use crate::tensor::Tensor;
 const INITIAL: u64 = 0;
 const ORDER: u64 = 1;
 const AUGMENT: u64 = 2;
+const DROPOUT: u64 = 3;
 
 /// Labelled images in memory, `[N, H, W, C]`, C 1 or 3, 0 to 255.
 #[derive(Clone, Copy)]
@@ -51,7 +51,7 @@ impl LabelledImages<'_> {
         let ([h, w], k) = (self.size, config.classes.len());
         let labels = match (self.labels, config.decision) {
             (Labels::Classes(l), Decision::Largest) => l.len(),
-            (Labels::Attributes(l), Decision::Signs) => l.len() / k,
+            (Labels::Attributes(l), Decision::Signs | Decision::Odds) => l.len() / k,
             _ => return Err(Error::config("labels", "classes go with a classifier of classes, attributes with one of attributes")),
         };
         if self.is_empty() || self.pixels.len() != labels * h * w * self.channels {
@@ -144,7 +144,7 @@ impl State {
 }
 
 /// How the learning rate goes over a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Schedule {
     Constant,
@@ -201,7 +201,9 @@ impl Recipe {
 }
 
 /// Where a training run stands, after each step.
-pub struct TrainProgress {
+pub struct TrainProgress<'a> {
+    /// The classifier as it is, after the last step of an epoch.
+    pub epoch_done: Option<&'a Classifier>,
     /// Steps done, of `steps`.
     pub step: usize,
     pub steps: usize,
@@ -227,7 +229,7 @@ pub fn fine_tune(start: Classifier, data: LabelledImages, recipe: &Recipe, progr
         return Err(Error::config("--batch", "0 images per step; ask for at least 1"));
     }
     let mut state = recipe.optimizer.start(params.layout());
-    let (mut order, mut moves) = (Random::new(recipe.seed, ORDER), Random::new(recipe.seed, AUGMENT));
+    let [mut order, mut moves, mut dropout] = [ORDER, AUGMENT, DROPOUT].map(|stream| Random::new(recipe.seed, stream));
     let per_epoch = data.len().div_ceil(recipe.batch);
     let steps = recipe.epochs * per_epoch;
     for epoch in 0..recipe.epochs {
@@ -235,39 +237,47 @@ pub fn fine_tune(start: Classifier, data: LabelledImages, recipe: &Recipe, progr
             let step = epoch * per_epoch + i + 1;
             let images = data.batch(indices, recipe.augment, &mut moves);
             let mut moments = BTreeMap::new();
-            let (loss, gradients) = loss_and_gradients(&config, &params, &mut moments, &images, data.labels, indices)?;
+            let norm = Normalise::Batch { moments: &mut moments, dropout: &mut dropout };
+            let (loss, gradients) = loss_and_gradients(&config, &params, norm, &images, data.labels, indices)?;
             if !loss.is_finite() {
                 let problem = format!("the loss is {loss}; lower the learning rate");
                 return Err(Error::Diverged { what: "classifier training".into(), step, problem });
             }
             state.step(&mut params, &gradients, recipe.schedule.factor(step - 1, steps))?;
             take_in(&mut buffers, &moments)?;
-            progress(&TrainProgress { step, steps, epoch, loss })?;
+            let done = match i + 1 == per_epoch {
+                true => Some(Classifier::new(config.clone(), params.deep_clone()?, buffers.deep_clone()?)?),
+                false => None,
+            };
+            progress(&TrainProgress { epoch_done: done.as_ref(), step, steps, epoch, loss })?;
         }
     }
     Classifier::new(config, params, buffers)
 }
 
-/// Loss of the images at `indices`, its gradient by every parameter, and the batch's statistics of every
+/// Loss of the images at `indices` and its gradient by every parameter; `norm` takes the batch's statistics of every
 /// normalisation.
 fn loss_and_gradients(
     config: &ClassifierConfig,
     params: &ParamSlab,
-    moments: &mut BTreeMap<String, Moments>,
+    norm: Normalise,
     images: &Tensor,
     labels: Labels,
     indices: &[usize],
 ) -> Result<(f64, Vec<Var>)> {
     let leaves = params.leaves();
     let x = Var::constant(config.preprocessing.apply(images)?);
-    let (outputs, _) = config.forward(&leaves, Normalise::Batch(moments), &x)?;
+    let (outputs, _) = config.forward(&leaves, norm, &x)?;
     let loss = match labels {
         Labels::Classes(all) => cross_entropy(&outputs, &indices.iter().map(|i| all[*i] as usize).collect::<Vec<_>>())?,
         Labels::Attributes(all) => {
             let k = config.classes.len();
             let signs: Vec<f32> = indices.iter().flat_map(|i| &all[i * k..][..k]).map(|v| if *v > 0 { 1.0 } else { -1.0 }).collect();
             let signs = Var::constant(Tensor::from_vec(&[indices.len(), k], signs));
-            mean(&square(&sub(&outputs, &signs)?)?)?
+            match config.decision {
+                Decision::Odds => mean(&softplus(&scale(&mul(&outputs, &signs)?, -1.0)?)?)?,
+                _ => mean(&square(&sub(&outputs, &signs)?)?)?,
+            }
         }
     };
     let loss = reshape(&loss, &[1])?;
@@ -317,14 +327,26 @@ impl Evaluation {
         self.confusion.iter().map(one).collect()
     }
 
+    /// For each class or attribute its name, the number of its images, and the share of them that were judged rightly:
+    /// of an attribute, the balanced share of all images.
+    pub fn shares(&self, names: &[String]) -> Vec<(String, usize, f64)> {
+        match &self.confusion[..] {
+            [matrix] if matrix.len() == names.len() => {
+                let of = |k: usize| matrix[k].iter().sum::<usize>();
+                names.iter().enumerate().map(|(k, name)| (name.clone(), of(k), matrix[k][k] as f64 / of(k).max(1) as f64)).collect()
+            }
+            _ => names.iter().zip(&self.confusion).zip(self.balanced()).map(|((name, m), share)| (name.clone(), m[1].iter().sum(), share)).collect(),
+        }
+    }
+
     /// Mean of `balanced`.
     pub fn balanced_accuracy(&self) -> f64 {
         self.balanced().iter().sum::<f64>() / self.confusion.len().max(1) as f64
     }
 }
 
-/// Judges all of `data`, `batch` images at a time.
-pub fn evaluate(classifier: &Classifier, data: LabelledImages, batch: usize) -> Result<Evaluation> {
+/// Judges all of `data`, `batch` images at a time; `progress` gets the number of images done and may end the work.
+pub fn evaluate(classifier: &Classifier, data: LabelledImages, batch: usize, progress: &mut dyn FnMut(usize) -> Result<()>) -> Result<Evaluation> {
     let k = classifier.n_classes();
     data.check(classifier.config())?;
     let mut confusion = match data.labels {
@@ -348,6 +370,7 @@ pub fn evaluate(classifier: &Classifier, data: LabelledImages, batch: usize) -> 
                 }
             }
         }
+        progress(indices.last().map_or(0, |i| i + 1))?;
     }
     Ok(Evaluation { confusion })
 }

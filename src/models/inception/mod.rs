@@ -5,8 +5,12 @@ mod network;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::path::Path;
 
 use crate::error::{Error, Result};
+use crate::io::fingerprint::Fingerprint;
+use crate::io::safetensors;
+use crate::io::torch_file::{TorchFile, without_module_prefix};
 use crate::ops::bias_act::{Activation, bias_act};
 use crate::ops::conv2d::{Conv2d, conv2d};
 use crate::ops::layout::{concat, permute};
@@ -100,6 +104,30 @@ impl Inception {
         }
         let last = last.ok_or("no block of the Inception of FID is complete")?;
         Ok(Inception { convolutions, last })
+    }
+
+    /// Reads a file: pytorch-fid's `pt_inception-2015-12-05-6726825d.pth`, or safetensors of the same names.
+    pub fn read(path: impl AsRef<Path>) -> Result<Inception> {
+        let path = path.as_ref();
+        let tensors = match safetensors::recognises(path)? {
+            true => safetensors::read(path)?.tensors,
+            false => without_module_prefix(TorchFile::open(path)?.tensors()?),
+        };
+        Inception::from_torch(&tensors).map_err(|problem| Error::file(path, problem))
+    }
+
+    /// A number that tells networks with other weights apart, whatever file they came from.
+    pub fn fingerprint(&self) -> u64 {
+        let mut names: Vec<&String> = self.convolutions.keys().collect();
+        names.sort();
+        let mut all = Fingerprint::default();
+        for name in names {
+            let w = &self.convolutions[name];
+            all.add(name.as_bytes());
+            all.add(bytemuck::cast_slice(w.weight.as_slice::<f32>()));
+            all.add(bytemuck::cast_slice(w.bias.as_slice::<f32>()));
+        }
+        all.finish()
     }
 
     /// The last block whose layers are all there.

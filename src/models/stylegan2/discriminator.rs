@@ -41,6 +41,11 @@ impl Discriminator {
         n > 0 && (n < STDDEV_GROUP || n.is_multiple_of(STDDEV_GROUP))
     }
 
+    /// Members of each group of a batch of `n`.
+    pub fn group(n: usize) -> usize {
+        n.clamp(1, STDDEV_GROUP)
+    }
+
     /// Logits `[N, 1]` for images `[N, size, size, 3]`. The batch holds `sets` batches one after the other (real and
     /// fake), each with its own groups for the minibatch standard deviation; they go through the convolutions together.
     pub fn forward(&self, p: &Params, images: &Var, sets: usize) -> Result<Var> {
@@ -94,7 +99,7 @@ fn conv_act(p: &Params, weight: &str, bias: &str, x: &Var, spec: Conv2d) -> Resu
 /// `[N, H, W, 1]`. Within a set of B, sample b belongs to group b mod (B / g).
 fn minibatch_stddev(x: &Var, sets: usize) -> Result<Var> {
     let (n, h, w, c) = (x.dim(0), x.dim(1), x.dim(2), x.dim(3));
-    let members = (n / sets).min(STDDEV_GROUP);
+    let members = Discriminator::group(n / sets);
     let groups = n / sets / members;
     let grouped = reshape(x, &[sets, members, groups, h * w * c])?;
     let deviation = std_to(&grouped, &[sets, 1, groups, h * w * c], STDDEV_EPS)?;

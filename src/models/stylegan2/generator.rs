@@ -13,6 +13,7 @@ use crate::nn::layers::{equal_linear, pixel_norm};
 use crate::nn::params::{Init, Layout, Params};
 use crate::ops::bias_act::Activation;
 use crate::ops::conv2d::Conv2d;
+use crate::ops::layout::gather_rows;
 use crate::ops::matmul::Read;
 use crate::ops::random::Random;
 use crate::ops::upfirdn2d::{RESAMPLE_TAPS, Upfirdn2d};
@@ -42,6 +43,17 @@ impl Styles {
             Styles::Mixed { z1, z2, crossover } => Styles::Mixed { z1: z1.to_device(device)?, z2: z2.to_device(device)?, crossover: *crossover },
             Styles::Chosen { z1, z2, choice } => {
                 Styles::Chosen { z1: z1.to_device(device)?, z2: z2.to_device(device)?, choice: choice.to_device(device)? }
+            }
+        })
+    }
+
+    /// Those of some of the images.
+    pub fn rows(&self, indices: &[usize]) -> Result<Styles> {
+        Ok(match self {
+            Styles::One(z) => Styles::One(gather_rows(z, indices)?),
+            Styles::Mixed { z1, z2, crossover } => Styles::Mixed { z1: gather_rows(z1, indices)?, z2: gather_rows(z2, indices)?, crossover: *crossover },
+            Styles::Chosen { z1, z2, choice } => {
+                Styles::Chosen { z1: gather_rows(z1, indices)?, z2: gather_rows(z2, indices)?, choice: choice.clone() }
             }
         })
     }

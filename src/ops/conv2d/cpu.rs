@@ -270,12 +270,19 @@ fn run_map<T: Scalar + Tiles>(map: &Map, x: &[T], scale_in: Option<&[T]>, panels
                 for my in phase.within(0, &part.rows) {
                     let to = (i * height + phase.first[0] + my * phase.every[0] - part.rows.start) * w_out + phase.first[1];
                     let y = phase.start[0] + (my * phase.stride[0]) as isize;
-                    // A phase without taps reads nothing.
-                    let from = if phase.taps.contains(&0) { 0 } else { window.at(i, y, phase.start[1], c_in) };
+                    // A phase without taps reads nothing, and a part may have no other.
+                    let (from, step) = match phase.taps.contains(&0) {
+                        true => (0, 0),
+                        false => (window.at(i, y, phase.start[1], c_in), phase.stride[1] * c_in),
+                    };
                     for mx in 0..phase.count[1] {
-                        rows.push(from + mx * phase.stride[1] * c_in, to + mx * phase.every[1], sample * c_out);
+                        rows.push(from + mx * step, to + mx * phase.every[1], sample * c_out);
                     }
                 }
+            }
+            // A part of few rows has outputs of some residues only.
+            if rows.is_empty() {
+                continue;
             }
             let values = phase.taps[0] * phase.taps[1] * c_in;
             let passes = passes(phase.taps[0], phase.taps[1] * c_in, window.row);

@@ -55,3 +55,9 @@ pub fn concat(parts: &[&Tensor], axis: usize) -> Result<Tensor> {
     same_kind("concat", parts)?;
     on_device!(first, T => cpu::concat::<T>(parts, axis), d => cuda::concat(&d, parts, axis))
 }
+
+/// Rows `indices` of the first dimension, in that order.
+pub fn gather_rows(x: &Tensor, indices: &[usize]) -> Result<Tensor> {
+    let rows = indices.iter().map(|&i| x.rows(i, 1)).collect::<Result<Vec<_>>>()?;
+    concat(&rows.iter().collect::<Vec<_>>(), 0)
+}

@@ -37,6 +37,9 @@ impl Rows {
         self.output_end = self.output_end.max(output + 1);
         self.scale_end = self.scale_end.max(scale + 1);
     }
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
     pub fn clear(&mut self) {
         *self = Rows { rows: std::mem::take(&mut self.rows), ..Rows::default() };
         self.rows.clear();

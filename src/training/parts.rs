@@ -1,0 +1,111 @@
+//! Batches in parts, for networks whose graph of a whole batch would not fit into memory: the gradients are those of the
+//! whole batch (up to the order of sums), because a loss is a mean over images that meet only in the groups of the
+//! minibatch standard deviation, and no group is torn apart.
+
+use crate::error::Result;
+use crate::models::stylegan2::{Discriminator, StyleGan2Config, Styles};
+use crate::ops::layout::{concat, gather_rows};
+use crate::tensor::Tensor;
+
+/// Bytes that the maps of one graph may take by the estimate below.
+const GRAPH_BYTES: usize = 4 << 30;
+
+/// Maps that D's graph keeps at each resolution: outputs of three convolutions, two activations, a blur, a sum.
+const MAPS: usize = 7;
+
+/// Some of a batch's images.
+pub(super) struct Part {
+    indices: Vec<usize>,
+    whole: bool,
+    /// Weight of its mean in the batch's.
+    pub share: f64,
+}
+
+impl Part {
+    pub fn of(&self, t: &Tensor) -> Result<Tensor> {
+        if self.whole { Ok(t.clone()) } else { gather_rows(t, &self.indices) }
+    }
+
+    /// Rows of a batch of which `make` makes the first `n` and `given` is the rest.
+    pub fn of_made_and_given(&self, n: usize, make: &dyn Fn(&Part) -> Result<Tensor>, given: &Tensor) -> Result<Tensor> {
+        let (made, rest): (Vec<usize>, Vec<usize>) = self.indices.iter().copied().partition(|i| *i < n);
+        let place = |i: &usize| made.iter().chain(&rest).position(|j| j == i).expect("every index is in one of both");
+        let order: Vec<usize> = self.indices.iter().map(place).collect();
+        let given = gather_rows(given, &rest.iter().map(|i| i - n).collect::<Vec<_>>());
+        let rows = match (made.is_empty(), rest.is_empty()) {
+            (true, _) => return given,
+            (_, true) => return make(self),
+            _ => [make(&Part { whole: self.whole, share: self.share, indices: made })?, given?],
+        };
+        gather_rows(&concat(&[&rows[0], &rows[1]], 0)?, &order)
+    }
+
+    /// One map for all images stays one.
+    pub fn of_noise(&self, maps: &[Tensor]) -> Result<Vec<Tensor>> {
+        maps.iter().map(|m| if m.dim(0) == 1 { Ok(m.clone()) } else { self.of(m) }).collect()
+    }
+
+    pub fn of_styles(&self, styles: &Styles) -> Result<Styles> {
+        if self.whole { Ok(styles.clone()) } else { styles.rows(&self.indices) }
+    }
+}
+
+/// Images of one graph where nobody says it: as many whole groups as the estimate allows, real and fake ones together.
+pub(super) fn at_once(config: &StyleGan2Config) -> usize {
+    let map = |r: usize| 4 * r * r * config.channels_at(r);
+    let image: usize = (config.blocks().chain([4])).map(map).sum::<usize>() * MAPS;
+    (GRAPH_BYTES / (2 * image)).max(1)
+}
+
+/// Cuts a batch of `n` into parts of about `at_once` images. Within a batch image b belongs to group b mod (n / members);
+/// a part's images are ordered so that the same rule finds the same groups.
+pub(super) fn parts(n: usize, at_once: usize) -> Vec<Part> {
+    let members = Discriminator::group(n);
+    let groups = n / members;
+    let per_part = (at_once / members).clamp(1, groups.max(1));
+    (0..groups)
+        .step_by(per_part)
+        .map(|first| {
+            let chosen = first..(first + per_part).min(groups);
+            let indices: Vec<usize> = (0..members).flat_map(|m| chosen.clone().map(move |g| m * groups + g)).collect();
+            Part { whole: indices.len() == n, share: indices.len() as f64 / n as f64, indices }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_stay_together_and_in_order() {
+        let of = |n, at_once| parts(n, at_once).into_iter().map(|p| p.indices).collect::<Vec<_>>();
+        assert_eq!(of(16, 4), [[0, 4, 8, 12], [1, 5, 9, 13], [2, 6, 10, 14], [3, 7, 11, 15]]);
+        assert_eq!(of(12, 8), [vec![0, 1, 3, 4, 6, 7, 9, 10], vec![2, 5, 8, 11]]);
+        assert_eq!(of(8, 100), [[0, 1, 2, 3, 4, 5, 6, 7]]);
+        assert_eq!(of(4, 1), [[0, 1, 2, 3]]);
+        assert_eq!(of(3, 1), [[0, 1, 2]]);
+        let shares: Vec<f64> = parts(12, 8).iter().map(|p| p.share).collect();
+        assert!((shares[0] - 2.0 / 3.0).abs() < 1e-15 && (shares[1] - 1.0 / 3.0).abs() < 1e-15);
+    }
+
+    /// Each part's rows are those of the whole batch, whichever of them are given.
+    #[test]
+    fn made_and_given_rows_keep_their_places() {
+        let row = |i: usize| i as f32;
+        let given = Tensor::from_vec(&[3, 1], vec![row(5), row(6), row(7)]);
+        for at_once in [4, 8] {
+            for part in parts(8, at_once) {
+                let make = |part: &Part| Ok(Tensor::from_vec(&[part.indices.len(), 1], part.indices.iter().map(|i| row(*i)).collect::<Vec<f32>>()));
+                let rows = part.of_made_and_given(5, &make, &given).unwrap();
+                assert_eq!(rows.to_vec::<f32>(), part.indices.iter().map(|i| row(*i)).collect::<Vec<f32>>());
+            }
+        }
+    }
+
+    #[test]
+    fn large_networks_take_few_images() {
+        assert!(at_once(&StyleGan2Config::mnist()) >= 64);
+        assert_eq!(parts(16, at_once(&StyleGan2Config::config_f_256())).len(), 4);
+    }
+}
