@@ -11,7 +11,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::io::npz;
 use crate::io::{atomic, image};
-use crate::models::stylegan2::{Generator, Styles};
+use crate::models::stylegan2::{Generator, StyleGan2Config, Styles};
 use crate::nn::ParamSlab;
 use crate::ops::layout;
 use crate::ops::random::Random;
@@ -87,6 +87,11 @@ impl Noise {
 /// NHWC to the NCHW of files.
 pub(super) fn to_nchw(images: &Tensor) -> Result<Tensor> {
     layout::permute(images, &[0, 3, 1, 2])
+}
+
+/// Columns and rows of a training run's samples: about a thousand pixels, and no more than ten.
+pub(super) fn columns(config: &StyleGan2Config) -> usize {
+    (1024 / config.size).clamp(1, 10)
 }
 
 /// A grid of `n` images of a generator, the same ones for a seed.

@@ -216,7 +216,8 @@ impl Train {
             recorder.on_iteration(p)?;
             let i = p.state.iteration;
             if i.is_multiple_of(self.save_every) || i == p.until {
-                sample::write_grid(&trainer.generator, &p.state.g_ema, 100, 10, 1, &samples.join(format!("{i:07}.png")))?;
+                let columns = sample::columns(&network);
+                sample::write_grid(&trainer.generator, &p.state.g_ema, columns * columns, columns, 1, &samples.join(format!("{i:07}.png")))?;
             }
             Ok(())
         })?;
