@@ -77,22 +77,30 @@ struct Outcome {
     losses: Vec<[u64; 3]>,
 }
 
-fn train(device: &Device, stage: Stage, record: bool, iterations: u64) -> Outcome {
-    let hyper = hyper();
-    let mut state = GanState::init(&config(), &hyper, 3).to_device(device).unwrap();
-    let marked = marked();
-    let mut batches = MarkedBatches::new(&marked, &hyper, 1, 0).unwrap();
-    let mut regulariser = regulariser(stage, &state.g);
-    let mut trainer = Trainer::new(&config(), hyper);
+fn train(device: &Device, stage: Stage, record: bool) -> Outcome {
+    train_in_parts(device, stage, record, &[ITERATIONS])
+}
+
+/// Trains until each of `stops`; between two of them the state is all that is kept, as in a file.
+fn train_in_parts(device: &Device, stage: Stage, record: bool, stops: &[u64]) -> Outcome {
+    let (hyper, marked) = (hyper(), marked());
+    let mut state = GanState::init(&config(), &hyper, 3);
+    let mut trainer = Trainer::new(&config(), hyper.clone());
     trainer.record = record;
     let mut losses = Vec::new();
-    run(&trainer, &mut state, &mut batches, &mut *regulariser, iterations, &mut |p| {
-        let l = p.losses()?;
-        losses.push([l.d, l.g, l.regulariser.unwrap_or(0.0)].map(f64::to_bits));
-        Ok(())
-    })
-    .unwrap_or_else(|e| panic!("{e} {}", cuda_on_cpu::last_error()));
-    let bits = |slab: &ParamSlab| slab.values().to_vec::<f32>().into_iter().map(f32::to_bits).collect();
+    for &until in stops {
+        state = state.to_device(device).unwrap();
+        let mut batches = MarkedBatches::new(&marked, &hyper, 1, state.iteration).unwrap();
+        let mut regulariser = regulariser(stage, &state.g);
+        run(&trainer, &mut state, &mut batches, &mut *regulariser, until, &mut |p| {
+            let l = p.losses()?;
+            losses.push([l.d, l.g, l.regulariser.unwrap_or(0.0)].map(f64::to_bits));
+            Ok(())
+        })
+        .unwrap_or_else(|e| panic!("{e} {}", cuda_on_cpu::last_error()));
+        state = state.to_device(&Device::Cpu).unwrap();
+    }
+    let bits = |slab: &ParamSlab| slab.as_slice().iter().map(|v| v.to_bits()).collect();
     Outcome {
         networks: [bits(&state.g), bits(&state.g_ema), bits(&state.d), bits(&state.g_optim.second_moment), bits(&state.d_optim.second_moment)],
         mean_path_length: state.mean_path_length.item().unwrap().to_bits(),
@@ -103,11 +111,22 @@ fn train(device: &Device, stage: Stage, record: bool, iterations: u64) -> Outcom
 }
 
 #[test]
+fn a_resumed_run_continues_with_the_same_bits() {
+    let _turn = turn();
+    let device = gpu::device();
+    // The adaptation's anchor is the parameters at its start, which a resumed run reads from the original model.
+    for stage in [Stage::Plain, Stage::Unlearn] {
+        let (whole, parts) = (train(&device, stage, true), train_in_parts(&device, stage, true, &[4, ITERATIONS]));
+        assert!(whole == parts, "{stage:?}:\n{:?}\n{:?}", whole.losses, parts.losses);
+    }
+}
+
+#[test]
 fn recorded_iterations_equal_queued_ones_bit_for_bit() {
     let _turn = turn();
     let device = gpu::device();
     for stage in [Stage::Plain, Stage::Adapt, Stage::Unlearn] {
-        let (queued, recorded) = (train(&device, stage, false, ITERATIONS), train(&device, stage, true, ITERATIONS));
+        let (queued, recorded) = (train(&device, stage, false), train(&device, stage, true));
         assert!(queued == recorded, "{stage:?}:\n{:?}\n{:?}", queued.losses, recorded.losses);
         assert_eq!(recorded.steps, [ITERATIONS + 4, ITERATIONS + 5], "{stage:?}: path length at 0, 3, 6 and 9, R1 at 0, 2, 4, 6 and 8");
     }
@@ -119,8 +138,8 @@ fn it_does_not_matter_when_queued_work_runs() {
     let _turn = turn();
     let device = gpu::device();
     for stage in [Stage::Plain, Stage::Unlearn] {
-        let lazy = cuda_on_cpu::with_lazy_streams(|| train(&device, stage, true, ITERATIONS));
-        assert!(lazy == train(&device, stage, true, ITERATIONS), "{stage:?}");
+        let lazy = cuda_on_cpu::with_lazy_streams(|| train(&device, stage, true));
+        assert!(lazy == train(&device, stage, true), "{stage:?}");
     }
 }
 
@@ -147,7 +166,7 @@ fn messages_do_not_overtake_each_other() {
 fn a_gpu_trains_as_the_cpu_does() {
     let _turn = turn();
     for stage in [Stage::Plain, Stage::Adapt, Stage::Unlearn] {
-        let (here, there) = (train(&Device::Cpu, stage, true, ITERATIONS), train(&gpu::device(), stage, true, ITERATIONS));
+        let (here, there) = (train(&Device::Cpu, stage, true), train(&gpu::device(), stage, true));
         assert_eq!((here.steps, here.counter), (there.steps, there.counter));
         for (i, (here, there)) in here.losses.iter().zip(&there.losses).enumerate() {
             for (here, there) in here.iter().zip(there).map(|(a, b)| (f64::from_bits(*a), f64::from_bits(*b))) {

@@ -163,7 +163,7 @@ impl Pass {
     /// Has `state` hold what step `step` uses. Usually the step before has left it there.
     fn prepare(&mut self, adam: Adam, decay: f64, step: u64) -> Result<()> {
         if self.ready != Some((adam, decay, step)) {
-            let (power1, power2) = (adam.beta1.powi(step as i32), adam.beta2.powi(step as i32));
+            let (power1, power2) = (power(adam.beta1, step), power(adam.beta2, step));
             let state = AdamState {
                 beta1_power: power1,
                 beta2_power: power2,
@@ -187,6 +187,13 @@ impl Pass {
         }
         Ok(())
     }
+}
+
+/// `beta^step` with the bits to which a GPU comes step by step (`advance` in kernels/optimizer.cu): a run that is resumed
+/// goes on as if it had not stopped.
+fn power(beta: f64, step: u64) -> f64 {
+    let beta = f64::from(beta as f32);
+    (0..step).fold(1.0, |power, _| power * beta)
 }
 
 /// Where the gradients lie.

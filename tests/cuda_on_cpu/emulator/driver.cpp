@@ -74,18 +74,6 @@ Stream& stream_of(void* handle) {
   // 0, 1 and 2 name the default streams.
   return reinterpret_cast<uintptr_t>(handle) < 3 ? default_stream : *static_cast<Stream*>(handle);
 }
-thread_local bool lazy = false;
-
-Result submit(void* stream, Work work) {
-  Stream& s = stream_of(stream);
-  if (s.capture) {
-    s.capture->work.push_back(std::move(work));
-    return kSuccess;
-  }
-  if (!lazy && s.waiting.empty()) return work();
-  s.waiting.push_back(std::move(work));
-  return kSuccess;
-}
 // Runs what waits in a stream, until so many works of it have run. The first failure is that of the stream.
 Result catch_up(Stream& s, uint64_t until) {
   Result result = kSuccess;
@@ -99,6 +87,22 @@ Result catch_up(Stream& s, uint64_t until) {
 }
 Result catch_up(Stream& s) { return catch_up(s, ~uint64_t(0)); }
 Result catch_up(Event& e) { return e.stream ? catch_up(*e.stream, e.after) : kSuccess; }
+
+thread_local bool lazy = false;
+Result submit(void* stream, Work work) {
+  Stream& s = stream_of(stream);
+  if (s.capture) {
+    s.capture->work.push_back(std::move(work));
+    return kSuccess;
+  }
+  if (lazy) {
+    s.waiting.push_back(std::move(work));
+    return kSuccess;
+  }
+  // What a lazy time has left comes first.
+  if (Result failed = catch_up(s)) return failed;
+  return work();
+}
 
 class Memory {
  public:
