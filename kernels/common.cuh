@@ -88,6 +88,30 @@ __device__ __forceinline__ T block_sum(T value) {
   return total;
 }
 
+// Zeros in an array of any rank, without a loop at run time: registers have no addresses.
+__device__ __forceinline__ void clear(float& value) { value = 0.0f; }
+template <typename T, int kCount>
+__device__ __forceinline__ void clear(T (&values)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; i++) clear(values[i]);
+}
+
+// Division by a number that is the same for all, without a division: exact for numerators below 2^31.
+struct Divisor {
+  unsigned divisor, shift, multiplier;
+
+  // A divisor of zero, which an empty sum may come with, becomes one.
+  __device__ __forceinline__ explicit Divisor(int d)
+      : divisor(d > 0 ? unsigned(d) : 1u),
+        shift(32u - unsigned(__clz(divisor - 1u))) {
+    multiplier = unsigned((((uint64_t(1) << shift) - divisor) << 32) / divisor) + 1u;
+  }
+  __device__ __forceinline__ int quotient(int n) const {
+    return int((__umulhi(unsigned(n), multiplier) + unsigned(n)) >> shift);
+  }
+  __device__ __forceinline__ int remainder(int n) const { return n - quotient(n) * int(divisor); }
+};
+
 // True in every thread of the block that reaches this place last, which then sees what all others wrote before. A
 // whole-grid result is finished there, in the same launch and in a fixed order. `arrivals` starts at zero and is zero
 // again afterwards, so that the launch can be replayed.

@@ -162,7 +162,7 @@ fn overrun(kernel: &str, dynamic_shared: u32) {
     let gpu = Gpu::with_kernels("collectives");
     let (mut y, n) = (gpu.zeros::<f32>(8), 8i32);
     let geometry = Geometry {
-        blocks: [1, 1],
+        blocks: [1, 1, 1],
         threads: 1,
         dynamic_shared,
     };

@@ -57,13 +57,7 @@ pub fn run(
     [m, n, k]: [usize; 3],
 ) -> Result<(Vec<f32>, Vec<f32>), String> {
     let gpu = Gpu::with_kernels("hopper");
-    let function = gpu.function(kernel);
-    function
-        .set_attribute(
-            sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-            dynamic_shared(tile_columns) as i32,
-        )
-        .expect("so much shared memory");
+    let function = gpu.function_with(kernel, dynamic_shared(tile_columns));
     let element = |i: usize, period: usize| (i % period) as f32 - 2.0;
     let a: Vec<f32> = (0..m * k).map(|i| element(i, 5)).collect();
     let b: Vec<f32> = (0..n * k).map(|i| element(i, 7)).collect();
@@ -73,7 +67,11 @@ pub fn run(
     let map_b = tensor_map(&gpu, &device_b, [n as u64, k as u64], tile_columns);
     let mut c = gpu.uninitialised::<f32>(m * n);
     let (rows, columns, depth) = (m as i32, n as i32, k as i32);
-    let blocks = [(n as u32).div_ceil(tile_columns), (m as u32).div_ceil(TILE)];
+    let blocks = [
+        (n as u32).div_ceil(tile_columns),
+        (m as u32).div_ceil(TILE),
+        1,
+    ];
     gpu.launch(
         &function,
         Geometry {

@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DeviceRepr, DriverError,
-    LaunchArgs, LaunchConfig, ValidAsZeroBits,
+    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr,
+    DriverError, LaunchArgs, LaunchConfig, ValidAsZeroBits, sys,
 };
 
 /// Where the fatbins of the kernels lie, `<stem>.fatbin`, when the tests run on a real driver.
@@ -55,6 +55,21 @@ impl Gpu {
             .unwrap_or_else(|e| panic!("{name}: {e}"))
     }
 
+    /// The same with leave to use so much dynamic shared memory.
+    pub fn function_with(&self, name: &str, dynamic_shared: u32) -> CudaFunction {
+        let function = self.function(name);
+        let limit = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        function
+            .set_attribute(limit, dynamic_shared as i32)
+            .unwrap_or_else(|e| panic!("{name}: {dynamic_shared} bytes of shared memory: {e}"));
+        function
+    }
+
+    /// Where memory lies on the device.
+    pub fn address<T>(&self, memory: &CudaSlice<T>) -> u64 {
+        memory.device_ptr(&self.stream).0
+    }
+
     pub fn upload<T: DeviceRepr>(&self, host: &[T]) -> CudaSlice<T> {
         self.stream.clone_htod(host).expect("a copy to the device")
     }
@@ -85,7 +100,7 @@ impl Gpu {
         let mut builder = self.stream.launch_builder(function);
         arguments(&mut builder);
         let config = LaunchConfig {
-            grid_dim: (geometry.blocks[0], geometry.blocks[1], 1),
+            grid_dim: geometry.blocks.into(),
             block_dim: (geometry.threads, 1, 1),
             shared_mem_bytes: geometry.dynamic_shared,
         };
@@ -97,7 +112,7 @@ impl Gpu {
 
 #[derive(Clone, Copy)]
 pub struct Geometry {
-    pub blocks: [u32; 2],
+    pub blocks: [u32; 3],
     pub threads: u32,
     pub dynamic_shared: u32,
 }
@@ -105,7 +120,7 @@ pub struct Geometry {
 /// One-dimensional, without dynamic shared memory.
 pub fn grid(blocks: u32, threads: u32) -> Geometry {
     Geometry {
-        blocks: [blocks, 1],
+        blocks: [blocks, 1, 1],
         threads,
         dynamic_shared: 0,
     }
