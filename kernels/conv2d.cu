@@ -22,51 +22,9 @@
 // Numerics: f32 sums, k ascending within a part; scales are applied to operands as they are loaded and to sums as they
 // are stored. What the tensor core entries round is in mma_tile.cuh.
 // Launched by src/ops/conv2d/cuda.rs.
+#include "conv2d.cuh"
 #include "gemm_tile.cuh"
 #include "mma_tile.cuh"
-
-struct Conv2dParams {
-  int32_t n;
-  int32_t x_h, x_w, x_c;
-  int32_t g_h, g_w, g_c;
-  int32_t k_h, k_w;
-  int32_t stride_y, stride_x, pad_y, pad_x;
-  int32_t part;  // of k; 0: all of it
-};
-static_assert(sizeof(Conv2dParams) == 56, "keep in step with src/ops/conv2d/cuda.rs");
-
-// What follows a convolution in the same pass, as in bias_act.cu. Null pointers leave their term out.
-struct Conv2dActParams {
-  const float* bias;      // [O]
-  const float* noise;     // [P'], repeated over the batch
-  const float* strength;  // one number
-  int32_t noise_count;    // P'
-  float up, down;
-  int32_t padding;
-};
-static_assert(sizeof(Conv2dActParams) == 40, "keep in step with src/ops/conv2d/cuda.rs");
-
-struct Conv2dSquaredParams {
-  Conv2dParams conv;
-  int32_t groups;  // J; the batch is J times the members of a group
-  int32_t part;    // of the groups
-  float weight;
-  int32_t accumulate;  // whether to add to what is there; with one part only
-};
-static_assert(sizeof(Conv2dSquaredParams) == 72, "keep in step with src/ops/conv2d/cuda.rs");
-
-// The index relation, once per direction and axis.
-__device__ __forceinline__ int input_at(int output, int tap, int stride, int padding) {
-  return output * stride + tap - padding;
-}
-// Of the taps that reach inputs of one residue class: the first, and how many there are.
-struct Taps {
-  int first, count;
-};
-__device__ __forceinline__ Taps taps_reaching(int residue, int kernel, int stride, int padding) {
-  const int first = (residue + padding) % stride;
-  return {first, first < kernel ? (kernel - first + stride - 1) / stride : 0};
-}
 
 // The share of part `part` of a sum over `depth`.
 struct Share {
@@ -94,10 +52,6 @@ __device__ __forceinline__ void multiply(Tile& tile, const A& a, const B& b, int
   } else {
     tile.multiply(a, b, row, column, k.begin, k.end);
   }
-}
-
-__device__ __forceinline__ float scaled(float value, const float* scale, int at) {
-  return scale ? value * __ldg(scale + at) : value;
 }
 
 // ---- conv2d
@@ -149,55 +103,6 @@ struct WeightRows {
   __device__ __forceinline__ Step step(int k) const { return k; }
   __device__ __forceinline__ int at(Row o, Step k) const { return o < 0 ? -1 : o * depth + k; }
   __device__ __forceinline__ int scale_at(Row, Step) const { return 0; }
-};
-
-// Of one part of k: b times the sum.
-struct ConvolutionOutput {
-  struct Row {
-    int64_t at;
-    int n;
-  };
-  float* data;
-  const float* b;
-  int pixels, channels;
-
-  __device__ __forceinline__ Row row(int r) const { return {int64_t(r) * channels, r / pixels}; }
-  __device__ __forceinline__ float value(const Row& r, int o, float sum) const {
-    return scaled(sum, b, r.n * channels + o);
-  }
-};
-
-// Noise, bias and activation, added in bias_act.cu's order.
-struct Activation {
-  const Conv2dActParams& e;
-  float strength;
-
-  __device__ __forceinline__ explicit Activation(const Conv2dActParams& e)
-      : e(e), strength(e.noise ? __ldg(e.strength) : 0.0f) {}
-  __device__ __forceinline__ float noise(int pixel) const {
-    return e.noise ? strength * __ldg(e.noise + pixel % e.noise_count) : 0.0f;
-  }
-  __device__ __forceinline__ float value(float sum, float noise, int o) const {
-    const float v = sum + (noise + (e.bias ? __ldg(e.bias + o) : 0.0f));
-    return v * (v > 0.0f ? e.up : e.down);
-  }
-};
-
-struct ActivatedOutput {
-  struct Row {
-    int64_t at;
-    int n;
-    float noise;
-  };
-  float* data;
-  const float* b;
-  int pixels, channels;
-  Activation act;
-
-  __device__ __forceinline__ Row row(int r) const { return {int64_t(r) * channels, r / pixels, act.noise(r)}; }
-  __device__ __forceinline__ float value(const Row& r, int o, float sum) const {
-    return act.value(scaled(sum, b, r.n * channels + o), r.noise, o);
-  }
 };
 
 template <typename Tile, typename Output>
@@ -313,21 +218,6 @@ extern "C" __global__ void conv2d_add_parts_act_f32(const float* sums, float* y,
 
 // ---- conv2d_transpose
 
-// The pixels q of one residue class, and the taps that reach them.
-struct ResidueClass {
-  int y, x;  // residues
-  int h, w;  // pixels of the class
-  Taps taps_y, taps_x;
-
-  __device__ __forceinline__ ResidueClass(int index, const Conv2dParams& p)
-      : y(index / p.stride_x),
-        x(index % p.stride_x),
-        h(y < p.x_h ? (p.x_h - y + p.stride_y - 1) / p.stride_y : 0),
-        w(x < p.x_w ? (p.x_w - x + p.stride_x - 1) / p.stride_x : 0),
-        taps_y(taps_reaching(y, p.k_h, p.stride_y, p.pad_y)),
-        taps_x(taps_reaching(x, p.k_w, p.stride_x, p.pad_x)) {}
-};
-
 // Rows (n, q of the class), k = (j, o) with taps t = first + j stride: b g.
 struct OutputPatches {
   static constexpr bool kAlongK = true;
@@ -386,27 +276,6 @@ struct WeightColumns {
   }
   __device__ __forceinline__ int at(Row i, Step start) const { return i < 0 ? -1 : start + i; }
   __device__ __forceinline__ int scale_at(Row, Step) const { return 0; }
-};
-
-// The class's pixels of one part of k: a times the sum.
-struct TransposeOutput {
-  struct Row {
-    int64_t at;
-    int n;
-  };
-  float* data;
-  const float* a;
-  const Conv2dParams& p;
-  const ResidueClass& c;
-
-  __device__ __forceinline__ Row row(int r) const {
-    const int pixels = c.h * c.w, n = r / pixels, pixel = r % pixels;
-    const int y = c.y + pixel / c.w * p.stride_y, x = c.x + pixel % c.w * p.stride_x;
-    return {((int64_t(n) * p.x_h + y) * p.x_w + x) * p.x_c, n};
-  }
-  __device__ __forceinline__ float value(const Row& r, int i, float sum) const {
-    return scaled(sum, a, r.n * p.x_c + i);
-  }
 };
 
 template <typename Tile>
@@ -525,18 +394,6 @@ struct InputColumns {
   __device__ __forceinline__ int scale_at(const Row& r, const Step& s) const { return s.n * p.x_c + r.i; }
 };
 
-// One part of the sums as they are.
-struct WeightOutput {
-  struct Row {
-    int64_t at;
-  };
-  float* data;
-  int columns;
-
-  __device__ __forceinline__ Row row(int o) const { return {int64_t(o) * columns}; }
-  __device__ __forceinline__ float value(const Row&, int, float sum) const { return sum; }
-};
-
 template <typename Tile>
 __device__ __forceinline__ void conv2d_weight_grad(const float* x, const float* g, const float* a, const float* b,
                                                    float* v, const Conv2dParams& p) {
@@ -580,6 +437,15 @@ extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Bf16>::kThreads,
 }
 
 // ---- conv2d_weight_grad_squared
+
+struct Conv2dSquaredParams {
+  Conv2dParams conv;
+  int32_t groups;  // J; the batch is J times the members of a group
+  int32_t part;    // of the groups
+  float weight;
+  int32_t accumulate;  // whether to add to what is there; with one part only
+};
+static_assert(sizeof(Conv2dSquaredParams) == 72, "keep in step with src/ops/conv2d/cuda.rs");
 
 struct SquaredOutput {
   struct Row {

@@ -133,8 +133,7 @@ __device__ __forceinline__ void load_b(unsigned (&b)[4], const StagedSlice<false
 }
 
 __device__ __forceinline__ unsigned pack_bf16(unsigned low, unsigned high) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(__uint_as_float(low), __uint_as_float(high));
-  return *reinterpret_cast<const unsigned*>(&pair);
+  return two_bf16(__uint_as_float(low), __uint_as_float(high));
 }
 // A number as the sum of two TF32 numbers, to 2^-22 of it.
 __device__ __forceinline__ void split_tf32(unsigned value, unsigned& large, unsigned& small) {
@@ -305,14 +304,7 @@ struct MmaTile {
 #pragma unroll
         for (int n = 0; n < kAtomsN; n++) {
           const int c = column + first_n() + n * 8 + lane % 4 * 2;
-          const float* sum = &sums[m][n][half * 2];
-          float* to = output.data + out.at + c;
-          if (pairs && c < columns) {
-            *reinterpret_cast<float2*>(to) = make_float2(output.value(out, c, sum[0]), output.value(out, c + 1, sum[1]));
-          } else {
-            if (c < columns) to[0] = output.value(out, c, sum[0]);
-            if (c + 1 < columns) to[1] = output.value(out, c + 1, sum[1]);
-          }
+          store_two(output, out, c, columns, pairs, sums[m][n][half * 2], sums[m][n][half * 2 + 1]);
         }
       }
   }

@@ -137,20 +137,6 @@ struct AdamSlabs {
   __nv_bfloat16* shadow;
 };
 
-__device__ __forceinline__ unsigned two_bf16(float low, float high) {
-  return unsigned(__bfloat16_as_ushort(__float2bfloat16_rn(low))) |
-         unsigned(__bfloat16_as_ushort(__float2bfloat16_rn(high))) << 16;
-}
-
-template <int N>
-__device__ __forceinline__ void store_shadow(__nv_bfloat16* shadow, int64_t i, const Lanes<N>& lanes) {
-  if constexpr (N == 4)
-    *reinterpret_cast<uint2*>(shadow + i) =
-        make_uint2(two_bf16(lanes.v[0], lanes.v[1]), two_bf16(lanes.v[2], lanes.v[3]));
-  else
-    shadow[i] = __float2bfloat16_rn(lanes.v[0]);
-}
-
 template <typename Regulariser>
 struct AdamPass {
   AdamSlabs slabs;
@@ -183,7 +169,7 @@ struct AdamPass {
     store_lanes<N>(slabs.v, i, v);
     if (slabs.m) store_lanes<N>(slabs.m, i, m);
     if (slabs.ema) store_lanes<N>(slabs.ema, i, ema);
-    if (slabs.shadow) store_shadow<N>(slabs.shadow, i, theta);
+    if (slabs.shadow) store_bf16<N>(slabs.shadow, i, theta);
   }
 };
 

@@ -5,37 +5,13 @@
 
 use cuda_on_cpu::{orders, with_order};
 use cudarc::driver::{CudaSlice, DeviceRepr, PushKernelArg};
-use support::{Geometry as Launch, Gpu, numbers};
+use support::{
+    Geometry as Launch, Gpu,
+    conv2d::{Conv2dParams, DOWN, Data, Extras, Geometry, Op, UP, one_or_two, powers_of_two, square, whole_numbers},
+    numbers,
+};
 
 mod support;
-
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct Conv2dParams {
-    n: i32,
-    x: [i32; 3],
-    g: [i32; 3],
-    k: [i32; 2],
-    stride: [i32; 2],
-    padding: [i32; 2],
-    part: i32,
-}
-// SAFETY: plain numbers, in the layout of the struct in kernels/conv2d.cu.
-unsafe impl DeviceRepr for Conv2dParams {}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Conv2dActParams {
-    bias: u64,
-    noise: u64,
-    strength: u64,
-    noise_count: i32,
-    up: f32,
-    down: f32,
-    padding: i32,
-}
-// SAFETY: plain numbers and device addresses, in the layout of the struct in kernels/conv2d.cu.
-unsafe impl DeviceRepr for Conv2dActParams {}
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -89,65 +65,16 @@ const TENSOR_CORE: [Variant; 6] = [
     variant("tf32x3", [128, 128], 256),
 ];
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Op {
-    Forward,
-    Transpose,
-    WeightGrad,
-}
-
-impl Op {
-    fn name(self) -> &'static str {
-        match self {
-            Op::Forward => "conv2d",
-            Op::Transpose => "conv2d_transpose",
-            Op::WeightGrad => "conv2d_weight_grad",
-        }
+fn variants(op: Op) -> Vec<Variant> {
+    if is_watched() {
+        return vec![WIDE, TENSOR_CORE[0], TENSOR_CORE[2]];
     }
-
-    fn variants(self) -> Vec<Variant> {
-        if is_watched() {
-            return vec![WIDE, TENSOR_CORE[0], TENSOR_CORE[2]];
-        }
-        let mut all = vec![WIDE];
-        if self != Op::WeightGrad {
-            all.push(NARROW);
-        }
-        all.extend(TENSOR_CORE);
-        all
+    let mut all = vec![WIDE];
+    if op != Op::WeightGrad {
+        all.push(NARROW);
     }
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Geometry {
-    name: &'static str,
-    n: usize,
-    size: [usize; 2],
-    channels: [usize; 2],
-    kernel: [usize; 2],
-    stride: [usize; 2],
-    padding: [usize; 2],
-    scales: [bool; 2],
-}
-
-const fn square(
-    name: &'static str,
-    n: usize,
-    size: usize,
-    channels: [usize; 2],
-    [kernel, stride, padding]: [usize; 3],
-    scales: [bool; 2],
-) -> Geometry {
-    Geometry {
-        name,
-        n,
-        size: [size; 2],
-        channels,
-        kernel: [kernel; 2],
-        stride: [stride; 2],
-        padding: [padding; 2],
-        scales,
-    }
+    all.extend(TENSOR_CORE);
+    all
 }
 
 const GEOMETRIES: &[Geometry] = &[
@@ -193,142 +120,6 @@ fn is_watched() -> bool {
 
 fn geometries() -> &'static [Geometry] {
     if is_watched() { &GEOMETRIES[..3] } else { GEOMETRIES }
-}
-
-/// The operands of the trilinear form.
-struct Data {
-    x: Vec<f32>,
-    w: Vec<f32>,
-    g: Vec<f32>,
-    a: Vec<f32>,
-    b: Vec<f32>,
-}
-
-fn whole_numbers(count: usize, seed: u64) -> Vec<f32> {
-    numbers(count, seed).iter().map(|x| (x * 3.5).round()).collect()
-}
-
-fn powers_of_two(count: usize, seed: u64) -> Vec<f32> {
-    numbers(count, seed).iter().map(|x| (x * 1.5).round().exp2()).collect()
-}
-
-/// Scales that leave squares of sums whole.
-fn one_or_two(count: usize, seed: u64) -> Vec<f32> {
-    numbers(count, seed).iter().map(|x| if *x < 0.0 { 1.0 } else { 2.0 }).collect()
-}
-
-impl Geometry {
-    fn output(&self) -> [usize; 2] {
-        [0, 1].map(|d| {
-            (self.size[d] + 2 * self.padding[d] - self.kernel[d]) / self.stride[d] + 1
-        })
-    }
-    fn taps(&self) -> usize {
-        self.kernel[0] * self.kernel[1]
-    }
-    fn counts(&self) -> [usize; 3] {
-        let ([h, w], [oh, ow], [ci, co]) = (self.size, self.output(), self.channels);
-        [self.n * h * w * ci, co * self.taps() * ci, self.n * oh * ow * co]
-    }
-
-    fn data(&self, operand: fn(usize, u64) -> Vec<f32>, scale: fn(usize, u64) -> Vec<f32>) -> Data {
-        let [x, w, g] = self.counts();
-        Data {
-            x: operand(x, 1),
-            w: operand(w, 2),
-            g: operand(g, 3),
-            a: scale(self.n * self.channels[0], 4),
-            b: scale(self.n * self.channels[1], 5),
-        }
-    }
-
-    fn exact_data(&self) -> Data {
-        self.data(whole_numbers, powers_of_two)
-    }
-
-    /// Calls `f(x, w, g, n, i, o)` with the element of each tensor, for every term of the form.
-    fn visit(&self, mut f: impl FnMut([usize; 3], [usize; 3])) {
-        let ([oh, ow], [kh, kw], [ci, co], [h, w]) =
-            (self.output(), self.kernel, self.channels, self.size);
-        for n in 0..self.n {
-            for p in 0..oh * ow {
-                for t in 0..kh * kw {
-                    let y = (p / ow * self.stride[0] + t / kw).wrapping_sub(self.padding[0]);
-                    let x = (p % ow * self.stride[1] + t % kw).wrapping_sub(self.padding[1]);
-                    if y >= h || x >= w {
-                        continue;
-                    }
-                    for o in 0..co {
-                        for i in 0..ci {
-                            let at = [
-                                ((n * h + y) * w + x) * ci + i,
-                                (o * kh * kw + t) * ci + i,
-                                (n * oh * ow + p) * co + o,
-                            ];
-                            f(at, [n, i, o]);
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    /// The result of an op and the sum of the absolute values of its terms.
-    fn expected(&self, op: Op, d: &Data) -> Vec<[f64; 2]> {
-        let [x_count, w_count, g_count] = self.counts();
-        let mut sums = vec![[0.0; 2]; match op {
-            Op::Forward => g_count,
-            Op::Transpose => x_count,
-            Op::WeightGrad => w_count,
-        }];
-        self.visit(|[x, w, g], [n, i, o]| {
-            let (u, v, to) = match op {
-                Op::Forward => (d.x[x], d.w[w], g),
-                Op::Transpose => (d.g[g], d.w[w], x),
-                Op::WeightGrad => (d.x[x], d.g[g], w),
-            };
-            let term = f64::from(u) * f64::from(v) * self.scale_of(d, n, i, o);
-            sums[to][0] += term;
-            sums[to][1] += term.abs();
-        });
-        sums
-    }
-
-    fn scale_of(&self, d: &Data, n: usize, i: usize, o: usize) -> f64 {
-        let a = if self.scales[0] { d.a[n * self.channels[0] + i] } else { 1.0 };
-        let b = if self.scales[1] { d.b[n * self.channels[1] + o] } else { 1.0 };
-        f64::from(a) * f64::from(b)
-    }
-
-    fn params(&self, part: usize) -> Conv2dParams {
-        let [oh, ow] = self.output().map(|v| v as i32);
-        let [ci, co] = self.channels.map(|v| v as i32);
-        let pair = |v: [usize; 2]| v.map(|v| v as i32);
-        Conv2dParams {
-            n: self.n as i32,
-            x: [self.size[0] as i32, self.size[1] as i32, ci],
-            g: [oh, ow, co],
-            k: pair(self.kernel),
-            stride: pair(self.stride),
-            padding: pair(self.padding),
-            part: part as i32,
-        }
-    }
-
-    /// Rows, columns and depth of an op's matrix product, and layers of blocks without parts.
-    fn product(&self, op: Op) -> ([usize; 3], usize) {
-        let ([oh, ow], [ci, co], taps) = (self.output(), self.channels, self.taps());
-        match op {
-            Op::Forward => ([self.n * oh * ow, co, taps * ci], 1),
-            Op::Transpose => {
-                let [sy, sx] = self.stride;
-                let rows = self.n * self.size[0].div_ceil(sy) * self.size[1].div_ceil(sx);
-                let depth = self.kernel[0].div_ceil(sy) * self.kernel[1].div_ceil(sx) * co;
-                ([rows, ci, depth], sy * sx)
-            }
-            Op::WeightGrad => ([co, taps * ci, self.n * oh * ow], 1),
-        }
-    }
 }
 
 /// A launch that covers `rows` by `columns`, with `layers` in the third dimension.
@@ -430,7 +221,7 @@ fn sums_are_exact(op: Op) {
     for geometry in geometries() {
         let d = geometry.exact_data();
         let expected = single(&geometry.expected(op, &d));
-        for variant in op.variants() {
+        for variant in variants(op) {
             let got = in_every_order(|| run(&gpu, op, variant, geometry, &d, Run::default()));
             assert_eq!(got, expected, "{op:?} {} {}", variant.suffix, geometry.name);
         }
@@ -476,7 +267,7 @@ fn tensors_may_start_at_any_element() {
     let d = geometry.exact_data();
     for op in [Op::Forward, Op::Transpose, Op::WeightGrad] {
         let expected = single(&geometry.expected(op, &d));
-        for variant in op.variants() {
+        for variant in variants(op) {
             let got = run(&gpu, op, variant, geometry, &d, Run { part: 0, skipped: 1 });
             assert_eq!(got, expected, "{op:?} {}", variant.suffix);
         }
@@ -510,7 +301,7 @@ fn rounding_stays_within_its_bounds() {
         for op in [Op::Forward, Op::Transpose, Op::WeightGrad] {
             let expected = geometry.expected(op, &d);
             let ([_, _, depth], _) = geometry.product(op);
-            for variant in op.variants() {
+            for variant in variants(op) {
                 let got = run(&gpu, op, variant, geometry, &d, Run::default());
                 let bound = tolerance(variant, depth);
                 for (i, (&got, [sum, of_absolutes])) in got.iter().zip(&expected).enumerate() {
@@ -543,33 +334,6 @@ fn three_products_recover_single_precision() {
 
 // ---- with bias, noise and activation
 
-const UP: f32 = 2.0;
-const DOWN: f32 = 0.5;
-
-/// Bias per channel and noise per pixel of one image, with its strength; null where left out.
-struct Extras {
-    params: Conv2dActParams,
-    /// What the addresses point to.
-    _memory: [CudaSlice<f32>; 3],
-}
-
-impl Extras {
-    fn new(gpu: &Gpu, bias: &[f32], noise: &[f32], given: bool) -> Extras {
-        let (bias, noise, strength) = (gpu.upload(bias), gpu.upload(noise), gpu.upload(&[0.5f32]));
-        let address = |memory: &CudaSlice<f32>| if given { gpu.address(memory) } else { 0 };
-        let params = Conv2dActParams {
-            bias: address(&bias),
-            noise: address(&noise),
-            strength: address(&strength),
-            noise_count: noise.len() as i32,
-            up: UP,
-            down: DOWN,
-            padding: 0,
-        };
-        Extras { params, _memory: [bias, noise, strength] }
-    }
-}
-
 #[test]
 fn activation_follows_in_the_same_pass() {
     let gpu = Gpu::with_kernels("conv2d");
@@ -588,7 +352,7 @@ fn activation_follows_in_the_same_pass() {
                     v * if v > 0.0 { UP } else { DOWN }
                 })
                 .collect();
-            for variant in Op::Forward.variants() {
+            for variant in variants(Op::Forward) {
                 let got = in_every_order(|| activated(&gpu, variant, geometry, &d, &extras));
                 assert_eq!(got, expected, "{} {}", variant.suffix, geometry.name);
             }

@@ -110,6 +110,45 @@ impl Gpu {
     }
 }
 
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub struct TensorMap(sys::CUtensorMap);
+// SAFETY: the driver's own type for a kernel parameter of this kind, passed by value.
+unsafe impl DeviceRepr for TensorMap {}
+
+/// The map of a dense bf16 tensor at `address`, swizzled over 128 bytes. Extents, boxes and element strides from the
+/// innermost dimension; a box counts the elements it spans, of which every stride-th is loaded.
+pub fn tensor_map(address: u64, extents: &[u64], boxes: &[u32], steps: &[u32]) -> TensorMap {
+    let strides: Vec<u64> = extents
+        .iter()
+        .scan(2, |bytes, extent| {
+            *bytes *= extent;
+            Some(*bytes)
+        })
+        .collect();
+    let mut map = std::mem::MaybeUninit::zeroed();
+    // SAFETY: the arrays have as many elements as the rank asks for, and the map is written before it is read.
+    unsafe {
+        sys::cuTensorMapEncodeTiled(
+            map.as_mut_ptr(),
+            sys::CUtensorMapDataType_enum::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            extents.len() as u32,
+            address as *mut _,
+            extents.as_ptr(),
+            strides.as_ptr(),
+            boxes.as_ptr(),
+            steps.as_ptr(),
+            sys::CUtensorMapInterleave_enum::CU_TENSOR_MAP_INTERLEAVE_NONE,
+            sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B,
+            sys::CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+            sys::CUtensorMapFloatOOBfill_enum::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+        .result()
+        .unwrap_or_else(|_| panic!("{}", cuda_on_cpu::last_error()));
+        TensorMap(map.assume_init())
+    }
+}
+
 #[derive(Clone, Copy)]
 pub struct Geometry {
     pub blocks: [u32; 3],
@@ -148,4 +187,5 @@ pub fn bf16_value(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
 }
 
+pub mod conv2d;
 pub mod matmul_sm90;
