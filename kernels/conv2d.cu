@@ -44,14 +44,10 @@ __device__ __forceinline__ bool in_vectors(int channels, int other_channels, int
 // Multiplies on either kind of tile.
 template <typename Tile, typename A, typename B>
 __device__ __forceinline__ void multiply(Tile& tile, const A& a, const B& b, int row, int column, Share k, bool vectors) {
-  if constexpr (requires { Tile::kSharedBytes; }) {
-    if (vectors)
-      tile.template multiply<4>(a, b, row, column, k.begin, k.end);
-    else
-      tile.template multiply<1>(a, b, row, column, k.begin, k.end);
-  } else {
+  if constexpr (requires { Tile::kSharedBytes; })
+    tile.multiply(a, b, row, column, k.begin, k.end, vectors);
+  else
     tile.multiply(a, b, row, column, k.begin, k.end);
-  }
 }
 
 // ---- conv2d

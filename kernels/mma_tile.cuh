@@ -2,8 +2,8 @@
 //   sums[m][n] = sum_{k in [k_begin, k_end)} A(row m, k) B(row n, k)
 //
 // Both operands stay f32 in shared memory, kSliceDepth of k at a time, in a ring of kStages stages that cp.async fills:
-// 16 bytes at a time where four neighbours in memory are neighbours in k or in rows (kVector = 4, which the caller asks
-// for where channels and addresses allow), else 4 bytes. An operand's scale is applied by the thread that asked for the
+// 16 bytes at a time where four neighbours in memory are neighbours in k or in rows (the caller knows whether channels and
+// addresses allow it), else 4 bytes, for which a row's share of the index is worked out again at every slice. An operand's scale is applied by the thread that asked for the
 // bytes, where they have landed, before the barrier that shows them to the others.
 //   along k      [rows][kSliceDepth + 4], read by ldmatrix, four floats of a row as one row of 16 bytes
 //   along rows   [kSliceDepth][rows + 8], read one float at a time
@@ -49,11 +49,13 @@ struct SliceCopy {
   static constexpr int kLine = (kAlongK ? kSliceDepth : kRows) / kVector;  // vectors side by side in memory
   static constexpr int kApart = kThreads / kLine;
   static constexpr int kEach = kRows * kSliceDepth / kVector / kThreads;
-  static constexpr int kKeptRows = kAlongK ? kEach : 1;
+  static constexpr bool kKeepsRows = kVector == 4;
+  static constexpr int kKeptRows = !kKeepsRows ? 1 : kAlongK ? kEach : 1;
   static_assert(kThreads % kLine == 0 && kEach >= 1, "whole lines of vectors");
   using Staged = StagedSlice<kAlongK, kRows>;
 
   const Operand& operand;
+  int first_row;
   typename Operand::Row rows[kKeptRows];
 
   __device__ __forceinline__ static int along() { return int(threadIdx.x) % kLine * kVector; }
@@ -61,21 +63,26 @@ struct SliceCopy {
   __device__ __forceinline__ static int row_of(int j) { return kAlongK ? line(j) : along(); }
   __device__ __forceinline__ static int k_of(int j) { return kAlongK ? along() : line(j); }
 
-  __device__ __forceinline__ SliceCopy(const Operand& operand, int first_row) : operand(operand) {
+  __device__ __forceinline__ SliceCopy(const Operand& operand, int first_row)
+      : operand(operand),
+        first_row(first_row) {
+    if constexpr (kKeepsRows) {
 #pragma unroll
-    for (int j = 0; j < kKeptRows; j++) rows[j] = operand.row(first_row + row_of(j));
+      for (int j = 0; j < kKeptRows; j++) rows[j] = row(j);
+    }
   }
+  __device__ __forceinline__ typename Operand::Row row(int j) const { return operand.row(first_row + row_of(j)); }
 
   // Calls visit(j, row, step, element) for the thread's vectors of the slice at k; the element is negative where the
   // vector is zero.
   template <typename Visit>
   __device__ __forceinline__ void for_each(int k, int k_end, Visit visit) const {
     auto step = operand.step(k + k_of(0));
-#pragma unroll
+#pragma unroll(kKeepsRows ? kEach : 1)
     for (int j = 0; j < kEach; j++) {
       if (!kAlongK && j > 0) step = operand.step(k + k_of(j));
-      const auto& row = rows[kAlongK ? j : 0];
-      visit(j, row, step, k + k_of(j) < k_end ? operand.at(row, step) : -1);
+      const auto own = kKeepsRows ? rows[kKeepsRows && kAlongK ? j : 0] : row(j);
+      visit(j, own, step, k + k_of(j) < k_end ? operand.at(own, step) : -1);
     }
   }
 
@@ -164,31 +171,48 @@ struct MmaTile {
   __device__ __forceinline__ static int first_m() { return warp() / (kN / kWarpN) * kWarpM; }
   __device__ __forceinline__ static int first_n() { return warp() % (kN / kWarpN) * kWarpN; }
 
-  // Overwrites the sums. All threads of the block call it.
-  template <int kVector, typename A, typename B>
-  __device__ __forceinline__ void multiply(const A& a, const B& b, int row, int column, int k_begin, int k_end) {
+  // Overwrites the sums. All threads of the block call it. `vectors`: whether 16 bytes may be copied at a time.
+  template <typename A, typename B>
+  __device__ __forceinline__ void multiply(const A& a, const B& b, int row, int column, int k_begin, int k_end,
+                                           bool vectors) {
     DYNAMIC_SHARED(unsigned char, shared_bytes);
     auto& stages = *reinterpret_cast<Stages<A, B>*>(shared_bytes);
-    const SliceCopy<kM, kVector, kThreads, A> copy_a(a, row);
-    const SliceCopy<kN, kVector, kThreads, B> copy_b(b, column);
+    const SliceCopy<kM, 4, kThreads, A> vectors_a(a, row);
+    const SliceCopy<kN, 4, kThreads, B> vectors_b(b, column);
+    const SliceCopy<kM, 1, kThreads, A> singles_a(a, row);
+    const SliceCopy<kN, 1, kThreads, B> singles_b(b, column);
     const int slices = (k_end - k_begin + kSliceDepth - 1) / kSliceDepth;
     // One group of copies per slice, empty past the last one, so that a slice's group is found by counting.
     const auto fetch = [&](int slice) {
-      if (slice < slices) {
-        copy_a.fetch(stages.a[slice % kStages], k_begin + slice * kSliceDepth, k_end);
-        copy_b.fetch(stages.b[slice % kStages], k_begin + slice * kSliceDepth, k_end);
+      const int k = k_begin + slice * kSliceDepth;
+      auto& to_a = stages.a[slice % kStages];
+      auto& to_b = stages.b[slice % kStages];
+      if (slice < slices && vectors) {
+        vectors_a.fetch(to_a, k, k_end);
+        vectors_b.fetch(to_b, k, k_end);
+      } else if (slice < slices) {
+        singles_a.fetch(to_a, k, k_end);
+        singles_b.fetch(to_b, k, k_end);
       }
       ptx::cp_async_commit();
     };
+    const auto apply_scales = [&](auto& slice_a, auto& slice_b, int k) {
+      if (vectors) {
+        vectors_a.apply_scale(slice_a, k, k_end);
+        vectors_b.apply_scale(slice_b, k, k_end);
+      } else {
+        singles_a.apply_scale(slice_a, k, k_end);
+        singles_b.apply_scale(slice_b, k, k_end);
+      }
+    };
     clear(sums);
     __syncthreads();  // an earlier product may still be read from the stages
-#pragma unroll
+#pragma unroll 1
     for (int slice = 0; slice < kStages - 1; slice++) fetch(slice);
     for (int slice = 0; slice < slices; slice++) {
-      const int stage = slice % kStages, k = k_begin + slice * kSliceDepth;
+      const int stage = slice % kStages;
       ptx::cp_async_wait<kStages - 2>();
-      copy_a.apply_scale(stages.a[stage], k, k_end);
-      copy_b.apply_scale(stages.b[stage], k, k_end);
+      apply_scales(stages.a[stage], stages.b[stage], k_begin + slice * kSliceDepth);
       __syncthreads();
       fetch(slice + kStages - 1);  // into the stage that all threads have left
       multiply_slice(stages.a[stage], stages.b[stage]);
