@@ -129,8 +129,7 @@ struct Divisor {
 
   // A divisor of zero, which an empty sum may come with, becomes one.
   __device__ __forceinline__ explicit Divisor(int d)
-      : divisor(d > 0 ? unsigned(d) : 1u),
-        shift(32u - unsigned(__clz(divisor - 1u))) {
+      : divisor(d > 0 ? unsigned(d) : 1u), shift(32u - unsigned(__clz(divisor - 1u))) {
     multiplier = unsigned((((uint64_t(1) << shift) - divisor) << 32) / divisor) + 1u;
   }
   __device__ __forceinline__ int quotient(int n) const {

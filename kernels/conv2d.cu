@@ -1,24 +1,24 @@
 // The scaled convolution family as implicit matrix products: one trilinear form read from three sides.
 //   T = sum b[n,o] g[n,p,o] w[o,t,i] a[n,i] x[n,q(p,t),i]        q(p,t) = p stride + t - padding
-//   conv2d              y[n,p,o] = b[n,o] sum_{t,i} (a[n,i] x[n,q(p,t),i]) w[o,t,i]     rows (n,p), columns o, k = (t,i)
-//   conv2d_transpose    z[n,q,i] = a[n,i] sum_{t,o} (b[n,o] g[n,p,o]) w[o,t,i]          rows (n,q), columns i, k = (t,o)
-//   conv2d_weight_grad  v[o,t,i] = sum_{n,p} (b[n,o] g[n,p,o]) (a[n,i] x[n,q(p,t),i])   rows o, columns (t,i), k = (n,p)
-//   conv2d_act          act(conv2d + (strength noise[p] + bias[o]))                     act(v) = v (v > 0 ? up : down)
+//   conv2d              y[n,p,o] = b[n,o] sum_{t,i} (a[n,i] x[n,q(p,t),i]) w[o,t,i]    rows (n,p), columns o, k = (t,i)
+//   conv2d_transpose    z[n,q,i] = a[n,i] sum_{t,o} (b[n,o] g[n,p,o]) w[o,t,i]         rows (n,q), columns i, k = (t,o)
+//   conv2d_weight_grad  v[o,t,i] = sum_{n,p} (b[n,o] g[n,p,o]) (a[n,i] x[n,q(p,t),i])  rows o, columns (t,i), k = (n,p)
+//   conv2d_act          act(conv2d + (strength noise[p] + bias[o]))                    act(v) = v (v > 0 ? up : down)
 //   conv2d_weight_grad_squared  s[o,t,i] = weight sum_j (sum_{n in group j,p} ...)^2    rows and columns as above
 // x [N,H,W,I], g and y [N,Ho,Wo,O], w [O,kh,kw,I]; the scales a [N,I] and b [N,O], bias and noise may be null.
 // The transpose visits the pixels of each residue class q mod stride by themselves (blockIdx.z mod classes), with the
 // taps that reach them: no product with an inserted zero is made. A long k is cut into parts (blockIdx.z, in the
 // transpose divided by the number of classes): part q is v[q,o,t,i] and so on, and reduce.cu, or add_parts_act with an
 // activation behind it, adds the parts in their order. The squared gradient is that of diagonal Fisher information: a
-// sample's gradient, or that of a group of samples that a loss joins (group j of J: samples j, j + J, ...), is squared in
-// registers, so that no gradient but their sum is ever stored; its parts are parts of the groups.
+// sample's gradient, or that of a group of samples that a loss joins (group j of J: samples j, j + J, ...), is squared
+// in registers, so that no gradient but their sum is ever stored; its parts are parts of the groups.
 //
 // Threads: one block per tile of outputs. _f32 entries: 64 x 64 (128 x 16 in the narrow ones, for few channels), 256
 // threads, gemm_tile.cuh. _tf32, _tf32x3 and _bf16 entries (operands rounded to that format, f32 in memory): 128 x 128,
 // 256 threads; the small ones 64 x 64, 128 threads; mma_tile.cuh. add_parts_act: one thread per element, grid-stride.
 // Cost: 2 N Ho Wo O kh kw I FLOP each. Per block and step of 16 in k, 4 * 16 * (64 + 64) bytes for 131072 FLOP, 16 FLOP
-// per byte from L2 (32 in tiles of 128 x 128): bound by the FMA units or tensor cores. add_parts_act: 4 (parts + 1) bytes
-// per element.
+// per byte from L2 (32 in tiles of 128 x 128): bound by the FMA units or tensor cores. add_parts_act: 4 (parts + 1)
+// bytes per element.
 // Numerics: f32 sums, k ascending within a part; scales are applied to operands as they are loaded and to sums as they
 // are stored. What the tensor core entries round is in mma_tile.cuh.
 // Launched by src/ops/conv2d/cuda.rs.
@@ -43,7 +43,8 @@ __device__ __forceinline__ bool in_vectors(int channels, int other_channels, int
 
 // Multiplies on either kind of tile.
 template <typename Tile, typename A, typename B>
-__device__ __forceinline__ void multiply(Tile& tile, const A& a, const B& b, int row, int column, Share k, bool vectors) {
+__device__ __forceinline__ void multiply(Tile& tile, const A& a, const B& b, int row, int column, Share k,
+                                         bool vectors) {
   if constexpr (requires { Tile::kSharedBytes; })
     tile.multiply(a, b, row, column, k.begin, k.end, vectors);
   else
@@ -161,42 +162,42 @@ extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Bf16>::kThreads,
 
 extern "C" __global__ void __launch_bounds__(kTileThreads)
     conv2d_act_f32(const float* x, const float* w, const float* a, const float* b, float* y, Conv2dParams p,
-    Conv2dActParams e) {
+                   Conv2dActParams e) {
   conv2d_act<WideTile>(x, w, a, b, y, p, e);
 }
 extern "C" __global__ void __launch_bounds__(kTileThreads)
     conv2d_act_narrow_f32(const float* x, const float* w, const float* a, const float* b, float* y, Conv2dParams p,
-    Conv2dActParams e) {
+                          Conv2dActParams e) {
   conv2d_act<NarrowTile>(x, w, a, b, y, p, e);
 }
 extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Tf32>::kThreads)
     conv2d_act_tf32(const float* x, const float* w, const float* a, const float* b, float* y, Conv2dParams p,
-    Conv2dActParams e) {
+                    Conv2dActParams e) {
   conv2d_act<LargeMmaTile<Math::Tf32>>(x, w, a, b, y, p, e);
 }
 extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Tf32>::kThreads, kSmallBlocks)
     conv2d_act_small_tf32(const float* x, const float* w, const float* a, const float* b, float* y, Conv2dParams p,
-    Conv2dActParams e) {
+                          Conv2dActParams e) {
   conv2d_act<SmallMmaTile<Math::Tf32>>(x, w, a, b, y, p, e);
 }
 extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Tf32x3>::kThreads)
     conv2d_act_tf32x3(const float* x, const float* w, const float* a, const float* b, float* y, Conv2dParams p,
-    Conv2dActParams e) {
+                      Conv2dActParams e) {
   conv2d_act<LargeMmaTile<Math::Tf32x3>>(x, w, a, b, y, p, e);
 }
 extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Tf32x3>::kThreads, kSmallBlocks)
     conv2d_act_small_tf32x3(const float* x, const float* w, const float* a, const float* b, float* y, Conv2dParams p,
-    Conv2dActParams e) {
+                            Conv2dActParams e) {
   conv2d_act<SmallMmaTile<Math::Tf32x3>>(x, w, a, b, y, p, e);
 }
 extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Bf16>::kThreads)
     conv2d_act_bf16(const float* x, const float* w, const float* a, const float* b, float* y, Conv2dParams p,
-    Conv2dActParams e) {
+                    Conv2dActParams e) {
   conv2d_act<LargeMmaTile<Math::Bf16>>(x, w, a, b, y, p, e);
 }
 extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Bf16>::kThreads, kSmallBlocks)
     conv2d_act_small_bf16(const float* x, const float* w, const float* a, const float* b, float* y, Conv2dParams p,
-    Conv2dActParams e) {
+                          Conv2dActParams e) {
   conv2d_act<SmallMmaTile<Math::Bf16>>(x, w, a, b, y, p, e);
 }
 
@@ -294,7 +295,8 @@ extern "C" __global__ void __launch_bounds__(kTileThreads)
   conv2d_transpose<WideTile>(g, w, b, a, z, p);
 }
 extern "C" __global__ void __launch_bounds__(kTileThreads)
-    conv2d_transpose_narrow_f32(const float* g, const float* w, const float* b, const float* a, float* z, Conv2dParams p) {
+    conv2d_transpose_narrow_f32(const float* g, const float* w, const float* b, const float* a, float* z,
+                                Conv2dParams p) {
   conv2d_transpose<NarrowTile>(g, w, b, a, z, p);
 }
 extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Tf32>::kThreads)
@@ -302,7 +304,8 @@ extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Tf32>::kThreads)
   conv2d_transpose<LargeMmaTile<Math::Tf32>>(g, w, b, a, z, p);
 }
 extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Tf32>::kThreads, kSmallBlocks)
-    conv2d_transpose_small_tf32(const float* g, const float* w, const float* b, const float* a, float* z, Conv2dParams p) {
+    conv2d_transpose_small_tf32(const float* g, const float* w, const float* b, const float* a, float* z,
+                                Conv2dParams p) {
   conv2d_transpose<SmallMmaTile<Math::Tf32>>(g, w, b, a, z, p);
 }
 extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Tf32x3>::kThreads)
@@ -310,7 +313,8 @@ extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Tf32x3>::kThread
   conv2d_transpose<LargeMmaTile<Math::Tf32x3>>(g, w, b, a, z, p);
 }
 extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Tf32x3>::kThreads, kSmallBlocks)
-    conv2d_transpose_small_tf32x3(const float* g, const float* w, const float* b, const float* a, float* z, Conv2dParams p) {
+    conv2d_transpose_small_tf32x3(const float* g, const float* w, const float* b, const float* a, float* z,
+                                  Conv2dParams p) {
   conv2d_transpose<SmallMmaTile<Math::Tf32x3>>(g, w, b, a, z, p);
 }
 extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Bf16>::kThreads)
@@ -318,7 +322,8 @@ extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Bf16>::kThreads)
   conv2d_transpose<LargeMmaTile<Math::Bf16>>(g, w, b, a, z, p);
 }
 extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Bf16>::kThreads, kSmallBlocks)
-    conv2d_transpose_small_bf16(const float* g, const float* w, const float* b, const float* a, float* z, Conv2dParams p) {
+    conv2d_transpose_small_bf16(const float* g, const float* w, const float* b, const float* a, float* z,
+                                Conv2dParams p) {
   conv2d_transpose<SmallMmaTile<Math::Bf16>>(g, w, b, a, z, p);
 }
 
@@ -412,15 +417,18 @@ extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Tf32>::kThreads)
   conv2d_weight_grad<LargeMmaTile<Math::Tf32>>(x, g, a, b, v, p);
 }
 extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Tf32>::kThreads, kSmallBlocks)
-    conv2d_weight_grad_small_tf32(const float* x, const float* g, const float* a, const float* b, float* v, Conv2dParams p) {
+    conv2d_weight_grad_small_tf32(const float* x, const float* g, const float* a, const float* b, float* v,
+                                  Conv2dParams p) {
   conv2d_weight_grad<SmallMmaTile<Math::Tf32>>(x, g, a, b, v, p);
 }
 extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Tf32x3>::kThreads)
-    conv2d_weight_grad_tf32x3(const float* x, const float* g, const float* a, const float* b, float* v, Conv2dParams p) {
+    conv2d_weight_grad_tf32x3(const float* x, const float* g, const float* a, const float* b, float* v,
+                              Conv2dParams p) {
   conv2d_weight_grad<LargeMmaTile<Math::Tf32x3>>(x, g, a, b, v, p);
 }
 extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Tf32x3>::kThreads, kSmallBlocks)
-    conv2d_weight_grad_small_tf32x3(const float* x, const float* g, const float* a, const float* b, float* v, Conv2dParams p) {
+    conv2d_weight_grad_small_tf32x3(const float* x, const float* g, const float* a, const float* b, float* v,
+                                    Conv2dParams p) {
   conv2d_weight_grad<SmallMmaTile<Math::Tf32x3>>(x, g, a, b, v, p);
 }
 extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Bf16>::kThreads)
@@ -428,7 +436,8 @@ extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Bf16>::kThreads)
   conv2d_weight_grad<LargeMmaTile<Math::Bf16>>(x, g, a, b, v, p);
 }
 extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Bf16>::kThreads, kSmallBlocks)
-    conv2d_weight_grad_small_bf16(const float* x, const float* g, const float* a, const float* b, float* v, Conv2dParams p) {
+    conv2d_weight_grad_small_bf16(const float* x, const float* g, const float* a, const float* b, float* v,
+                                  Conv2dParams p) {
   conv2d_weight_grad<SmallMmaTile<Math::Bf16>>(x, g, a, b, v, p);
 }
 
@@ -486,21 +495,21 @@ __device__ __forceinline__ void conv2d_weight_grad_squared(const float* x, const
 
 extern "C" __global__ void __launch_bounds__(kTileThreads)
     conv2d_weight_grad_squared_f32(const float* x, const float* g, const float* a, const float* b, float* s,
-    Conv2dSquaredParams q) {
+                                   Conv2dSquaredParams q) {
   conv2d_weight_grad_squared<WideTile>(x, g, a, b, s, q);
 }
 extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Tf32>::kThreads, kSmallBlocks)
     conv2d_weight_grad_squared_tf32(const float* x, const float* g, const float* a, const float* b, float* s,
-    Conv2dSquaredParams q) {
+                                    Conv2dSquaredParams q) {
   conv2d_weight_grad_squared<SmallMmaTile<Math::Tf32>>(x, g, a, b, s, q);
 }
 extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Tf32x3>::kThreads, kSmallBlocks)
     conv2d_weight_grad_squared_tf32x3(const float* x, const float* g, const float* a, const float* b, float* s,
-    Conv2dSquaredParams q) {
+                                      Conv2dSquaredParams q) {
   conv2d_weight_grad_squared<SmallMmaTile<Math::Tf32x3>>(x, g, a, b, s, q);
 }
 extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Bf16>::kThreads, kSmallBlocks)
     conv2d_weight_grad_squared_bf16(const float* x, const float* g, const float* a, const float* b, float* s,
-    Conv2dSquaredParams q) {
+                                    Conv2dSquaredParams q) {
   conv2d_weight_grad_squared<SmallMmaTile<Math::Bf16>>(x, g, a, b, s, q);
 }

@@ -1,16 +1,16 @@
 // conv2d.cu's products in bf16 by Hopper's own instructions: TMA loads, an mbarrier pipeline, wgmma.
-//   conv2d_sm90              y = act(b (x * w) + (strength noise + bias))   tiles of 128 pixels p by kColumns channels o
-//   conv2d_transpose_sm90    z = a (g transposed-* w)                       128 pixels q of a residue class by channels i
-//   conv2d_weight_grad_sm90  v = sum_{n,p} g x, in parts of the pixels      128 channels o by channels i of one tap
-//   conv2d_pack              x_bf16[n,p,c] = bf16(x[n,p,c] s[n,c])          the operands that the others take
-// Operands are bf16, [N,H,W,C] and [O,kh,kw,I] with C, I and O multiples of 8 (TMA's rows of 16 bytes), already multiplied
-// by their scales; results are f32.
+//   conv2d_sm90              y = act(b (x * w) + (strength noise + bias)) tiles of 128 pixels p by channels o
+//   conv2d_transpose_sm90    z = a (g transposed-* w)                     128 pixels q of a residue class by channels i
+//   conv2d_weight_grad_sm90  v = sum_{n,p} g x, in parts of the pixels    128 channels o by channels i of one tap
+//   conv2d_pack              x_bf16[n,p,c] = bf16(x[n,p,c] s[n,c])        the operands that the others take
+// Operands are bf16, [N,H,W,C] and [O,kh,kw,I] with C, I and O multiples of 8 (TMA's rows of 16 bytes), already
+// multiplied by their scales; results are f32.
 //
-// A tile's pixels are a box of w x h x n pixels (Conv2dBoxParams: 128 in all; in the weight gradient, where pixels are k,
-// 64). A step of 64 channels of one tap is that box moved by the tap: TMA fills what lies outside the image with zeros, so
-// neither halo nor padding is ever stored, and a stride of the convolution is the tensor map's element stride. Boxes that
-// reach beyond the last row, column or sample bring zeros, and their outputs are not stored. Neighbouring steps read the
-// same pixels again from L2.
+// A tile's pixels are a box of w x h x n pixels (Conv2dBoxParams: 128 in all; in the weight gradient, where pixels are
+// k, 64). A step of 64 channels of one tap is that box moved by the tap: TMA fills what lies outside the image with
+// zeros, so neither halo nor padding is ever stored, and a stride of the convolution is the tensor map's element
+// stride. Boxes that reach beyond the last row, column or sample bring zeros, and their outputs are not stored.
+// Neighbouring steps read the same pixels again from L2.
 //
 // Tensor maps (dimensions from the innermost; boxes in elements that are loaded; 128-byte swizzle, zero fill):
 //   conv2d_sm90              x [C,W,H,N]: 64 x w x h x n, element strides (1, stride_x, stride_y, 1)
@@ -19,14 +19,14 @@
 //   conv2d_weight_grad_sm90  g [O,Wo,Ho,N]: 64 x w x h x n        x as in conv2d_sm90, with its box of 64 pixels
 //
 // Threads: 384, one warpgroup that loads (one thread of it) and two that multiply, 64 rows by kColumns each, in 128
-// (64) accumulator registers per thread. Blocks are persistent: block b has tiles b, b + gridDim.x, ...; column tiles of
-// the same pixels are neighbours, so that blocks that run together share them in L2.
+// (64) accumulator registers per thread. Blocks are persistent: block b has tiles b, b + gridDim.x, ...; column tiles
+// of the same pixels are neighbours, so that blocks that run together share them in L2.
 // Shared memory: sizeof(Stages<kColumns>), dynamic: 197632 bytes for 256 columns, 132096 for 128; four stages.
-// Cost: 2 N Ho Wo O kh kw I FLOP; per step 128 (128 + kColumns) bytes from L2 for 2 * 64 * 128 kColumns FLOP: 85 FLOP per
-// byte with 256 columns, bound by the tensor cores. conv2d_pack: 6 bytes per element, bound by memory.
-// Numerics: products of bf16 are exact, sums are f32 in the tensor core, taps ascending, then channels (weight gradient:
-// boxes ascending within a part). Against the exact sum of the absolute products of what was packed, the error is that of
-// an f32 sum; packing rounds by 2^-8 at most.
+// Cost: 2 N Ho Wo O kh kw I FLOP; per step 128 (128 + kColumns) bytes from L2 for 2 * 64 * 128 kColumns FLOP: 85 FLOP
+// per byte with 256 columns, bound by the tensor cores. conv2d_pack: 6 bytes per element, bound by memory.
+// Numerics: products of bf16 are exact, sums are f32 in the tensor core, taps ascending, then channels (weight
+// gradient: boxes ascending within a part). Against the exact sum of the absolute products of what was packed, the
+// error is that of an f32 sum; packing rounds by 2^-8 at most.
 // Launched by src/ops/conv2d/cuda.rs, on chips of compute capability 9.0.
 #include "conv2d.cuh"
 
@@ -150,9 +150,7 @@ struct TransposePlan {
   }
   // The first class is the largest; boxes beyond a smaller one have outputs nowhere.
   __device__ __forceinline__ int boxes_of_largest() const { return boxes_of(ResidueClass(0, p), p, box).count(); }
-  __device__ __forceinline__ int tiles() const {
-    return boxes_of_largest() * column_tiles * p.stride_y * p.stride_x;
-  }
+  __device__ __forceinline__ int tiles() const { return boxes_of_largest() * column_tiles * p.stride_y * p.stride_x; }
   __device__ __forceinline__ Tile tile(int index) const {
     const int boxes = boxes_of_largest(), place = index / column_tiles;
     const ResidueClass c(place / boxes, p);
@@ -211,9 +209,7 @@ struct WeightGradPlan {
     const int taps = p.k_h * p.k_w, place = index / channel_tiles;
     return {place / taps / row_tiles, place / taps % row_tiles * kRows, place % taps, index % channel_tiles * kColumns};
   }
-  __device__ __forceinline__ int steps(const Tile& t) const {
-    return min(part, boxes.count() - t.part * part);
-  }
+  __device__ __forceinline__ int steps(const Tile& t) const { return min(part, boxes.count() - t.part * part); }
   __device__ __forceinline__ void load(const Tile& t, int step, __nv_bfloat16* rows, __nv_bfloat16* columns,
                                        uint64_t* full) const {
     const Corner corner = boxes.corner(t.part * part + step);
@@ -270,12 +266,12 @@ __device__ __forceinline__ void store_sums(const Output& output, const float (&s
   const int thread = int(threadIdx.x) % kWarpgroup, lane = thread % kWarp;
   const int first = int(threadIdx.x) / kWarpgroup * 64 - 64 + thread / kWarp * 16 + lane / 4;
   const bool pairs = reinterpret_cast<uintptr_t>(output.data) % sizeof(float2) == 0;  // channels are even
-#pragma unroll
+#  pragma unroll
   for (int half = 0; half < 2; half++) {
     const int r = row_of(first + half * 8);
     if (r < 0) continue;
     const auto out = output.row(r);
-#pragma unroll
+#  pragma unroll
     for (int i = 0; i < kColumns / 8; i++)
       store_two(output, out, column + i * 8 + lane % 4 * 2, columns, pairs, sums[i * 4 + half * 2],
                 sums[i * 4 + half * 2 + 1]);

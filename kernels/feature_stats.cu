@@ -2,16 +2,18 @@
 //   feature_shift        s[d]    = f32(sum_n x[n,d] / N), of the first batch
 //   feature_products     t[d]   += sum_n (x[n,d] - s[d])            P[i,j] += sum_n (x[n,i] - s[i]) (x[n,j] - s[j])
 //   feature_covariance   mu[d]   = t[d] / M + s[d]                  sigma[i,j] = (P[i,j] - t[i] t[j] / M) / (M - 1)
-// M is the number of images of all batches. t [D] and P [D,D] are f64 and start at zero; of P only the tiles on and below
-// the diagonal are touched. Any shift gives the same covariance; one near the mean keeps the digits of covariances that
-// are much smaller than the squared mean. It is an f32, so that x - s is the sum of two f32 without an error.
+// M is the number of images of all batches. t [D] and P [D,D] are f64 and start at zero; of P only the tiles on and
+// below the diagonal are touched. Any shift gives the same covariance; one near the mean keeps the digits of
+// covariances that are much smaller than the squared mean. It is an f32, so that x - s is the sum of two f32 without an
+// error.
 //
-// Threads: a block per tile of 64 x 64 of P, row of tiles i >= column of tiles j, numbered along the rows; blocks on the
-// diagonal also have the sums. _f64: 128 threads, four warps of 32 x 32, mma.m8n8k4 in double precision. _f32x2: 256
-// threads of 4 x 4. feature_shift: a thread per feature. feature_covariance: a thread per element, grid-stride.
-// Cost: N D (D + 64) FLOP, half of the full square, in f64 (_f64) or 12 f32 operations for every 2 (_f32x2); P is read and
-// written once a batch, 8 D (D + 64) bytes, 34.6 MB for D = 2048. With 256 images: 1.1 GFLOP, 19 us at the 57 TFLOP/s that
-// double-precision tensor cores reach on Hopper. Chips whose f64 units are 1/64 of the f32 ones take _f32x2.
+// Threads: a block per tile of 64 x 64 of P, row of tiles i >= column of tiles j, numbered along the rows; blocks on
+// the diagonal also have the sums. _f64: 128 threads, four warps of 32 x 32, mma.m8n8k4 in double precision. _f32x2:
+// 256 threads of 4 x 4. feature_shift: a thread per feature. feature_covariance: a thread per element, grid-stride.
+// Cost: N D (D + 64) FLOP, half of the full square, in f64 (_f64) or 12 f32 operations for every 2 (_f32x2); P is read
+// and written once a batch, 8 D (D + 64) bytes, 34.6 MB for D = 2048. With 256 images: 1.1 GFLOP, 19 us at the 57
+// TFLOP/s that double-precision tensor cores reach on Hopper. Chips whose f64 units are 1/64 of the f32 ones take
+// _f32x2.
 // Numerics: _f64 adds the images of all batches in groups of four in their order: batches whose sizes are multiples of
 // four may be cut differently with equal results. _f32x2 keeps products and sums of a batch as the sum of two f32, to
 // about 2^-45 of the sum of absolute values, and adds batches in f64.

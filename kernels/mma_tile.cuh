@@ -2,25 +2,26 @@
 //   sums[m][n] = sum_{k in [k_begin, k_end)} A(row m, k) B(row n, k)
 //
 // Both operands stay f32 in shared memory, kSliceDepth of k at a time, in a ring of kStages stages that cp.async fills:
-// 16 bytes at a time where four neighbours in memory are neighbours in k or in rows (the caller knows whether channels and
-// addresses allow it), else 4 bytes, for which a row's share of the index is worked out again at every slice. An operand's scale is applied by the thread that asked for the
-// bytes, where they have landed, before the barrier that shows them to the others.
+// 16 bytes at a time where four neighbours in memory are neighbours in k or in rows (the caller knows whether channels
+// and addresses allow it), else 4 bytes, for which a row's share of the index is worked out again at every slice. An
+// operand's scale is applied by the thread that asked for the bytes, where they have landed, before the barrier that
+// shows them to the others.
 //   along k      [rows][kSliceDepth + 4], read by ldmatrix, four floats of a row as one row of 16 bytes
 //   along rows   [kSliceDepth][rows + 8], read one float at a time
 // Either padding spreads the eight rows (the four k) that a warp reads together over all banks.
 //
 // Arithmetic:
 //   Tf32     operands rounded to 11 bits, mma.m16n8k8
-//   Tf32x3   each operand as the sum of two TF32 numbers, three products; the fourth, of the two small parts, is left out
+//   Tf32x3   each operand as the sum of two TF32 numbers, three products; that of the two small parts is left out
 //   Bf16     operands rounded to 8 bits in registers, mma.m16n8k16. The order of k inside a group of 16 is another one,
 //            the same for both operands.
 //
 // Threads: kM / kWarpM times kN / kWarpN warps, each with kWarpM x kWarpN outputs in registers.
 // Shared memory: kSharedBytes, dynamic.
 // Cost: per slice 4 kSliceDepth (kM + kN) bytes and 2 kSliceDepth kM kN FLOP (Tf32x3: three times as many).
-// Numerics: f32 sums in the tensor core, k ascending by groups of 8 (Bf16: 16). Against the exact sum of |a b| the error
-// is at most 2^-10 (Tf32), 2^-7 (Bf16) or 2^-20.4 (Tf32x3) from rounding operands, plus that of an f32 sum. A tensor core
-// truncates where it adds, so Tf32x3 sums each slice by itself and adds the slices in f32 to nearest.
+// Numerics: f32 sums in the tensor core, k ascending by groups of 8 (Bf16: 16). Against the exact sum of |a b| the
+// error is at most 2^-10 (Tf32), 2^-7 (Bf16) or 2^-20.4 (Tf32x3) from rounding operands, plus that of an f32 sum. A
+// tensor core truncates where it adds, so Tf32x3 sums each slice by itself and adds the slices in f32 to nearest.
 #pragma once
 #include "common.cuh"
 
@@ -63,9 +64,7 @@ struct SliceCopy {
   __device__ __forceinline__ static int row_of(int j) { return kAlongK ? line(j) : along(); }
   __device__ __forceinline__ static int k_of(int j) { return kAlongK ? along() : line(j); }
 
-  __device__ __forceinline__ SliceCopy(const Operand& operand, int first_row)
-      : operand(operand),
-        first_row(first_row) {
+  __device__ __forceinline__ SliceCopy(const Operand& operand, int first_row) : operand(operand), first_row(first_row) {
     if constexpr (kKeepsRows) {
 #pragma unroll
       for (int j = 0; j < kKeptRows; j++) rows[j] = row(j);

@@ -14,8 +14,8 @@
 // Threads: one block per chunk, four elements per thread and step; see slab.cuh. The last block advances beta^t, so a
 // replayed graph counts its steps. accumulate_squares: four elements per thread where addresses allow, grid-stride.
 // Cost per parameter, in bytes: theta 8, grad 4, v 8; plus m 8, ema 8, shadow 2; plus EWC 8 (anchor, fisher) or
-// repulsion 4 (centroid), L1 nothing. StyleGAN2 (beta1 = 0) with average: 28, with EWC 36, with repulsion 32. About 15 FLOP. Bound
-// by memory.
+// repulsion 4 (centroid), L1 nothing. StyleGAN2 (beta1 = 0) with average: 28, with EWC 36, with repulsion 32. About 15
+// FLOP. Bound by memory.
 // Numerics: f32; powers of beta in f64; sums as slab.cuh says. bf16 is rounded to nearest even.
 // Launched by src/ops/optimizer/cuda.rs.
 #include "repulsion.cuh"

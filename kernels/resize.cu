@@ -3,8 +3,8 @@
 // x [outer, in, inner], y [outer, out, inner]: outer = N H, inner = C along x; outer = N, inner = W C along y.
 //
 // Threads: four neighbours of i each where inner and the addresses allow, else one element; grid-stride.
-// Cost per output: 4 bytes written, 4 count bytes read, which neighbours share through the caches, 2 count FLOP (8 for a
-// cubic that enlarges). Bound by memory.
+// Cost per output: 4 bytes written, 4 count bytes read, which neighbours share through the caches, 2 count FLOP (8 for
+// a cubic that enlarges). Bound by memory.
 // Numerics: f32, k ascending, a rounding after each product: the CPU's results to the bit.
 // Launched by src/ops/resize/cuda.rs.
 #include "common.cuh"

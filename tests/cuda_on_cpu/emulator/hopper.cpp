@@ -137,7 +137,7 @@ constexpr int kWarpgroup = 128;
 
 // An operand tile as its descriptor places it: row r, element k of bf16.
 //   k contiguous      rows of 128 bytes, eight of them every `eight_` bytes
-//   rows contiguous   each k has 128 bytes of 64 rows; eight k every `eight_` bytes, the next 64 rows `block_` bytes away
+//   rows contiguous   each k has 128 bytes of 64 rows; eight k every `eight_` bytes, the next 64 rows after `block_`
 class Tile {
  public:
   explicit Tile(const WgmmaOperand& operand)

@@ -7,8 +7,11 @@ use cuda_on_cpu::{orders, with_order};
 use cudarc::driver::{CudaSlice, DeviceRepr, PushKernelArg};
 use support::{
     Geometry as Launch, Gpu,
-    conv2d::{Conv2dParams, DOWN, Data, Extras, Geometry, Op, UP, one_or_two, powers_of_two, square, whole_numbers},
-    numbers,
+    conv2d::{
+        Conv2dParams, DOWN, Data, Extras, Geometry, Op, UP, one_or_two, powers_of_two, square,
+        whole_numbers,
+    },
+    is_watched, numbers,
 };
 
 mod support;
@@ -81,11 +84,32 @@ const GEOMETRIES: &[Geometry] = &[
     square("3x3 in vectors", 2, 5, [4, 8], [3, 1, 1], [true, true]),
     square("3x3 odd channels", 2, 5, [3, 5], [3, 1, 1], [true, true]),
     square("3x3 stride 2", 2, 9, [8, 4], [3, 2, 0], [true, false]),
-    square("3x3 stride 2 padded", 1, 8, [4, 6], [3, 2, 1], [false, true]),
+    square(
+        "3x3 stride 2 padded",
+        1,
+        8,
+        [4, 6],
+        [3, 2, 1],
+        [false, true],
+    ),
     square("6x6 stride 2", 1, 10, [4, 4], [6, 2, 2], [true, true]),
     square("7x7 stride 2", 1, 9, [3, 8], [7, 2, 3], [false, false]),
-    square("taps of some classes only", 2, 7, [4, 4], [2, 3, 1], [true, true]),
-    square("1x1, samples inside a tile", 5, 6, [20, 12], [1, 1, 0], [true, true]),
+    square(
+        "taps of some classes only",
+        2,
+        7,
+        [4, 4],
+        [2, 3, 1],
+        [true, true],
+    ),
+    square(
+        "1x1, samples inside a tile",
+        5,
+        6,
+        [20, 12],
+        [1, 1, 0],
+        [true, true],
+    ),
     square("whole tiles", 1, 8, [64, 64], [1, 1, 0], [true, true]),
     square("tile edges", 1, 12, [20, 132], [1, 1, 0], [false, true]),
     square("deep", 1, 3, [132, 4], [3, 1, 1], [true, false]),
@@ -113,13 +137,12 @@ const GEOMETRIES: &[Geometry] = &[
     },
 ];
 
-/// Under a sanitizer, which is slow, each kind of tile and of copy once: the larger tiles are the same code.
-fn is_watched() -> bool {
-    orders().len() == 1
-}
-
 fn geometries() -> &'static [Geometry] {
-    if is_watched() { &GEOMETRIES[..3] } else { GEOMETRIES }
+    if is_watched() {
+        &GEOMETRIES[..3]
+    } else {
+        GEOMETRIES
+    }
 }
 
 /// A launch that covers `rows` by `columns`, with `layers` in the third dimension.
@@ -146,7 +169,10 @@ impl Operand {
         let mut padded = vec![f32::NAN; skipped];
         padded.extend(values);
         padded.push(f32::NAN); // no allocation of nothing
-        Operand { memory: gpu.upload(&padded), skipped }
+        Operand {
+            memory: gpu.upload(&padded),
+            skipped,
+        }
     }
     fn address(&self, gpu: &Gpu) -> u64 {
         gpu.address(&self.memory) + 4 * self.skipped as u64
@@ -165,7 +191,11 @@ struct Run {
 /// The parts of an op's result, one behind the other.
 fn run(gpu: &Gpu, op: Op, variant: Variant, geometry: &Geometry, d: &Data, run: Run) -> Vec<f32> {
     let ([rows, columns, depth], layers) = geometry.product(op);
-    let parts = if run.part == 0 { 1 } else { depth.div_ceil(run.part) };
+    let parts = if run.part == 0 {
+        1
+    } else {
+        depth.div_ceil(run.part)
+    };
     let [x_count, w_count, g_count] = geometry.counts();
     let (u, v, count) = match op {
         Op::Forward => (&d.x, &d.w, g_count),
@@ -174,10 +204,22 @@ fn run(gpu: &Gpu, op: Op, variant: Variant, geometry: &Geometry, d: &Data, run: 
     };
     let at = |values: &[f32]| Operand::new(gpu, values, run.skipped);
     let (u, v, a, b) = (at(u), at(v), at(&d.a), at(&d.b));
-    let a_address = if geometry.scales[0] { a.address(gpu) } else { 0 };
-    let b_address = if geometry.scales[1] { b.address(gpu) } else { 0 };
+    let a_address = if geometry.scales[0] {
+        a.address(gpu)
+    } else {
+        0
+    };
+    let b_address = if geometry.scales[1] {
+        b.address(gpu)
+    } else {
+        0
+    };
     // The scale of the first operand comes first.
-    let scales = if op == Op::Transpose { [b_address, a_address] } else { [a_address, b_address] };
+    let scales = if op == Op::Transpose {
+        [b_address, a_address]
+    } else {
+        [a_address, b_address]
+    };
     let (u_address, v_address) = (u.address(gpu), v.address(gpu));
     let result = gpu.uninitialised::<f32>(parts * count + run.skipped + 1);
     let result_address = gpu.address(&result) + 4 * run.skipped as u64;
@@ -185,21 +227,34 @@ fn run(gpu: &Gpu, op: Op, variant: Variant, geometry: &Geometry, d: &Data, run: 
     let launch = launch(variant, [rows, columns], layers * parts);
     if !launch.blocks.contains(&0) {
         let name = format!("{}_{}", op.name(), variant.suffix);
-        gpu.launch(&gpu.function_with(&name, variant.dynamic_shared), launch, |args| {
-            args.arg(&u_address).arg(&v_address).arg(&scales[0]).arg(&scales[1]);
-            args.arg(&result_address).arg(&params);
-        })
+        gpu.launch(
+            &gpu.function_with(&name, variant.dynamic_shared),
+            launch,
+            |args| {
+                args.arg(&u_address)
+                    .arg(&v_address)
+                    .arg(&scales[0])
+                    .arg(&scales[1]);
+                args.arg(&result_address).arg(&params);
+            },
+        )
         .unwrap_or_else(|_| panic!("{name} {}: {}", geometry.name, cuda_on_cpu::last_error()));
     }
     let mut values = gpu.download(&result);
-    assert!(values.pop().expect("the guard").is_nan(), "written behind the result");
+    assert!(
+        values.pop().expect("the guard").is_nan(),
+        "written behind the result"
+    );
     values.split_off(run.skipped)
 }
 
 fn in_every_order(run: impl Fn() -> Vec<f32>) -> Vec<f32> {
     let mut results = orders().iter().map(|&order| with_order(order, &run));
     let first = results.next().expect("an order");
-    assert!(results.all(|result| result == first), "the result depends on the order of threads");
+    assert!(
+        results.all(|result| result == first),
+        "the result depends on the order of threads"
+    );
     first
 }
 
@@ -247,14 +302,27 @@ fn weight_grad_sums_are_exact() {
 fn parts_add_up_to_the_whole() {
     let gpu = Gpu::with_kernels("conv2d");
     // Parts in vectors and not, of whole slices and not; the last one is shorter.
-    for (geometry, part) in [(&GEOMETRIES[0], 16), (&GEOMETRIES[0], 12), (&GEOMETRIES[2], 7), (&GEOMETRIES[1], 10)] {
+    for (geometry, part) in [
+        (&GEOMETRIES[0], 16),
+        (&GEOMETRIES[0], 12),
+        (&GEOMETRIES[2], 7),
+        (&GEOMETRIES[1], 10),
+    ] {
         let d = geometry.exact_data();
         for op in [Op::Forward, Op::Transpose, Op::WeightGrad] {
             let expected = single(&geometry.expected(op, &d));
             for variant in [TENSOR_CORE[0], TENSOR_CORE[3], WIDE] {
-                let parts = in_every_order(|| run(&gpu, op, variant, geometry, &d, Run { part, skipped: 0 }));
+                let parts = in_every_order(|| {
+                    run(&gpu, op, variant, geometry, &d, Run { part, skipped: 0 })
+                });
                 assert!(parts.len() > expected.len(), "one part only");
-                assert_eq!(added(&parts, expected.len()), expected, "{op:?} {} {part} {}", variant.suffix, geometry.name);
+                assert_eq!(
+                    added(&parts, expected.len()),
+                    expected,
+                    "{op:?} {} {part} {}",
+                    variant.suffix,
+                    geometry.name
+                );
             }
         }
     }
@@ -268,7 +336,17 @@ fn tensors_may_start_at_any_element() {
     for op in [Op::Forward, Op::Transpose, Op::WeightGrad] {
         let expected = single(&geometry.expected(op, &d));
         for variant in variants(op) {
-            let got = run(&gpu, op, variant, geometry, &d, Run { part: 0, skipped: 1 });
+            let got = run(
+                &gpu,
+                op,
+                variant,
+                geometry,
+                &d,
+                Run {
+                    part: 0,
+                    skipped: 1,
+                },
+            );
             assert_eq!(got, expected, "{op:?} {}", variant.suffix);
         }
     }
@@ -306,7 +384,12 @@ fn rounding_stays_within_its_bounds() {
                 let bound = tolerance(variant, depth);
                 for (i, (&got, [sum, of_absolutes])) in got.iter().zip(&expected).enumerate() {
                     let error = (f64::from(got) - sum).abs();
-                    assert!(error <= bound * of_absolutes, "{op:?} {} {}: element {i} is {got}, not {sum}", variant.suffix, geometry.name);
+                    assert!(
+                        error <= bound * of_absolutes,
+                        "{op:?} {} {}: element {i} is {got}, not {sum}",
+                        variant.suffix,
+                        geometry.name
+                    );
                 }
             }
         }
@@ -325,7 +408,10 @@ fn three_products_recover_single_precision() {
     let expected = geometry.expected(Op::Forward, &d);
     let worst = |variant| {
         let got = run(&gpu, Op::Forward, variant, geometry, &d, Run::default());
-        got.iter().zip(&expected).map(|(&got, [sum, of_absolutes])| (f64::from(got) - sum).abs() / of_absolutes).fold(0.0, f64::max)
+        got.iter()
+            .zip(&expected)
+            .map(|(&got, [sum, of_absolutes])| (f64::from(got) - sum).abs() / of_absolutes)
+            .fold(0.0, f64::max)
     };
     let [f32, tf32, tf32x3] = [WIDE, TENSOR_CORE[1], TENSOR_CORE[5]].map(worst);
     assert!(tf32 > 50.0 * tf32x3, "{tf32:e} {tf32x3:e}");
@@ -339,7 +425,11 @@ fn activation_follows_in_the_same_pass() {
     let gpu = Gpu::with_kernels("conv2d");
     let last = if is_watched() { 2 } else { 9 };
     for geometry in [&GEOMETRIES[0], &GEOMETRIES[1], &GEOMETRIES[last]] {
-        let (d, [oh, ow], co) = (geometry.exact_data(), geometry.output(), geometry.channels[1]);
+        let (d, [oh, ow], co) = (
+            geometry.exact_data(),
+            geometry.output(),
+            geometry.channels[1],
+        );
         let (bias, noise) = (whole_numbers(co, 6), whole_numbers(oh * ow, 7));
         for given in [true, false] {
             let extras = Extras::new(&gpu, &bias, &noise, given);
@@ -356,34 +446,88 @@ fn activation_follows_in_the_same_pass() {
                 let got = in_every_order(|| activated(&gpu, variant, geometry, &d, &extras));
                 assert_eq!(got, expected, "{} {}", variant.suffix, geometry.name);
             }
-            let parts = run(&gpu, Op::Forward, TENSOR_CORE[0], geometry, &d, Run { part: 12, skipped: 0 });
+            let parts = run(
+                &gpu,
+                Op::Forward,
+                TENSOR_CORE[0],
+                geometry,
+                &d,
+                Run {
+                    part: 12,
+                    skipped: 0,
+                },
+            );
             let got = in_every_order(|| activated_parts(&gpu, &parts, expected.len(), co, &extras));
             assert_eq!(got, expected, "parts {}", geometry.name);
         }
     }
 }
 
-fn activated(gpu: &Gpu, variant: Variant, geometry: &Geometry, d: &Data, extras: &Extras) -> Vec<f32> {
+fn activated(
+    gpu: &Gpu,
+    variant: Variant,
+    geometry: &Geometry,
+    d: &Data,
+    extras: &Extras,
+) -> Vec<f32> {
     let ([rows, columns, _], _) = geometry.product(Op::Forward);
-    let (x, w, a, b) = (gpu.upload(&d.x), gpu.upload(&d.w), gpu.upload(&d.a), gpu.upload(&d.b));
-    let a_address = if geometry.scales[0] { gpu.address(&a) } else { 0 };
-    let b_address = if geometry.scales[1] { gpu.address(&b) } else { 0 };
+    let (x, w, a, b) = (
+        gpu.upload(&d.x),
+        gpu.upload(&d.w),
+        gpu.upload(&d.a),
+        gpu.upload(&d.b),
+    );
+    let a_address = if geometry.scales[0] {
+        gpu.address(&a)
+    } else {
+        0
+    };
+    let b_address = if geometry.scales[1] {
+        gpu.address(&b)
+    } else {
+        0
+    };
     let mut y = gpu.uninitialised::<f32>(geometry.counts()[2]);
     let params = geometry.params(0);
     let name = format!("conv2d_act_{}", variant.suffix);
-    gpu.launch(&gpu.function_with(&name, variant.dynamic_shared), launch(variant, [rows, columns], 1), |args| {
-        args.arg(&x).arg(&w).arg(&a_address).arg(&b_address).arg(&mut y).arg(&params).arg(&extras.params);
-    })
+    gpu.launch(
+        &gpu.function_with(&name, variant.dynamic_shared),
+        launch(variant, [rows, columns], 1),
+        |args| {
+            args.arg(&x)
+                .arg(&w)
+                .arg(&a_address)
+                .arg(&b_address)
+                .arg(&mut y)
+                .arg(&params)
+                .arg(&extras.params);
+        },
+    )
     .unwrap_or_else(|_| panic!("{name}: {}", cuda_on_cpu::last_error()));
     gpu.download(&y)
 }
 
-fn activated_parts(gpu: &Gpu, parts: &[f32], count: usize, channels: usize, extras: &Extras) -> Vec<f32> {
+fn activated_parts(
+    gpu: &Gpu,
+    parts: &[f32],
+    count: usize,
+    channels: usize,
+    extras: &Extras,
+) -> Vec<f32> {
     let (sums, mut y) = (gpu.upload(parts), gpu.uninitialised::<f32>(count));
     let [n, c, q] = [count, channels, parts.len() / count].map(|v| v as i32);
-    gpu.launch(&gpu.function("conv2d_add_parts_act_f32"), support::grid(2, 128), |args| {
-        args.arg(&sums).arg(&mut y).arg(&n).arg(&c).arg(&q).arg(&extras.params);
-    })
+    gpu.launch(
+        &gpu.function("conv2d_add_parts_act_f32"),
+        support::grid(2, 128),
+        |args| {
+            args.arg(&sums)
+                .arg(&mut y)
+                .arg(&n)
+                .arg(&c)
+                .arg(&q)
+                .arg(&extras.params);
+        },
+    )
     .unwrap_or_else(|_| panic!("{}", cuda_on_cpu::last_error()));
     gpu.download(&y)
 }
@@ -395,9 +539,12 @@ fn squared_by_groups(geometry: &Geometry, d: &Data, groups: usize, weight: f64) 
     let count = geometry.counts()[1];
     let mut gradients = vec![vec![0.0; count]; groups];
     geometry.visit(|[x, w, g], [n, i, o]| {
-        gradients[n % groups][w] += f64::from(d.x[x]) * f64::from(d.g[g]) * geometry.scale_of(d, n, i, o);
+        gradients[n % groups][w] +=
+            f64::from(d.x[x]) * f64::from(d.g[g]) * geometry.scale_of(d, n, i, o);
     });
-    (0..count).map(|w| (weight * gradients.iter().map(|v| v[w] * v[w]).sum::<f64>()) as f32).collect()
+    (0..count)
+        .map(|w| (weight * gradients.iter().map(|v| v[w] * v[w]).sum::<f64>()) as f32)
+        .collect()
 }
 
 #[test]
@@ -405,15 +552,40 @@ fn squared_gradients_are_those_of_groups() {
     let gpu = Gpu::with_kernels("conv2d");
     let weight = 0.25;
     for (geometry, groups, part) in [
-        (square("samples", 3, 4, [4, 8], [3, 1, 1], [true, true]), 3, 0),
-        (square("groups", 4, 4, [3, 5], [3, 2, 1], [true, true]), 2, 0),
-        (square("one group", 2, 3, [4, 68], [1, 1, 0], [false, true]), 1, 0),
-        (square("parts", 6, 3, [8, 4], [3, 1, 1], [true, false]), 3, 2),
+        (
+            square("samples", 3, 4, [4, 8], [3, 1, 1], [true, true]),
+            3,
+            0,
+        ),
+        (
+            square("groups", 4, 4, [3, 5], [3, 2, 1], [true, true]),
+            2,
+            0,
+        ),
+        (
+            square("one group", 2, 3, [4, 68], [1, 1, 0], [false, true]),
+            1,
+            0,
+        ),
+        (
+            square("parts", 6, 3, [8, 4], [3, 1, 1], [true, false]),
+            3,
+            2,
+        ),
     ] {
         let d = geometry.data(whole_numbers, one_or_two);
         let expected = squared_by_groups(&geometry, &d, groups, weight);
-        for variant in [WIDE, simt("tf32", [64, 64]), simt("bf16", [64, 64]), simt("tf32x3", [64, 64])] {
-            let variant = if variant.suffix == "f32" { variant } else { self::variant(variant.suffix, [64, 64], 128) };
+        for variant in [
+            WIDE,
+            simt("tf32", [64, 64]),
+            simt("bf16", [64, 64]),
+            simt("tf32x3", [64, 64]),
+        ] {
+            let variant = if variant.suffix == "f32" {
+                variant
+            } else {
+                self::variant(variant.suffix, [64, 64], 128)
+            };
             let params = Conv2dSquaredParams {
                 conv: geometry.params(0),
                 groups: groups as i32,
@@ -423,25 +595,64 @@ fn squared_gradients_are_those_of_groups() {
             };
             let got = in_every_order(|| squared(&gpu, variant, &geometry, &d, params));
             let before = if part == 0 { 1.0 } else { 0.0 };
-            let got: Vec<f32> = added(&got, expected.len()).iter().map(|v| v - before).collect();
+            let got: Vec<f32> = added(&got, expected.len())
+                .iter()
+                .map(|v| v - before)
+                .collect();
             assert_eq!(got, expected, "{} {}", variant.suffix, geometry.name);
         }
     }
 }
 
 /// The parts of the sum of squares, added to ones where the kernel accumulates.
-fn squared(gpu: &Gpu, variant: Variant, geometry: &Geometry, d: &Data, params: Conv2dSquaredParams) -> Vec<f32> {
+fn squared(
+    gpu: &Gpu,
+    variant: Variant,
+    geometry: &Geometry,
+    d: &Data,
+    params: Conv2dSquaredParams,
+) -> Vec<f32> {
     let ([rows, columns, _], _) = geometry.product(Op::WeightGrad);
-    let parts = if params.part == 0 { 1 } else { (params.groups as usize).div_ceil(params.part as usize) };
-    let (x, g, a, b) = (gpu.upload(&d.x), gpu.upload(&d.g), gpu.upload(&d.a), gpu.upload(&d.b));
-    let a_address = if geometry.scales[0] { gpu.address(&a) } else { 0 };
-    let b_address = if geometry.scales[1] { gpu.address(&b) } else { 0 };
+    let parts = if params.part == 0 {
+        1
+    } else {
+        (params.groups as usize).div_ceil(params.part as usize)
+    };
+    let (x, g, a, b) = (
+        gpu.upload(&d.x),
+        gpu.upload(&d.g),
+        gpu.upload(&d.a),
+        gpu.upload(&d.b),
+    );
+    let a_address = if geometry.scales[0] {
+        gpu.address(&a)
+    } else {
+        0
+    };
+    let b_address = if geometry.scales[1] {
+        gpu.address(&b)
+    } else {
+        0
+    };
     let count = parts * geometry.counts()[1];
-    let mut s = if params.accumulate == 1 { gpu.upload(&vec![1.0; count]) } else { gpu.uninitialised(count) };
+    let mut s = if params.accumulate == 1 {
+        gpu.upload(&vec![1.0; count])
+    } else {
+        gpu.uninitialised(count)
+    };
     let name = format!("conv2d_weight_grad_squared_{}", variant.suffix);
-    gpu.launch(&gpu.function_with(&name, variant.dynamic_shared), launch(variant, [rows, columns], parts), |args| {
-        args.arg(&x).arg(&g).arg(&a_address).arg(&b_address).arg(&mut s).arg(&params);
-    })
+    gpu.launch(
+        &gpu.function_with(&name, variant.dynamic_shared),
+        launch(variant, [rows, columns], parts),
+        |args| {
+            args.arg(&x)
+                .arg(&g)
+                .arg(&a_address)
+                .arg(&b_address)
+                .arg(&mut s)
+                .arg(&params);
+        },
+    )
     .unwrap_or_else(|_| panic!("{name}: {}", cuda_on_cpu::last_error()));
     gpu.download(&s)
 }

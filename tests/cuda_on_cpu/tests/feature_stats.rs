@@ -18,7 +18,10 @@ struct FeatureParams {
 unsafe impl DeviceRepr for FeatureParams {}
 
 fn params(count: usize, dims: usize) -> FeatureParams {
-    FeatureParams { count: count as i32, dims: dims as i32 }
+    FeatureParams {
+        count: count as i32,
+        dims: dims as i32,
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -38,14 +41,28 @@ struct Variant {
 
 const VARIANTS: [Variant; 2] = [
     // Double-precision sums of a few hundred terms.
-    Variant { kernel: "feature_products_f64", threads: 128, tolerance: 1e-13 },
+    Variant {
+        kernel: "feature_products_f64",
+        threads: 128,
+        tolerance: 1e-13,
+    },
     // Two f32 hold 48 bits; three products of them leave out the fourth, 2^-48, and sums of lower parts round at 2^-24 of
     // 2^-24.
-    Variant { kernel: "feature_products_f32x2", threads: 256, tolerance: 1e-12 },
+    Variant {
+        kernel: "feature_products_f32x2",
+        threads: 256,
+        tolerance: 1e-12,
+    },
 ];
 
 /// The statistics of `images`, whole rows of `dims` features, in batches of the given sizes.
-fn statistics(variant: Variant, images: &[f32], dims: usize, batches: &[usize], skipped: usize) -> Statistics {
+fn statistics(
+    variant: Variant,
+    images: &[f32],
+    dims: usize,
+    batches: &[usize],
+    skipped: usize,
+) -> Statistics {
     let gpu = Gpu::with_kernels("feature_stats");
     let (mut sums, mut products) = (gpu.zeros::<f64>(dims), gpu.zeros::<f64>(dims * dims));
     let mut shift = gpu.uninitialised::<f32>(dims);
@@ -62,31 +79,60 @@ fn statistics(variant: Variant, images: &[f32], dims: usize, batches: &[usize], 
             })
             .unwrap_or_else(|_| panic!("{}", cuda_on_cpu::last_error()));
         }
-        let geometry = Geometry { blocks: [tiles * (tiles + 1) / 2, 1, 1], threads: variant.threads, dynamic_shared: 0 };
+        let geometry = Geometry {
+            blocks: [tiles * (tiles + 1) / 2, 1, 1],
+            threads: variant.threads,
+            dynamic_shared: 0,
+        };
         gpu.launch(&gpu.function(variant.kernel), geometry, |args| {
-            args.arg(&x).arg(&shift).arg(&mut sums).arg(&mut products).arg(&p);
+            args.arg(&x)
+                .arg(&shift)
+                .arg(&mut sums)
+                .arg(&mut products)
+                .arg(&p);
         })
         .unwrap_or_else(|_| panic!("{}", cuda_on_cpu::last_error()));
     }
     assert!(rest.is_empty(), "batches hold all images");
-    let (mut mu, mut sigma) = (gpu.uninitialised::<f64>(dims), gpu.uninitialised::<f64>(dims * dims));
+    let (mut mu, mut sigma) = (
+        gpu.uninitialised::<f64>(dims),
+        gpu.uninitialised::<f64>(dims * dims),
+    );
     let p = params(images.len() / dims, dims);
-    gpu.launch(&gpu.function("feature_covariance_f64"), grid(2, 64), |args| {
-        args.arg(&shift).arg(&sums).arg(&products).arg(&mut mu).arg(&mut sigma).arg(&p);
-    })
+    gpu.launch(
+        &gpu.function("feature_covariance_f64"),
+        grid(2, 64),
+        |args| {
+            args.arg(&shift)
+                .arg(&sums)
+                .arg(&products)
+                .arg(&mut mu)
+                .arg(&mut sigma)
+                .arg(&p);
+        },
+    )
     .unwrap_or_else(|_| panic!("{}", cuda_on_cpu::last_error()));
-    Statistics { mu: gpu.download(&mu), sigma: gpu.download(&sigma) }
+    Statistics {
+        mu: gpu.download(&mu),
+        sigma: gpu.download(&sigma),
+    }
 }
 
 fn expected(images: &[f32], dims: usize) -> Statistics {
     let count = (images.len() / dims) as f64;
     let mut mu = vec![0.0; dims];
     for row in images.chunks_exact(dims) {
-        mu.iter_mut().zip(row).for_each(|(m, &v)| *m += f64::from(v) / count);
+        mu.iter_mut()
+            .zip(row)
+            .for_each(|(m, &v)| *m += f64::from(v) / count);
     }
     let mut sigma = vec![0.0; dims * dims];
     for row in images.chunks_exact(dims) {
-        let centred: Vec<f64> = row.iter().zip(&mu).map(|(&v, m)| f64::from(v) - m).collect();
+        let centred: Vec<f64> = row
+            .iter()
+            .zip(&mu)
+            .map(|(&v, m)| f64::from(v) - m)
+            .collect();
         for i in 0..dims {
             for j in 0..dims {
                 sigma[i * dims + j] += centred[i] * centred[j] / (count - 1.0);
@@ -98,28 +144,52 @@ fn expected(images: &[f32], dims: usize) -> Statistics {
 
 fn assert_close(what: &str, got: &[f64], expected: &[f64], tolerance: f64) {
     for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
-        assert!((got - expected).abs() <= tolerance, "{what}[{i}]: {got:e}, expected {expected:e}");
+        assert!(
+            (got - expected).abs() <= tolerance,
+            "{what}[{i}]: {got:e}, expected {expected:e}"
+        );
     }
 }
 
 /// Features far from zero, whose variance a sum of squares would lose.
 fn features(count: usize, dims: usize) -> Vec<f32> {
-    numbers(count * dims, 7).iter().enumerate().map(|(i, v)| v + (i % dims) as f32 * 10.0).collect()
+    numbers(count * dims, 7)
+        .iter()
+        .enumerate()
+        .map(|(i, v)| v + (i % dims) as f32 * 10.0)
+        .collect()
 }
 
 #[test]
 fn statistics_are_those_of_all_batches() {
     for variant in VARIANTS {
         // Inside a tile, across tiles, whole tiles; one image more than a slice, and shorter batches after it.
-        for (dims, batches, skipped) in [(20, vec![17, 4, 1], 0), (70, vec![33, 5], 0), (128, vec![16, 3], 0), (67, vec![9, 2], 1)] {
+        for (dims, batches, skipped) in [
+            (20, vec![17, 4, 1], 0),
+            (70, vec![33, 5], 0),
+            (128, vec![16, 3], 0),
+            (67, vec![9, 2], 1),
+        ] {
             let images = features(batches.iter().sum(), dims);
             let want = expected(&images, dims);
-            let mut results = orders().iter().map(|&order| with_order(order, || statistics(variant, &images, dims, &batches, skipped)));
+            let mut results = orders().iter().map(|&order| {
+                with_order(order, || {
+                    statistics(variant, &images, dims, &batches, skipped)
+                })
+            });
             let got = results.next().expect("an order");
-            assert!(results.all(|other| other == got), "{variant:?}: depends on the order of threads");
+            assert!(
+                results.all(|other| other == got),
+                "{variant:?}: depends on the order of threads"
+            );
             // The mean is that of f32 numbers of up to 700; centred products are below 4.
             assert_close("mu", &got.mu, &want.mu, variant.tolerance * 700.0);
-            assert_close("sigma", &got.sigma, &want.sigma, variant.tolerance * 4.0 + 1e-15);
+            assert_close(
+                "sigma",
+                &got.sigma,
+                &want.sigma,
+                variant.tolerance * 4.0 + 1e-15,
+            );
         }
     }
 }

@@ -32,8 +32,20 @@ struct Geometry {
     padding: [usize; 2],
 }
 
-const fn square(n: usize, size: usize, channels: usize, [kernel, stride, padding]: [usize; 3]) -> Geometry {
-    Geometry { n, size: [size; 2], channels, kernel: [kernel; 2], stride: [stride; 2], padding: [padding; 2] }
+const fn square(
+    n: usize,
+    size: usize,
+    channels: usize,
+    [kernel, stride, padding]: [usize; 3],
+) -> Geometry {
+    Geometry {
+        n,
+        size: [size; 2],
+        channels,
+        kernel: [kernel; 2],
+        stride: [stride; 2],
+        padding: [padding; 2],
+    }
 }
 
 const GEOMETRIES: &[Geometry] = &[
@@ -43,7 +55,14 @@ const GEOMETRIES: &[Geometry] = &[
     square(3, 5, 5, [5, 1, 0]),
     square(1, 7, 2, [2, 3, 0]),
     square(0, 5, 4, [3, 1, 1]),
-    Geometry { n: 1, size: [5, 9], channels: 4, kernel: [2, 3], stride: [1, 2], padding: [1, 0] },
+    Geometry {
+        n: 1,
+        size: [5, 9],
+        channels: 4,
+        kernel: [2, 3],
+        stride: [1, 2],
+        padding: [1, 0],
+    },
 ];
 
 impl Geometry {
@@ -71,7 +90,8 @@ impl Geometry {
     }
     /// For every output element the elements of its window inside the image with their taps.
     fn windows(&self) -> Vec<Vec<(usize, usize)>> {
-        let ([oh, ow], [h, w], [kh, kw], c) = (self.output(), self.size, self.kernel, self.channels);
+        let ([oh, ow], [h, w], [kh, kw], c) =
+            (self.output(), self.size, self.kernel, self.channels);
         let mut windows = Vec::new();
         for at in 0..self.outputs() {
             let (channel, x, y, n) = (at % c, at / c % ow, at / c / ow % oh, at / c / ow / oh);
@@ -95,8 +115,14 @@ fn run(kernel: &str, inputs: &[&[f32]], params: Pool2dParams) -> Vec<f32> {
     let gpu = Gpu::with_kernels("pool2d");
     let count = params.count as usize;
     let one = |skipped: usize| {
-        let memory: Vec<_> = inputs.iter().map(|v| gpu.upload(&[&vec![f32::NAN; skipped], *v, &[f32::NAN]].concat())).collect();
-        let addresses: Vec<u64> = memory.iter().map(|m| gpu.address(m) + 4 * skipped as u64).collect();
+        let memory: Vec<_> = inputs
+            .iter()
+            .map(|v| gpu.upload(&[&vec![f32::NAN; skipped], *v, &[f32::NAN]].concat()))
+            .collect();
+        let addresses: Vec<u64> = memory
+            .iter()
+            .map(|m| gpu.address(m) + 4 * skipped as u64)
+            .collect();
         let result = gpu.uninitialised::<f32>(skipped + count + 1);
         let to = gpu.address(&result) + 4 * skipped as u64;
         gpu.launch(&gpu.function(kernel), grid(2, 32), |args| {
@@ -107,20 +133,36 @@ fn run(kernel: &str, inputs: &[&[f32]], params: Pool2dParams) -> Vec<f32> {
         })
         .unwrap_or_else(|_| panic!("{kernel}: {}", cuda_on_cpu::last_error()));
         let mut values = gpu.download(&result);
-        assert!(values.pop().expect("the guard").is_nan(), "written behind the result");
+        assert!(
+            values.pop().expect("the guard").is_nan(),
+            "written behind the result"
+        );
         values.split_off(skipped)
     };
-    let mut results = [0, 1].into_iter().flat_map(|skipped| orders().iter().map(move |&order| (order, skipped)));
-    let mut results = results.by_ref().map(|(order, skipped)| with_order(order, || one(skipped)));
+    let mut results = [0, 1]
+        .into_iter()
+        .flat_map(|skipped| orders().iter().map(move |&order| (order, skipped)));
+    let mut results = results
+        .by_ref()
+        .map(|(order, skipped)| with_order(order, || one(skipped)));
     let first = results.next().expect("an order");
     for other in results {
-        assert!(first.iter().zip(&other).all(|(a, b)| a.to_bits() == b.to_bits()), "{kernel}: {first:?} and {other:?}");
+        assert!(
+            first
+                .iter()
+                .zip(&other)
+                .all(|(a, b)| a.to_bits() == b.to_bits()),
+            "{kernel}: {first:?} and {other:?}"
+        );
     }
     first
 }
 
 fn whole_numbers(count: usize, seed: u64) -> Vec<f32> {
-    numbers(count, seed).iter().map(|x| (x * 4.0).round()).collect()
+    numbers(count, seed)
+        .iter()
+        .map(|x| (x * 4.0).round())
+        .collect()
 }
 
 #[test]
@@ -130,17 +172,33 @@ fn the_largest_of_each_window_and_where_it_is() {
         let x = whole_numbers(geometry.inputs(), 1);
         let windows = geometry.windows();
         let largest = |window: &Vec<(usize, usize)>| {
-            window.iter().copied().reduce(|best, next| if x[next.0] > x[best.0] { next } else { best }).expect("an element inside")
+            window
+                .iter()
+                .copied()
+                .reduce(|best, next| if x[next.0] > x[best.0] { next } else { best })
+                .expect("an element inside")
         };
         let params = geometry.params(geometry.outputs(), false);
         let expected: Vec<f32> = windows.iter().map(|w| x[largest(w).0]).collect();
-        assert_eq!(run("max_pool2d_f32", &[&x], params), expected, "{geometry:?}");
+        assert_eq!(
+            run("max_pool2d_f32", &[&x], params),
+            expected,
+            "{geometry:?}"
+        );
         let taps: Vec<f32> = windows.iter().map(|w| largest(w).1 as f32).collect();
-        assert_eq!(run("max_pool2d_taps_f32", &[&x], params), taps, "{geometry:?}");
+        assert_eq!(
+            run("max_pool2d_taps_f32", &[&x], params),
+            taps,
+            "{geometry:?}"
+        );
 
         let other = whole_numbers(geometry.inputs(), 2);
         let expected: Vec<f32> = windows.iter().map(|w| other[largest(w).0]).collect();
-        assert_eq!(run("gather_taps_f32", &[&other, &taps], params), expected, "{geometry:?}");
+        assert_eq!(
+            run("gather_taps_f32", &[&other, &taps], params),
+            expected,
+            "{geometry:?}"
+        );
 
         let g = numbers(geometry.outputs(), 3);
         let mut expected = vec![0.0f32; geometry.inputs()];
@@ -148,7 +206,11 @@ fn the_largest_of_each_window_and_where_it_is() {
             expected[largest(window).0] += g;
         }
         let params = geometry.params(geometry.inputs(), false);
-        assert_eq!(run("scatter_taps_f32", &[&g, &taps], params), expected, "{geometry:?}");
+        assert_eq!(
+            run("scatter_taps_f32", &[&g, &taps], params),
+            expected,
+            "{geometry:?}"
+        );
     }
 }
 
@@ -161,29 +223,53 @@ fn a_nan_wins() {
     let params = geometry.params(1, false);
     assert!(run("max_pool2d_f32", &[&x], params)[0].is_nan());
     assert_eq!(run("max_pool2d_taps_f32", &[&x], params), [4.0]);
-    assert_eq!(run("max_pool2d_f32", &[&[f32::NEG_INFINITY; 9]], params), [f32::NEG_INFINITY]);
+    assert_eq!(
+        run("max_pool2d_f32", &[&[f32::NEG_INFINITY; 9]], params),
+        [f32::NEG_INFINITY]
+    );
 }
 
 #[test]
 fn averages_and_their_transpose() {
     for geometry in GEOMETRIES {
-        let (x, g) = (numbers(geometry.inputs(), 4), numbers(geometry.outputs(), 5));
+        let (x, g) = (
+            numbers(geometry.inputs(), 4),
+            numbers(geometry.outputs(), 5),
+        );
         for inside in [false, true] {
             let share = |window: &Vec<(usize, usize)>| {
-                let taps = if inside { window.len() } else { geometry.kernel[0] * geometry.kernel[1] };
+                let taps = if inside {
+                    window.len()
+                } else {
+                    geometry.kernel[0] * geometry.kernel[1]
+                };
                 1.0 / taps as f32
             };
             let windows = geometry.windows();
-            let expected: Vec<f32> =
-                windows.iter().map(|w| w.iter().fold(0.0, |sum, (at, _)| sum + x[*at]) * share(w)).collect();
-            assert_eq!(run("avg_pool2d_f32", &[&x], geometry.params(expected.len(), inside)), expected, "{geometry:?}");
+            let expected: Vec<f32> = windows
+                .iter()
+                .map(|w| w.iter().fold(0.0, |sum, (at, _)| sum + x[*at]) * share(w))
+                .collect();
+            assert_eq!(
+                run(
+                    "avg_pool2d_f32",
+                    &[&x],
+                    geometry.params(expected.len(), inside)
+                ),
+                expected,
+                "{geometry:?}"
+            );
             let mut expected = vec![0.0f32; geometry.inputs()];
             for (window, g) in windows.iter().zip(&g) {
                 for (at, _) in window {
                     expected[*at] += g * share(window);
                 }
             }
-            let got = run("avg_pool2d_transpose_f32", &[&g], geometry.params(expected.len(), inside));
+            let got = run(
+                "avg_pool2d_transpose_f32",
+                &[&g],
+                geometry.params(expected.len(), inside),
+            );
             assert_eq!(got, expected, "{geometry:?}");
         }
     }

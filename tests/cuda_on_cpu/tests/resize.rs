@@ -33,7 +33,11 @@ fn axis(input: usize, output: usize) -> (Vec<ResizeTaps>, Vec<f32>) {
     for j in 0..output {
         let start = j * input / output;
         let count = (1 + j % 4).min(input - start);
-        taps.push(ResizeTaps { start: start as i32, first: first as i32, count: count as i32 });
+        taps.push(ResizeTaps {
+            start: start as i32,
+            first: first as i32,
+            count: count as i32,
+        });
         first += count;
     }
     (taps, numbers(first, 9))
@@ -47,9 +51,18 @@ fn run(x: &[f32], [outer, input, output, inner]: [usize; 4], skipped: usize) -> 
     let (taps, weights) = (gpu.upload(&taps), gpu.upload(&weights));
     let count = outer * output * inner;
     let mut y = gpu.uninitialised::<f32>(count);
-    let params = ResizeParams { count: count as i32, input: input as i32, output: output as i32, inner: inner as i32 };
+    let params = ResizeParams {
+        count: count as i32,
+        input: input as i32,
+        output: output as i32,
+        inner: inner as i32,
+    };
     gpu.launch(&gpu.function("resize_axis_f32"), grid(2, 64), |args| {
-        args.arg(&from).arg(&taps).arg(&weights).arg(&mut y).arg(&params);
+        args.arg(&from)
+            .arg(&taps)
+            .arg(&weights)
+            .arg(&mut y)
+            .arg(&params);
     })
     .unwrap_or_else(|_| panic!("{}", cuda_on_cpu::last_error()));
     gpu.download(&y)
@@ -57,9 +70,13 @@ fn run(x: &[f32], [outer, input, output, inner]: [usize; 4], skipped: usize) -> 
 
 #[test]
 fn an_axis_is_filtered() {
-    for (sizes @ [outer, input, output, inner], skipped) in
-        [([2, 5, 8, 4], 0), ([3, 9, 4, 3], 0), ([1, 7, 7, 20], 1), ([2, 1, 3, 8], 0), ([1, 16, 5, 1], 0)]
-    {
+    for (sizes @ [outer, input, output, inner], skipped) in [
+        ([2, 5, 8, 4], 0),
+        ([3, 9, 4, 3], 0),
+        ([1, 7, 7, 20], 1),
+        ([2, 1, 3, 8], 0),
+        ([1, 16, 5, 1], 0),
+    ] {
         let x = numbers(outer * input * inner, 3);
         let (taps, weights) = axis(input, output);
         let element = |at: usize| {
@@ -67,7 +84,10 @@ fn an_axis_is_filtered() {
             let tap = taps[j];
             let (mut single, mut double) = (0.0f32, 0.0f64);
             for k in 0..tap.count as usize {
-                let (v, w) = (x[(o * input + tap.start as usize + k) * inner + i], weights[tap.first as usize + k]);
+                let (v, w) = (
+                    x[(o * input + tap.start as usize + k) * inner + i],
+                    weights[tap.first as usize + k],
+                );
                 single += v * w;
                 double += f64::from(v) * f64::from(w);
             }
@@ -77,7 +97,11 @@ fn an_axis_is_filtered() {
         };
         let expected: Vec<f32> = (0..outer * output * inner).map(element).collect();
         for &order in orders() {
-            assert_eq!(with_order(order, || run(&x, sizes, skipped)), expected, "{sizes:?} {order:?}");
+            assert_eq!(
+                with_order(order, || run(&x, sizes, skipped)),
+                expected,
+                "{sizes:?} {order:?}"
+            );
         }
     }
 }

@@ -91,33 +91,48 @@ pub struct Data {
 }
 
 pub fn whole_numbers(count: usize, seed: u64) -> Vec<f32> {
-    numbers(count, seed).iter().map(|x| (x * 3.5).round()).collect()
+    numbers(count, seed)
+        .iter()
+        .map(|x| (x * 3.5).round())
+        .collect()
 }
 
 pub fn powers_of_two(count: usize, seed: u64) -> Vec<f32> {
-    numbers(count, seed).iter().map(|x| (x * 1.5).round().exp2()).collect()
+    numbers(count, seed)
+        .iter()
+        .map(|x| (x * 1.5).round().exp2())
+        .collect()
 }
 
 /// Scales that leave squares of sums whole.
 pub fn one_or_two(count: usize, seed: u64) -> Vec<f32> {
-    numbers(count, seed).iter().map(|x| if *x < 0.0 { 1.0 } else { 2.0 }).collect()
+    numbers(count, seed)
+        .iter()
+        .map(|x| if *x < 0.0 { 1.0 } else { 2.0 })
+        .collect()
 }
 
 impl Geometry {
     pub fn output(&self) -> [usize; 2] {
-        [0, 1].map(|d| {
-            (self.size[d] + 2 * self.padding[d] - self.kernel[d]) / self.stride[d] + 1
-        })
+        [0, 1].map(|d| (self.size[d] + 2 * self.padding[d] - self.kernel[d]) / self.stride[d] + 1)
     }
     pub fn taps(&self) -> usize {
         self.kernel[0] * self.kernel[1]
     }
     pub fn counts(&self) -> [usize; 3] {
         let ([h, w], [oh, ow], [ci, co]) = (self.size, self.output(), self.channels);
-        [self.n * h * w * ci, co * self.taps() * ci, self.n * oh * ow * co]
+        [
+            self.n * h * w * ci,
+            co * self.taps() * ci,
+            self.n * oh * ow * co,
+        ]
     }
 
-    pub fn data(&self, operand: fn(usize, u64) -> Vec<f32>, scale: fn(usize, u64) -> Vec<f32>) -> Data {
+    pub fn data(
+        &self,
+        operand: fn(usize, u64) -> Vec<f32>,
+        scale: fn(usize, u64) -> Vec<f32>,
+    ) -> Data {
         let [x, w, g] = self.counts();
         Data {
             x: operand(x, 1),
@@ -162,11 +177,14 @@ impl Geometry {
     /// The result of an op and the sum of the absolute values of its terms.
     pub fn expected(&self, op: Op, d: &Data) -> Vec<[f64; 2]> {
         let [x_count, w_count, g_count] = self.counts();
-        let mut sums = vec![[0.0; 2]; match op {
-            Op::Forward => g_count,
-            Op::Transpose => x_count,
-            Op::WeightGrad => w_count,
-        }];
+        let mut sums = vec![
+            [0.0; 2];
+            match op {
+                Op::Forward => g_count,
+                Op::Transpose => x_count,
+                Op::WeightGrad => w_count,
+            }
+        ];
         self.visit(|[x, w, g], [n, i, o]| {
             let (u, v, to) = match op {
                 Op::Forward => (d.x[x], d.w[w], g),
@@ -181,8 +199,16 @@ impl Geometry {
     }
 
     pub fn scale_of(&self, d: &Data, n: usize, i: usize, o: usize) -> f64 {
-        let a = if self.scales[0] { d.a[n * self.channels[0] + i] } else { 1.0 };
-        let b = if self.scales[1] { d.b[n * self.channels[1] + o] } else { 1.0 };
+        let a = if self.scales[0] {
+            d.a[n * self.channels[0] + i]
+        } else {
+            1.0
+        };
+        let b = if self.scales[1] {
+            d.b[n * self.channels[1] + o]
+        } else {
+            1.0
+        };
         f64::from(a) * f64::from(b)
     }
 
@@ -241,6 +267,9 @@ impl Extras {
             down: DOWN,
             padding: 0,
         };
-        Extras { params, _memory: [bias, noise, strength] }
+        Extras {
+            params,
+            _memory: [bias, noise, strength],
+        }
     }
 }

@@ -27,7 +27,12 @@ pub fn run(
     let on_device = |x: &[f32]| gpu.upload(&x.iter().map(|&x| bf16_bits(x)).collect::<Vec<_>>());
     let (device_a, device_b) = (on_device(&a), on_device(&b));
     let map = |matrix, rows: usize, tile_rows| {
-        tensor_map(gpu.address(matrix), &[k as u64, rows as u64], &[TILE, tile_rows], &ONE_STEP)
+        tensor_map(
+            gpu.address(matrix),
+            &[k as u64, rows as u64],
+            &[TILE, tile_rows],
+            &ONE_STEP,
+        )
     };
     let (map_a, map_b) = (map(&device_a, m, TILE), map(&device_b, n, tile_columns));
     let mut c = gpu.uninitialised::<f32>(m * n);
@@ -72,16 +77,27 @@ pub fn run_of_columns(kernel: &str) -> Result<(Vec<f32>, Vec<f32>), String> {
     let on_device = |x: &[f32]| gpu.upload(&x.iter().map(|&x| bf16_bits(x)).collect::<Vec<_>>());
     let (device_a, device_b) = (on_device(&a), on_device(&b));
     let map = |matrix, columns: usize| {
-        tensor_map(gpu.address(matrix), &[columns as u64, t as u64], &[TILE, TILE], &ONE_STEP)
+        tensor_map(
+            gpu.address(matrix),
+            &[columns as u64, t as u64],
+            &[TILE, TILE],
+            &ONE_STEP,
+        )
     };
     let (map_a, map_b) = (map(&device_a, t), map(&device_b, n));
     let mut c = gpu.uninitialised::<f32>(t * n);
-    let geometry = Geometry { blocks: [1, 1, 1], threads: 128, dynamic_shared: SHARED };
+    let geometry = Geometry {
+        blocks: [1, 1, 1],
+        threads: 128,
+        dynamic_shared: SHARED,
+    };
     gpu.launch(&gpu.function_with(kernel, SHARED), geometry, |args| {
         args.arg(&map_a).arg(&map_b).arg(&mut c);
     })
     .map_err(|_| cuda_on_cpu::last_error())?;
-    let expected = (0..t * n).map(|i| (0..t).map(|k| a[k * t + i / n] * b[k * n + i % n]).sum()).collect();
+    let expected = (0..t * n)
+        .map(|i| (0..t).map(|k| a[k * t + i / n] * b[k * n + i % n]).sum())
+        .collect();
     Ok((gpu.download(&c), expected))
 }
 
@@ -90,16 +106,37 @@ pub fn run_box(first: i32, step: u32, bytes: i32) -> Result<(Vec<f32>, Vec<f32>)
     const ROWS: usize = 20;
     let gpu = Gpu::with_kernels("hopper");
     let value = |row: usize, column: usize| (row * 8 + column % 8) as f32;
-    let matrix: Vec<u16> = (0..ROWS * 64).map(|i| bf16_bits(value(i / 64, i % 64))).collect();
+    let matrix: Vec<u16> = (0..ROWS * 64)
+        .map(|i| bf16_bits(value(i / 64, i % 64)))
+        .collect();
     let matrix = gpu.upload(&matrix);
-    let map = tensor_map(gpu.address(&matrix), &[64, ROWS as u64], &[64, 8 * step], &[1, step]);
+    let map = tensor_map(
+        gpu.address(&matrix),
+        &[64, ROWS as u64],
+        &[64, 8 * step],
+        &[1, step],
+    );
     let (mut y, rows) = (gpu.uninitialised::<f32>(8 * 64), 8i32);
-    let geometry = Geometry { blocks: [1, 1, 1], threads: 32, dynamic_shared: 2048 };
+    let geometry = Geometry {
+        blocks: [1, 1, 1],
+        threads: 32,
+        dynamic_shared: 2048,
+    };
     gpu.launch(&gpu.function_with("test_tma_box", 2048), geometry, |args| {
-        args.arg(&map).arg(&mut y).arg(&first).arg(&rows).arg(&bytes);
+        args.arg(&map)
+            .arg(&mut y)
+            .arg(&first)
+            .arg(&rows)
+            .arg(&bytes);
     })
     .map_err(|_| cuda_on_cpu::last_error())?;
-    let row = |r: usize| usize::try_from(first + (r as u32 * step) as i32).ok().filter(|&row| row < ROWS);
-    let expected = (0..8 * 64).map(|i| row(i / 64).map_or(0.0, |row| value(row, i % 64))).collect();
+    let row = |r: usize| {
+        usize::try_from(first + (r as u32 * step) as i32)
+            .ok()
+            .filter(|&row| row < ROWS)
+    };
+    let expected = (0..8 * 64)
+        .map(|i| row(i / 64).map_or(0.0, |row| value(row, i % 64)))
+        .collect();
     Ok((gpu.download(&y), expected))
 }

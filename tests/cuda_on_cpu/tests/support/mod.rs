@@ -156,6 +156,11 @@ pub struct Geometry {
     pub dynamic_shared: u32,
 }
 
+/// Whether a sanitizer looks on, which is slow: each kind of tile and of copy once, since larger tiles are the same code.
+pub fn is_watched() -> bool {
+    cuda_on_cpu::orders().len() == 1
+}
+
 /// One-dimensional, without dynamic shared memory.
 pub fn grid(blocks: u32, threads: u32) -> Geometry {
     Geometry {
