@@ -11,7 +11,7 @@ use recant::autograd::{Order, Var, grad_or_zero, mul, sum};
 use recant::losses::{discriminator_loss, path_length, r1_penalty};
 use recant::models::stylegan2::{Discriminator, Generator, StyleGan2Config, Styles};
 use recant::tensor::Tensor;
-use recant::training::{NoRegulariser, Trainer};
+use recant::training::{Hyper, NoRegulariser, Trainer};
 
 #[test]
 fn architecture_is_read_off_the_file() {
