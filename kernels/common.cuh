@@ -49,6 +49,19 @@ __device__ __forceinline__ void store_lanes(float* slab, int64_t i, const Lanes<
     __stcg(slab + i, lanes.v[0]);
 }
 
+__device__ __forceinline__ unsigned two_bf16(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const unsigned*>(&pair);
+}
+template <int N>
+__device__ __forceinline__ void store_bf16(__nv_bfloat16* slab, int64_t i, const Lanes<N>& lanes) {
+  if constexpr (N == 4)
+    *reinterpret_cast<uint2*>(slab + i) =
+        make_uint2(two_bf16(lanes.v[0], lanes.v[1]), two_bf16(lanes.v[2], lanes.v[3]));
+  else
+    slab[i] = __float2bfloat16_rn(lanes.v[0]);
+}
+
 // Views into a slab start at any element: 16-byte accesses only where all their addresses allow them.
 template <typename... Pointers>
 __device__ __forceinline__ bool all_aligned16(const Pointers*... pointers) {
@@ -87,6 +100,43 @@ __device__ __forceinline__ T block_sum(T value) {
   __syncthreads();  // the next call writes warp_sums again
   return total;
 }
+
+// Stores what an output (gemm_tile.cuh) makes of two sums of neighbouring columns; in one access where `pairs`.
+template <typename Output, typename Row>
+__device__ __forceinline__ void store_two(const Output& output, const Row& row, int column, int columns, bool pairs,
+                                          float first, float second) {
+  float* to = output.data + row.at + column;
+  if (pairs && column < columns) {
+    *reinterpret_cast<float2*>(to) =
+        make_float2(output.value(row, column, first), output.value(row, column + 1, second));
+    return;
+  }
+  if (column < columns) to[0] = output.value(row, column, first);
+  if (column + 1 < columns) to[1] = output.value(row, column + 1, second);
+}
+
+// Zeros in an array of any rank, without a loop at run time: registers have no addresses.
+__device__ __forceinline__ void clear(float& value) { value = 0.0f; }
+template <typename T, int kCount>
+__device__ __forceinline__ void clear(T (&values)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; i++) clear(values[i]);
+}
+
+// Division by a number that is the same for all, without a division: exact for numerators below 2^31.
+struct Divisor {
+  unsigned divisor, shift, multiplier;
+
+  // A divisor of zero, which an empty sum may come with, becomes one.
+  __device__ __forceinline__ explicit Divisor(int d)
+      : divisor(d > 0 ? unsigned(d) : 1u), shift(32u - unsigned(__clz(divisor - 1u))) {
+    multiplier = unsigned((((uint64_t(1) << shift) - divisor) << 32) / divisor) + 1u;
+  }
+  __device__ __forceinline__ int quotient(int n) const {
+    return int((__umulhi(unsigned(n), multiplier) + unsigned(n)) >> shift);
+  }
+  __device__ __forceinline__ int remainder(int n) const { return n - quotient(n) * int(divisor); }
+};
 
 // True in every thread of the block that reaches this place last, which then sees what all others wrote before. A
 // whole-grid result is finished there, in the same launch and in a fixed order. `arrivals` starts at zero and is zero

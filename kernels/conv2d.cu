@@ -1,46 +1,54 @@
 // The scaled convolution family as implicit matrix products: one trilinear form read from three sides.
 //   T = sum b[n,o] g[n,p,o] w[o,t,i] a[n,i] x[n,q(p,t),i]        q(p,t) = p stride + t - padding
-//   conv2d              y[n,p,o] = b[n,o] sum_{t,i} (a[n,i] x[n,q(p,t),i]) w[o,t,i]     rows (n,p), columns o, k = (t,i)
-//   conv2d_transpose    z[n,q,i] = a[n,i] sum_{t,o} (b[n,o] g[n,p,o]) w[o,t,i]          rows (n,q), columns i, k = (t,o)
-//   conv2d_weight_grad  v[o,t,i] = sum_{n,p} (b[n,o] g[n,p,o]) (a[n,i] x[n,q(p,t),i])   rows o, columns (t,i), k = (n,p)
-// x [N,H,W,I], g and y [N,Ho,Wo,O], w [O,kh,kw,I]; the scales a [N,I] and b [N,O] may be null.
-// The transpose visits the pixels of each residue class q mod stride (blockIdx.z) by themselves, with the taps that
-// reach them: no product with an inserted zero is made. The weight gradient is cut into parts of k (blockIdx.z), which
-// reduce.cu adds.
+//   conv2d              y[n,p,o] = b[n,o] sum_{t,i} (a[n,i] x[n,q(p,t),i]) w[o,t,i]    rows (n,p), columns o, k = (t,i)
+//   conv2d_transpose    z[n,q,i] = a[n,i] sum_{t,o} (b[n,o] g[n,p,o]) w[o,t,i]         rows (n,q), columns i, k = (t,o)
+//   conv2d_weight_grad  v[o,t,i] = sum_{n,p} (b[n,o] g[n,p,o]) (a[n,i] x[n,q(p,t),i])  rows o, columns (t,i), k = (n,p)
+//   conv2d_act          act(conv2d + (strength noise[p] + bias[o]))                    act(v) = v (v > 0 ? up : down)
+//   conv2d_weight_grad_squared  s[o,t,i] = weight sum_j (sum_{n in group j,p} ...)^2    rows and columns as above
+// x [N,H,W,I], g and y [N,Ho,Wo,O], w [O,kh,kw,I]; the scales a [N,I] and b [N,O], bias and noise may be null.
+// The transpose visits the pixels of each residue class q mod stride by themselves (blockIdx.z mod classes), with the
+// taps that reach them: no product with an inserted zero is made. A long k is cut into parts (blockIdx.z, in the
+// transpose divided by the number of classes): part q is v[q,o,t,i] and so on, and reduce.cu, or add_parts_act with an
+// activation behind it, adds the parts in their order. The squared gradient is that of diagonal Fisher information: a
+// sample's gradient, or that of a group of samples that a loss joins (group j of J: samples j, j + J, ...), is squared
+// in registers, so that no gradient but their sum is ever stored; its parts are parts of the groups.
 //
-// Threads: one block per 64 x 64 outputs (128 x 16 in the narrow entries, for few channels); see gemm_tile.cuh.
-// Cost: 2 N Ho Wo O kh kw I FLOP each. Per block and step of 16 in k: 4 * 16 * (64 + 64) bytes for 131072 FLOP, 16 FLOP
-// per byte from L2: bound by the FMA units.
-// Numerics: f32 throughout, k ascending within a part; scales are applied to operands as they are loaded and to sums
-// as they are stored.
+// Threads: one block per tile of outputs. _f32 entries: 64 x 64 (128 x 16 in the narrow ones, for few channels), 256
+// threads, gemm_tile.cuh. _tf32, _tf32x3 and _bf16 entries (operands rounded to that format, f32 in memory): 128 x 128,
+// 256 threads; the small ones 64 x 64, 128 threads; mma_tile.cuh. add_parts_act: one thread per element, grid-stride.
+// Cost: 2 N Ho Wo O kh kw I FLOP each. Per block and step of 16 in k, 4 * 16 * (64 + 64) bytes for 131072 FLOP, 16 FLOP
+// per byte from L2 (32 in tiles of 128 x 128): bound by the FMA units or tensor cores. add_parts_act: 4 (parts + 1)
+// bytes per element.
+// Numerics: f32 sums, k ascending within a part; scales are applied to operands as they are loaded and to sums as they
+// are stored. What the tensor core entries round is in mma_tile.cuh.
 // Launched by src/ops/conv2d/cuda.rs.
+#include "conv2d.cuh"
 #include "gemm_tile.cuh"
+#include "mma_tile.cuh"
 
-struct Conv2dParams {
-  int32_t n;
-  int32_t x_h, x_w, x_c;
-  int32_t g_h, g_w, g_c;
-  int32_t k_h, k_w;
-  int32_t stride_y, stride_x, pad_y, pad_x;
-  int32_t part;  // of k, in the weight gradient
+// The share of part `part` of a sum over `depth`.
+struct Share {
+  int begin, end;
 };
-static_assert(sizeof(Conv2dParams) == 56, "keep in step with src/ops/conv2d/cuda.rs");
-
-// The index relation, once per direction and axis.
-__device__ __forceinline__ int input_at(int output, int tap, int stride, int padding) {
-  return output * stride + tap - padding;
-}
-// Of the taps that reach inputs of one residue class: the first, and how many there are.
-struct Taps {
-  int first, count;
-};
-__device__ __forceinline__ Taps taps_reaching(int residue, int kernel, int stride, int padding) {
-  const int first = (residue + padding) % stride;
-  return {first, first < kernel ? (kernel - first + stride - 1) / stride : 0};
+__device__ __forceinline__ Share share_of(int part, int length, int depth) {
+  if (length <= 0) return {0, depth};
+  return {min(part * length, depth), min((part + 1) * length, depth)};
 }
 
-__device__ __forceinline__ float scaled(float value, const float* scale, int64_t at) {
-  return scale ? value * __ldg(scale + at) : value;
+// Four neighbours in memory are one vector where channels and parts are multiples of four and addresses of sixteen.
+template <typename... Pointers>
+__device__ __forceinline__ bool in_vectors(int channels, int other_channels, int part, const Pointers*... pointers) {
+  return channels % 4 == 0 && other_channels % 4 == 0 && part % 4 == 0 && all_aligned16(pointers...);
+}
+
+// Multiplies on either kind of tile.
+template <typename Tile, typename A, typename B>
+__device__ __forceinline__ void multiply(Tile& tile, const A& a, const B& b, int row, int column, Share k,
+                                         bool vectors) {
+  if constexpr (requires { Tile::kSharedBytes; })
+    tile.multiply(a, b, row, column, k.begin, k.end, vectors);
+  else
+    tile.multiply(a, b, row, column, k.begin, k.end);
 }
 
 // ---- conv2d
@@ -54,10 +62,13 @@ struct InputPatches {
   struct Step {
     int y, x, i;
   };
-  const float* x;
-  const float* a;
+  const float* data;
+  const float* scale;
   const Conv2dParams& p;
+  Divisor channels, taps_x;
 
+  __device__ __forceinline__ InputPatches(const float* x, const float* a, const Conv2dParams& p)
+      : data(x), scale(a), p(p), channels(p.x_c), taps_x(p.k_w) {}
   __device__ __forceinline__ Row row(int r) const {
     const unsigned pixels = unsigned(p.g_h * p.g_w), n = unsigned(r) / pixels, pixel = unsigned(r) % pixels;
     if (int(n) >= p.n) return {-1, 0, 0};
@@ -65,42 +76,55 @@ struct InputPatches {
     return {int(n), input_at(y, 0, p.stride_y, p.pad_y), input_at(x, 0, p.stride_x, p.pad_x)};
   }
   __device__ __forceinline__ Step step(int k) const {
-    const unsigned tap = unsigned(k) / unsigned(p.x_c);
-    return {int(tap / unsigned(p.k_w)), int(tap % unsigned(p.k_w)), int(unsigned(k) % unsigned(p.x_c))};
+    const int tap = channels.quotient(k), y = taps_x.quotient(tap);
+    return {y, tap - y * p.k_w, k - tap * p.x_c};
   }
-  __device__ __forceinline__ float load(const Row& r, const Step& s) const {
-    const int y = r.y + s.y, x_at = r.x + s.x;
-    if (r.n < 0 || y < 0 || y >= p.x_h || x_at < 0 || x_at >= p.x_w) return 0.0f;
-    const float value = __ldg(x + ((int64_t(r.n) * p.x_h + y) * p.x_w + x_at) * p.x_c + s.i);
-    return scaled(value, a, int64_t(r.n) * p.x_c + s.i);
+  __device__ __forceinline__ int at(const Row& r, const Step& s) const {
+    const int y = r.y + s.y, x = r.x + s.x;
+    if (r.n < 0 || y < 0 || y >= p.x_h || x < 0 || x >= p.x_w) return -1;
+    return ((r.n * p.x_h + y) * p.x_w + x) * p.x_c + s.i;
   }
+  __device__ __forceinline__ int scale_at(const Row& r, const Step& s) const { return r.n * p.x_c + s.i; }
 };
 
 // Rows o, k = (t, i): the weight as it lies.
 struct WeightRows {
   static constexpr bool kAlongK = true;
+  static constexpr const float* scale = nullptr;
   using Row = int;
   using Step = int;
-  const float* w;
+  const float* data;
   int rows, depth;
 
   __device__ __forceinline__ Row row(int o) const { return o < rows ? o : -1; }
   __device__ __forceinline__ Step step(int k) const { return k; }
-  __device__ __forceinline__ float load(Row o, Step k) const {
-    return o < 0 ? 0.0f : __ldg(w + int64_t(o) * depth + k);
-  }
+  __device__ __forceinline__ int at(Row o, Step k) const { return o < 0 ? -1 : o * depth + k; }
+  __device__ __forceinline__ int scale_at(Row, Step) const { return 0; }
 };
 
-template <typename T>
+template <typename Tile, typename Output>
+__device__ __forceinline__ void conv2d_into(const Output& output, const float* x, const float* w, const float* a,
+                                            const Conv2dParams& p, int part) {
+  const int row = int(blockIdx.x) * Tile::kM, column = int(blockIdx.y) * Tile::kN;
+  const int depth = p.k_h * p.k_w * p.x_c;
+  Tile tile;
+  multiply(tile, InputPatches(x, a, p), WeightRows{w, p.g_c, depth}, row, column, share_of(part, p.part, depth),
+           in_vectors(p.x_c, 0, p.part, x, w, a));
+  tile.store(output, row, column, p.n * p.g_h * p.g_w, p.g_c);
+}
+
+template <typename Tile>
 __device__ __forceinline__ void conv2d(const float* x, const float* w, const float* a, const float* b, float* y,
                                        const Conv2dParams& p) {
-  const int row = int(blockIdx.x) * T::kM, column = int(blockIdx.y) * T::kN;
-  const int pixels = p.g_h * p.g_w, depth = p.k_h * p.k_w * p.x_c;
-  T tile;
-  tile.multiply(InputPatches{x, a, p}, WeightRows{w, p.g_c, depth}, row, column, 0, depth);
-  tile.store(row, column, p.n * pixels, p.g_c, [&](int r, int o, float sum) {
-    y[int64_t(r) * p.g_c + o] = scaled(sum, b, int64_t(r / pixels) * p.g_c + o);
-  });
+  const int part = int(blockIdx.z), pixels = p.g_h * p.g_w;
+  float* part_of_y = y + int64_t(part) * p.n * pixels * p.g_c;
+  conv2d_into<Tile>(ConvolutionOutput{part_of_y, b, pixels, p.g_c}, x, w, a, p, part);
+}
+
+template <typename Tile>
+__device__ __forceinline__ void conv2d_act(const float* x, const float* w, const float* a, const float* b, float* y,
+                                           const Conv2dParams& p, const Conv2dActParams& e) {
+  conv2d_into<Tile>(ActivatedOutput{y, b, p.g_h * p.g_w, p.g_c, Activation(e)}, x, w, a, p, 0);
 }
 
 extern "C" __global__ void __launch_bounds__(kTileThreads)
@@ -111,23 +135,85 @@ extern "C" __global__ void __launch_bounds__(kTileThreads)
     conv2d_narrow_f32(const float* x, const float* w, const float* a, const float* b, float* y, Conv2dParams p) {
   conv2d<NarrowTile>(x, w, a, b, y, p);
 }
+extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Tf32>::kThreads)
+    conv2d_tf32(const float* x, const float* w, const float* a, const float* b, float* y, Conv2dParams p) {
+  conv2d<LargeMmaTile<Math::Tf32>>(x, w, a, b, y, p);
+}
+extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Tf32>::kThreads, kSmallBlocks)
+    conv2d_small_tf32(const float* x, const float* w, const float* a, const float* b, float* y, Conv2dParams p) {
+  conv2d<SmallMmaTile<Math::Tf32>>(x, w, a, b, y, p);
+}
+extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Tf32x3>::kThreads)
+    conv2d_tf32x3(const float* x, const float* w, const float* a, const float* b, float* y, Conv2dParams p) {
+  conv2d<LargeMmaTile<Math::Tf32x3>>(x, w, a, b, y, p);
+}
+extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Tf32x3>::kThreads, kSmallBlocks)
+    conv2d_small_tf32x3(const float* x, const float* w, const float* a, const float* b, float* y, Conv2dParams p) {
+  conv2d<SmallMmaTile<Math::Tf32x3>>(x, w, a, b, y, p);
+}
+extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Bf16>::kThreads)
+    conv2d_bf16(const float* x, const float* w, const float* a, const float* b, float* y, Conv2dParams p) {
+  conv2d<LargeMmaTile<Math::Bf16>>(x, w, a, b, y, p);
+}
+extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Bf16>::kThreads, kSmallBlocks)
+    conv2d_small_bf16(const float* x, const float* w, const float* a, const float* b, float* y, Conv2dParams p) {
+  conv2d<SmallMmaTile<Math::Bf16>>(x, w, a, b, y, p);
+}
+
+extern "C" __global__ void __launch_bounds__(kTileThreads)
+    conv2d_act_f32(const float* x, const float* w, const float* a, const float* b, float* y, Conv2dParams p,
+                   Conv2dActParams e) {
+  conv2d_act<WideTile>(x, w, a, b, y, p, e);
+}
+extern "C" __global__ void __launch_bounds__(kTileThreads)
+    conv2d_act_narrow_f32(const float* x, const float* w, const float* a, const float* b, float* y, Conv2dParams p,
+                          Conv2dActParams e) {
+  conv2d_act<NarrowTile>(x, w, a, b, y, p, e);
+}
+extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Tf32>::kThreads)
+    conv2d_act_tf32(const float* x, const float* w, const float* a, const float* b, float* y, Conv2dParams p,
+                    Conv2dActParams e) {
+  conv2d_act<LargeMmaTile<Math::Tf32>>(x, w, a, b, y, p, e);
+}
+extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Tf32>::kThreads, kSmallBlocks)
+    conv2d_act_small_tf32(const float* x, const float* w, const float* a, const float* b, float* y, Conv2dParams p,
+                          Conv2dActParams e) {
+  conv2d_act<SmallMmaTile<Math::Tf32>>(x, w, a, b, y, p, e);
+}
+extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Tf32x3>::kThreads)
+    conv2d_act_tf32x3(const float* x, const float* w, const float* a, const float* b, float* y, Conv2dParams p,
+                      Conv2dActParams e) {
+  conv2d_act<LargeMmaTile<Math::Tf32x3>>(x, w, a, b, y, p, e);
+}
+extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Tf32x3>::kThreads, kSmallBlocks)
+    conv2d_act_small_tf32x3(const float* x, const float* w, const float* a, const float* b, float* y, Conv2dParams p,
+                            Conv2dActParams e) {
+  conv2d_act<SmallMmaTile<Math::Tf32x3>>(x, w, a, b, y, p, e);
+}
+extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Bf16>::kThreads)
+    conv2d_act_bf16(const float* x, const float* w, const float* a, const float* b, float* y, Conv2dParams p,
+                    Conv2dActParams e) {
+  conv2d_act<LargeMmaTile<Math::Bf16>>(x, w, a, b, y, p, e);
+}
+extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Bf16>::kThreads, kSmallBlocks)
+    conv2d_act_small_bf16(const float* x, const float* w, const float* a, const float* b, float* y, Conv2dParams p,
+                          Conv2dActParams e) {
+  conv2d_act<SmallMmaTile<Math::Bf16>>(x, w, a, b, y, p, e);
+}
+
+// y = act(the sum of the parts), for a convolution cut into parts; y has the shape of one part, `count` elements.
+extern "C" __global__ void conv2d_add_parts_act_f32(const float* sums, float* y, int count, int channels, int parts,
+                                                    Conv2dActParams e) {
+  const Activation act(e);
+  for (int64_t i = global_thread(); i < count; i += grid_threads()) {
+    float sum = 0.0f;
+    for (int part = 0; part < parts; part++) sum += __ldcg(sums + int64_t(part) * count + i);
+    const int pixel = int(i) / channels;
+    y[i] = act.value(sum, act.noise(pixel), int(i) - pixel * channels);
+  }
+}
 
 // ---- conv2d_transpose
-
-// The pixels q of one residue class, and the taps that reach them.
-struct ResidueClass {
-  int y, x;  // residues
-  int h, w;  // pixels of the class
-  Taps taps_y, taps_x;
-
-  __device__ __forceinline__ ResidueClass(int index, const Conv2dParams& p)
-      : y(index / p.stride_x),
-        x(index % p.stride_x),
-        h(y < p.x_h ? (p.x_h - y + p.stride_y - 1) / p.stride_y : 0),
-        w(x < p.x_w ? (p.x_w - x + p.stride_x - 1) / p.stride_x : 0),
-        taps_y(taps_reaching(y, p.k_h, p.stride_y, p.pad_y)),
-        taps_x(taps_reaching(x, p.k_w, p.stride_x, p.pad_x)) {}
-};
 
 // Rows (n, q of the class), k = (j, o) with taps t = first + j stride: b g.
 struct OutputPatches {
@@ -138,11 +224,14 @@ struct OutputPatches {
   struct Step {
     int y, x, o;
   };
-  const float* g;
-  const float* b;
+  const float* data;
+  const float* scale;
   const Conv2dParams& p;
   const ResidueClass& c;
+  Divisor channels, taps_x;
 
+  __device__ __forceinline__ OutputPatches(const float* g, const float* b, const Conv2dParams& p, const ResidueClass& c)
+      : data(g), scale(b), p(p), c(c), channels(p.g_c), taps_x(c.taps_x.count) {}
   __device__ __forceinline__ Row row(int r) const {
     const unsigned pixels = unsigned(c.h * c.w), n = unsigned(r) / pixels, pixel = unsigned(r) % pixels;
     if (int(n) >= p.n) return {-1, 0, 0};
@@ -151,51 +240,54 @@ struct OutputPatches {
             (c.x + p.pad_x - c.taps_x.first) / p.stride_x + x};
   }
   __device__ __forceinline__ Step step(int k) const {
-    const unsigned tap = unsigned(k) / unsigned(p.g_c);
-    return {int(tap / unsigned(c.taps_x.count)), int(tap % unsigned(c.taps_x.count)),
-            int(unsigned(k) % unsigned(p.g_c))};
+    const int tap = channels.quotient(k), y = taps_x.quotient(tap);
+    return {y, tap - y * c.taps_x.count, k - tap * p.g_c};
   }
-  __device__ __forceinline__ float load(const Row& r, const Step& s) const {
+  __device__ __forceinline__ int at(const Row& r, const Step& s) const {
     const int y = r.y - s.y, x = r.x - s.x;
-    if (r.n < 0 || y < 0 || y >= p.g_h || x < 0 || x >= p.g_w) return 0.0f;
-    const float value = __ldg(g + ((int64_t(r.n) * p.g_h + y) * p.g_w + x) * p.g_c + s.o);
-    return scaled(value, b, int64_t(r.n) * p.g_c + s.o);
+    if (r.n < 0 || y < 0 || y >= p.g_h || x < 0 || x >= p.g_w) return -1;
+    return ((r.n * p.g_h + y) * p.g_w + x) * p.g_c + s.o;
   }
+  __device__ __forceinline__ int scale_at(const Row& r, const Step& s) const { return r.n * p.g_c + s.o; }
 };
 
 // Rows i, k = (j, o): the weight of the class's taps.
 struct WeightColumns {
   static constexpr bool kAlongK = false;
+  static constexpr const float* scale = nullptr;
   using Row = int;
-  using Step = int64_t;  // where (o, t) starts
-  const float* w;
+  using Step = int;  // where (o, t) starts
+  const float* data;
   const Conv2dParams& p;
   const ResidueClass& c;
+  Divisor channels, taps_x;
 
+  __device__ __forceinline__ WeightColumns(const float* w, const Conv2dParams& p, const ResidueClass& c)
+      : data(w), p(p), c(c), channels(p.g_c), taps_x(c.taps_x.count) {}
   __device__ __forceinline__ Row row(int i) const { return i < p.x_c ? i : -1; }
   __device__ __forceinline__ Step step(int k) const {
-    const unsigned tap = unsigned(k) / unsigned(p.g_c), o = unsigned(k) % unsigned(p.g_c);
-    const int y = c.taps_y.first + int(tap / unsigned(c.taps_x.count)) * p.stride_y;
-    const int x = c.taps_x.first + int(tap % unsigned(c.taps_x.count)) * p.stride_x;
-    return ((int64_t(o) * p.k_h + y) * p.k_w + x) * p.x_c;
+    const int tap = channels.quotient(k), o = k - tap * p.g_c, row = taps_x.quotient(tap);
+    const int y = c.taps_y.first + row * p.stride_y;
+    const int x = c.taps_x.first + (tap - row * c.taps_x.count) * p.stride_x;
+    return ((o * p.k_h + y) * p.k_w + x) * p.x_c;
   }
-  __device__ __forceinline__ float load(Row i, Step at) const { return i < 0 ? 0.0f : __ldg(w + at + i); }
+  __device__ __forceinline__ int at(Row i, Step start) const { return i < 0 ? -1 : start + i; }
+  __device__ __forceinline__ int scale_at(Row, Step) const { return 0; }
 };
 
-template <typename T>
+template <typename Tile>
 __device__ __forceinline__ void conv2d_transpose(const float* g, const float* w, const float* b, const float* a,
                                                  float* z, const Conv2dParams& p) {
-  const ResidueClass c(int(blockIdx.z), p);
-  const int row = int(blockIdx.x) * T::kM, column = int(blockIdx.y) * T::kN;
-  const int pixels = c.h * c.w, rows = p.n * pixels, depth = c.taps_y.count * c.taps_x.count * p.g_c;
+  const int classes = p.stride_y * p.stride_x, part = int(blockIdx.z) / classes;
+  const ResidueClass c(int(blockIdx.z) % classes, p);
+  const int row = int(blockIdx.x) * Tile::kM, column = int(blockIdx.y) * Tile::kN;
+  const int rows = p.n * c.h * c.w, depth = c.taps_y.count * c.taps_x.count * p.g_c;
   if (row >= rows) return;  // the grid is that of the largest class
-  T tile;
-  tile.multiply(OutputPatches{g, b, p, c}, WeightColumns{w, p, c}, row, column, 0, depth);
-  tile.store(row, column, rows, p.x_c, [&](int r, int i, float sum) {
-    const int n = r / pixels, pixel = r % pixels;
-    const int y = c.y + pixel / c.w * p.stride_y, x = c.x + pixel % c.w * p.stride_x;
-    z[((int64_t(n) * p.x_h + y) * p.x_w + x) * p.x_c + i] = scaled(sum, a, int64_t(n) * p.x_c + i);
-  });
+  Tile tile;
+  multiply(tile, OutputPatches(g, b, p, c), WeightColumns(w, p, c), row, column, share_of(part, p.part, depth),
+           in_vectors(p.g_c, p.x_c, p.part, g, w, b));
+  float* part_of_z = z + int64_t(part) * p.n * p.x_h * p.x_w * p.x_c;
+  tile.store(TransposeOutput{part_of_z, a, p, c}, row, column, rows, p.x_c);
 }
 
 extern "C" __global__ void __launch_bounds__(kTileThreads)
@@ -207,25 +299,65 @@ extern "C" __global__ void __launch_bounds__(kTileThreads)
                                 Conv2dParams p) {
   conv2d_transpose<NarrowTile>(g, w, b, a, z, p);
 }
+extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Tf32>::kThreads)
+    conv2d_transpose_tf32(const float* g, const float* w, const float* b, const float* a, float* z, Conv2dParams p) {
+  conv2d_transpose<LargeMmaTile<Math::Tf32>>(g, w, b, a, z, p);
+}
+extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Tf32>::kThreads, kSmallBlocks)
+    conv2d_transpose_small_tf32(const float* g, const float* w, const float* b, const float* a, float* z,
+                                Conv2dParams p) {
+  conv2d_transpose<SmallMmaTile<Math::Tf32>>(g, w, b, a, z, p);
+}
+extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Tf32x3>::kThreads)
+    conv2d_transpose_tf32x3(const float* g, const float* w, const float* b, const float* a, float* z, Conv2dParams p) {
+  conv2d_transpose<LargeMmaTile<Math::Tf32x3>>(g, w, b, a, z, p);
+}
+extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Tf32x3>::kThreads, kSmallBlocks)
+    conv2d_transpose_small_tf32x3(const float* g, const float* w, const float* b, const float* a, float* z,
+                                  Conv2dParams p) {
+  conv2d_transpose<SmallMmaTile<Math::Tf32x3>>(g, w, b, a, z, p);
+}
+extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Bf16>::kThreads)
+    conv2d_transpose_bf16(const float* g, const float* w, const float* b, const float* a, float* z, Conv2dParams p) {
+  conv2d_transpose<LargeMmaTile<Math::Bf16>>(g, w, b, a, z, p);
+}
+extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Bf16>::kThreads, kSmallBlocks)
+    conv2d_transpose_small_bf16(const float* g, const float* w, const float* b, const float* a, float* z,
+                                Conv2dParams p) {
+  conv2d_transpose<SmallMmaTile<Math::Bf16>>(g, w, b, a, z, p);
+}
 
 // ---- conv2d_weight_grad
+
+// Which samples k runs over: first, first + apart, ...
+struct Samples {
+  int first, apart;
+};
 
 // Rows o, k = (n, p): b g.
 struct OutputChannels {
   static constexpr bool kAlongK = false;
   using Row = int;
-  using Step = int;
-  const float* g;
-  const float* b;
+  struct Step {
+    int n, pixel;
+  };
+  const float* data;
+  const float* scale;
   const Conv2dParams& p;
+  Samples samples;
+  Divisor pixels;
 
+  __device__ __forceinline__ OutputChannels(const float* g, const float* b, const Conv2dParams& p, Samples samples)
+      : data(g), scale(b), p(p), samples(samples), pixels(p.g_h * p.g_w) {}
   __device__ __forceinline__ Row row(int o) const { return o < p.g_c ? o : -1; }
-  __device__ __forceinline__ Step step(int k) const { return k; }
-  __device__ __forceinline__ float load(Row o, Step k) const {
-    if (o < 0) return 0.0f;
-    const float value = __ldg(g + int64_t(k) * p.g_c + o);
-    return scaled(value, b, int64_t(unsigned(k) / unsigned(p.g_h * p.g_w)) * p.g_c + o);
+  __device__ __forceinline__ Step step(int k) const {
+    const int index = pixels.quotient(k);
+    return {samples.first + index * samples.apart, k - index * int(pixels.divisor)};
   }
+  __device__ __forceinline__ int at(Row o, const Step& s) const {
+    return o < 0 ? -1 : (s.n * int(pixels.divisor) + s.pixel) * p.g_c + o;
+  }
+  __device__ __forceinline__ int scale_at(Row o, const Step& s) const { return s.n * p.g_c + o; }
 };
 
 // Rows (t, i), k = (n, p): a x.
@@ -237,35 +369,147 @@ struct InputColumns {
   struct Step {
     int n, y, x;  // sample, position of tap (0, 0)
   };
-  const float* x;
-  const float* a;
+  const float* data;
+  const float* scale;
   const Conv2dParams& p;
+  Samples samples;
+  Divisor pixels, width;
 
+  __device__ __forceinline__ InputColumns(const float* x, const float* a, const Conv2dParams& p, Samples samples)
+      : data(x), scale(a), p(p), samples(samples), pixels(p.g_h * p.g_w), width(p.g_w) {}
   __device__ __forceinline__ Row row(int r) const {
     const int tap = r / p.x_c;
     if (tap >= p.k_h * p.k_w) return {0, 0, -1};
     return {tap / p.k_w, tap % p.k_w, r % p.x_c};
   }
   __device__ __forceinline__ Step step(int k) const {
-    const unsigned row = unsigned(k) / unsigned(p.g_w);
-    return {int(row / unsigned(p.g_h)), input_at(int(row % unsigned(p.g_h)), 0, p.stride_y, p.pad_y),
-            input_at(int(unsigned(k) % unsigned(p.g_w)), 0, p.stride_x, p.pad_x)};
+    const int index = pixels.quotient(k), pixel = k - index * int(pixels.divisor), y = width.quotient(pixel);
+    return {samples.first + index * samples.apart, input_at(y, 0, p.stride_y, p.pad_y),
+            input_at(pixel - y * p.g_w, 0, p.stride_x, p.pad_x)};
   }
-  __device__ __forceinline__ float load(const Row& r, const Step& s) const {
-    const int y = s.y + r.y, x_at = s.x + r.x;
-    if (r.i < 0 || y < 0 || y >= p.x_h || x_at < 0 || x_at >= p.x_w) return 0.0f;
-    const float value = __ldg(x + ((int64_t(s.n) * p.x_h + y) * p.x_w + x_at) * p.x_c + r.i);
-    return scaled(value, a, int64_t(s.n) * p.x_c + r.i);
+  __device__ __forceinline__ int at(const Row& r, const Step& s) const {
+    const int y = s.y + r.y, x = s.x + r.x;
+    if (r.i < 0 || y < 0 || y >= p.x_h || x < 0 || x >= p.x_w) return -1;
+    return ((s.n * p.x_h + y) * p.x_w + x) * p.x_c + r.i;
   }
+  __device__ __forceinline__ int scale_at(const Row& r, const Step& s) const { return s.n * p.x_c + r.i; }
 };
+
+template <typename Tile>
+__device__ __forceinline__ void conv2d_weight_grad(const float* x, const float* g, const float* a, const float* b,
+                                                   float* v, const Conv2dParams& p) {
+  const int row = int(blockIdx.x) * Tile::kM, column = int(blockIdx.y) * Tile::kN;
+  const int columns = p.k_h * p.k_w * p.x_c, part = int(blockIdx.z);
+  constexpr Samples kAll{0, 1};
+  Tile tile;
+  // k is no run of neighbours in memory: parts need not be multiples of four.
+  multiply(tile, OutputChannels(g, b, p, kAll), InputColumns(x, a, p, kAll), row, column,
+           share_of(part, p.part, p.n * p.g_h * p.g_w), in_vectors(p.g_c, p.x_c, 0, x, g, a, b));
+  tile.store(WeightOutput{v + int64_t(part) * p.g_c * columns, columns}, row, column, p.g_c, columns);
+}
 
 extern "C" __global__ void __launch_bounds__(kTileThreads)
     conv2d_weight_grad_f32(const float* x, const float* g, const float* a, const float* b, float* v, Conv2dParams p) {
-  const int row = int(blockIdx.x) * WideTile::kM, column = int(blockIdx.y) * WideTile::kN;
-  const int columns = p.k_h * p.k_w * p.x_c;
-  const int begin = int(blockIdx.z) * p.part, end = min(begin + p.part, p.n * p.g_h * p.g_w);
-  WideTile tile;
-  tile.multiply(OutputChannels{g, b, p}, InputColumns{x, a, p}, row, column, begin, end);
-  float* part = v + int64_t(blockIdx.z) * p.g_c * columns;
-  tile.store(row, column, p.g_c, columns, [&](int o, int c, float sum) { part[int64_t(o) * columns + c] = sum; });
+  conv2d_weight_grad<WideTile>(x, g, a, b, v, p);
+}
+extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Tf32>::kThreads)
+    conv2d_weight_grad_tf32(const float* x, const float* g, const float* a, const float* b, float* v, Conv2dParams p) {
+  conv2d_weight_grad<LargeMmaTile<Math::Tf32>>(x, g, a, b, v, p);
+}
+extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Tf32>::kThreads, kSmallBlocks)
+    conv2d_weight_grad_small_tf32(const float* x, const float* g, const float* a, const float* b, float* v,
+                                  Conv2dParams p) {
+  conv2d_weight_grad<SmallMmaTile<Math::Tf32>>(x, g, a, b, v, p);
+}
+extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Tf32x3>::kThreads)
+    conv2d_weight_grad_tf32x3(const float* x, const float* g, const float* a, const float* b, float* v,
+                              Conv2dParams p) {
+  conv2d_weight_grad<LargeMmaTile<Math::Tf32x3>>(x, g, a, b, v, p);
+}
+extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Tf32x3>::kThreads, kSmallBlocks)
+    conv2d_weight_grad_small_tf32x3(const float* x, const float* g, const float* a, const float* b, float* v,
+                                    Conv2dParams p) {
+  conv2d_weight_grad<SmallMmaTile<Math::Tf32x3>>(x, g, a, b, v, p);
+}
+extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Bf16>::kThreads)
+    conv2d_weight_grad_bf16(const float* x, const float* g, const float* a, const float* b, float* v, Conv2dParams p) {
+  conv2d_weight_grad<LargeMmaTile<Math::Bf16>>(x, g, a, b, v, p);
+}
+extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Bf16>::kThreads, kSmallBlocks)
+    conv2d_weight_grad_small_bf16(const float* x, const float* g, const float* a, const float* b, float* v,
+                                  Conv2dParams p) {
+  conv2d_weight_grad<SmallMmaTile<Math::Bf16>>(x, g, a, b, v, p);
+}
+
+// ---- conv2d_weight_grad_squared
+
+struct Conv2dSquaredParams {
+  Conv2dParams conv;
+  int32_t groups;  // J; the batch is J times the members of a group
+  int32_t part;    // of the groups
+  float weight;
+  int32_t accumulate;  // whether to add to what is there; with one part only
+};
+static_assert(sizeof(Conv2dSquaredParams) == 72, "keep in step with src/ops/conv2d/cuda.rs");
+
+struct SquaredOutput {
+  struct Row {
+    int64_t at;
+  };
+  float* data;
+  int columns;
+  float weight;
+  bool accumulate;
+
+  __device__ __forceinline__ Row row(int o) const { return {int64_t(o) * columns}; }
+  __device__ __forceinline__ float value(const Row& r, int c, float sum) const {
+    return weight * sum + (accumulate ? data[r.at + c] : 0.0f);
+  }
+};
+
+__device__ __forceinline__ void add_squares(float& square, float sum) { square = fmaf(sum, sum, square); }
+template <typename T, int kCount>
+__device__ __forceinline__ void add_squares(T (&squares)[kCount], const T (&sums)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; i++) add_squares(squares[i], sums[i]);
+}
+
+template <typename Tile>
+__device__ __forceinline__ void conv2d_weight_grad_squared(const float* x, const float* g, const float* a,
+                                                           const float* b, float* s, const Conv2dSquaredParams& q) {
+  const Conv2dParams& p = q.conv;
+  const int row = int(blockIdx.x) * Tile::kM, column = int(blockIdx.y) * Tile::kN;
+  const int columns = p.k_h * p.k_w * p.x_c, part = int(blockIdx.z);
+  const Share groups = share_of(part, q.part, q.groups), k{0, p.n / max(q.groups, 1) * p.g_h * p.g_w};
+  const bool vectors = in_vectors(p.g_c, p.x_c, 0, x, g, a, b);
+  Tile squares, tile;
+  clear(squares.sums);
+  for (int group = groups.begin; group < groups.end; group++) {
+    const Samples members{group, q.groups};
+    multiply(tile, OutputChannels(g, b, p, members), InputColumns(x, a, p, members), row, column, k, vectors);
+    add_squares(squares.sums, tile.sums);
+  }
+  const SquaredOutput output{s + int64_t(part) * p.g_c * columns, columns, q.weight, q.accumulate != 0};
+  squares.store(output, row, column, p.g_c, columns);
+}
+
+extern "C" __global__ void __launch_bounds__(kTileThreads)
+    conv2d_weight_grad_squared_f32(const float* x, const float* g, const float* a, const float* b, float* s,
+                                   Conv2dSquaredParams q) {
+  conv2d_weight_grad_squared<WideTile>(x, g, a, b, s, q);
+}
+extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Tf32>::kThreads, kSmallBlocks)
+    conv2d_weight_grad_squared_tf32(const float* x, const float* g, const float* a, const float* b, float* s,
+                                    Conv2dSquaredParams q) {
+  conv2d_weight_grad_squared<SmallMmaTile<Math::Tf32>>(x, g, a, b, s, q);
+}
+extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Tf32x3>::kThreads, kSmallBlocks)
+    conv2d_weight_grad_squared_tf32x3(const float* x, const float* g, const float* a, const float* b, float* s,
+                                      Conv2dSquaredParams q) {
+  conv2d_weight_grad_squared<SmallMmaTile<Math::Tf32x3>>(x, g, a, b, s, q);
+}
+extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Bf16>::kThreads, kSmallBlocks)
+    conv2d_weight_grad_squared_bf16(const float* x, const float* g, const float* a, const float* b, float* s,
+                                    Conv2dSquaredParams q) {
+  conv2d_weight_grad_squared<SmallMmaTile<Math::Bf16>>(x, g, a, b, s, q);
 }

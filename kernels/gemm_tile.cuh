@@ -5,8 +5,12 @@
 //   kAlongK                  whether neighbours in memory are neighbours in k, or neighbours in rows
 //   Row row(int)             what depends on the row alone; rows beyond the end give elements of zero
 //   Step step(int k)         what depends on k alone
-//   float load(Row, Step)    the element
+//   int at(Row, Step)        which of `data` the element is, or a negative number where it is zero
+//   int scale_at(Row, Step)  which of `scale` multiplies it; `scale` may be null
 // so that divisions are made once per row and once per step, not once per element.
+// An output is a struct with
+//   Row row(int)                              what depends on the row alone, with `at`, where in `data` the row starts
+//   float value(Row, int column, float sum)   what is stored of a sum
 //
 // Threads: 256, each with a micro-tile of kThreadM x kThreadN outputs in registers. Both operands pass through shared
 // memory, kDepth of k at a time, k-major; the next slices are on their way to registers while the present ones are
@@ -18,6 +22,15 @@
 
 constexpr int kTileThreads = 256;
 constexpr int kDepth = 16;
+
+template <typename Operand>
+__device__ __forceinline__ float element(const Operand& operand, const typename Operand::Row& row,
+                                         const typename Operand::Step& step) {
+  const int at = operand.at(row, step);
+  if (at < 0) return 0.0f;
+  const float value = __ldg(operand.data + at);
+  return operand.scale ? value * __ldg(operand.scale + operand.scale_at(row, step)) : value;
+}
 
 // A slice of one operand on its way from memory to shared memory: kRows rows, kDepth of k.
 template <int kRows, typename Operand>
@@ -50,12 +63,12 @@ struct Slice {
       const bool inside = k + k_of(0) < k_end;
       const auto step = operand.step(inside ? k + k_of(0) : k);
 #pragma unroll
-      for (int j = 0; j < kEach; j++) values[j] = inside ? operand.load(rows[j], step) : 0.0f;
+      for (int j = 0; j < kEach; j++) values[j] = inside ? element(operand, rows[j], step) : 0.0f;
     } else {
 #pragma unroll
       for (int j = 0; j < kEach; j++) {
         const int at = k + k_of(j);
-        values[j] = at < k_end ? operand.load(rows[0], operand.step(at)) : 0.0f;
+        values[j] = at < k_end ? element(operand, rows[0], operand.step(at)) : 0.0f;
       }
     }
   }
@@ -83,10 +96,7 @@ struct Tile {
     // Four floats of padding keep 16-byte reads aligned and spread the writes along k over the banks.
     SHARED(float, tile_a, [kDepth][kM + 4]);
     SHARED(float, tile_b, [kDepth][kN + 4]);
-#pragma unroll
-    for (int m = 0; m < kThreadM; m++)
-#pragma unroll
-      for (int n = 0; n < kThreadN; n++) sums[m][n] = 0.0f;
+    clear(sums);
     Slice<kM, A> slice_a(a, row);
     Slice<kN, B> slice_b(b, column);
     // Without this, operands would be asked for a step of a sum that has none.
@@ -118,15 +128,18 @@ struct Tile {
     }
   }
 
-  // Calls put(row, column, sum) for the thread's outputs inside [rows, columns].
-  template <typename Put>
-  __device__ __forceinline__ void store(int row, int column, int rows, int columns, Put put) const {
+  // Stores the thread's outputs inside [rows, columns].
+  template <typename Output>
+  __device__ __forceinline__ void store(const Output& output, int row, int column, int rows, int columns) const {
 #pragma unroll
     for (int m = 0; m < kThreadM; m++) {
       if (row + first_m() + m >= rows) continue;
+      const auto out = output.row(row + first_m() + m);
 #pragma unroll
-      for (int n = 0; n < kThreadN; n++)
-        if (column + first_n() + n < columns) put(row + first_m() + m, column + first_n() + n, sums[m][n]);
+      for (int n = 0; n < kThreadN; n++) {
+        const int c = column + first_n() + n;
+        if (c < columns) output.data[out.at + c] = output.value(out, c, sums[m][n]);
+      }
     }
   }
 };

@@ -19,6 +19,7 @@ static_assert(sizeof(MatmulParams) == 16, "keep in step with src/ops/matmul/cuda
 template <bool kRowMajor>
 struct MatrixOperand {
   static constexpr bool kAlongK = kRowMajor;
+  static constexpr const float* scale = nullptr;
   using Row = int;
   using Step = int;
   const float* data;
@@ -26,10 +27,23 @@ struct MatrixOperand {
 
   __device__ __forceinline__ Row row(int r) const { return r < rows ? r : -1; }
   __device__ __forceinline__ Step step(int k) const { return k; }
-  __device__ __forceinline__ float load(Row r, Step k) const {
-    if (r < 0) return 0.0f;
-    return __ldg(data + (kRowMajor ? int64_t(r) * depth + k : int64_t(k) * rows + r));
+  __device__ __forceinline__ int at(Row r, Step k) const {
+    if (r < 0) return -1;
+    return kRowMajor ? r * depth + k : k * rows + r;
   }
+  __device__ __forceinline__ int scale_at(Row, Step) const { return 0; }
+};
+
+// Part q of the sums.
+struct MatrixOutput {
+  struct Row {
+    int64_t at;
+  };
+  float* data;
+  int columns;
+
+  __device__ __forceinline__ Row row(int r) const { return {int64_t(r) * columns}; }
+  __device__ __forceinline__ float value(const Row&, int, float sum) const { return sum; }
 };
 
 template <bool kRowMajorA, bool kRowMajorB>
@@ -39,8 +53,7 @@ __device__ __forceinline__ void matmul(const float* a, const float* b, float* c,
   WideTile tile;
   tile.multiply(MatrixOperand<kRowMajorA>{a, p.m, p.k}, MatrixOperand<kRowMajorB>{b, p.n, p.k}, row, column, begin,
                 end);
-  float* part = c + int64_t(blockIdx.z) * p.m * p.n;
-  tile.store(row, column, p.m, p.n, [&](int m, int n, float sum) { part[int64_t(m) * p.n + n] = sum; });
+  tile.store(MatrixOutput{c + int64_t(blockIdx.z) * p.m * p.n, p.n}, row, column, p.m, p.n);
 }
 
 // n: as it lies, t: transposed; first a, then b.

@@ -15,8 +15,8 @@
 // Threads: one block per chunk, four elements per thread and step; see slab.cuh. The last block advances beta^t, so a
 // replayed graph counts its steps.
 // Cost per parameter, in bytes: theta 8, grad 4, v 8; plus m 8, ema 8, shadow 2; plus EWC 8 (anchor, fisher) or
-// repulsion 4 (centroid), L1 nothing. StyleGAN2 (beta1 = 0) with average: 28, with EWC 36, with repulsion 32. About 15 FLOP. Bound
-// by memory.
+// repulsion 4 (centroid), L1 nothing. StyleGAN2 (beta1 = 0) with average: 28, with EWC 36, with repulsion 32. About 15
+// FLOP. Bound by memory.
 // Numerics: f32; powers of beta in f64; sums as slab.cuh says. bf16 is rounded to nearest even.
 // Launched by src/ops/optimizer/cuda.rs.
 #include "repulsion.cuh"
@@ -137,20 +137,6 @@ struct AdamSlabs {
   __nv_bfloat16* shadow;
 };
 
-__device__ __forceinline__ unsigned two_bf16(float low, float high) {
-  return unsigned(__bfloat16_as_ushort(__float2bfloat16_rn(low))) |
-         unsigned(__bfloat16_as_ushort(__float2bfloat16_rn(high))) << 16;
-}
-
-template <int N>
-__device__ __forceinline__ void store_shadow(__nv_bfloat16* shadow, int64_t i, const Lanes<N>& lanes) {
-  if constexpr (N == 4)
-    *reinterpret_cast<uint2*>(shadow + i) =
-        make_uint2(two_bf16(lanes.v[0], lanes.v[1]), two_bf16(lanes.v[2], lanes.v[3]));
-  else
-    shadow[i] = __float2bfloat16_rn(lanes.v[0]);
-}
-
 template <typename Regulariser>
 struct AdamPass {
   AdamSlabs slabs;
@@ -184,7 +170,7 @@ struct AdamPass {
     store_lanes<N>(slabs.v, i, v);
     if (slabs.m) store_lanes<N>(slabs.m, i, m);
     if (slabs.ema) store_lanes<N>(slabs.ema, i, ema);
-    if (slabs.shadow) store_shadow<N>(slabs.shadow, i, theta);
+    if (slabs.shadow) store_bf16<N>(slabs.shadow, i, theta);
   }
 };
 

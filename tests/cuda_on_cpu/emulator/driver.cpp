@@ -517,7 +517,11 @@ int cuTensorMapEncodeTiled(void* out, int type, unsigned rank, void* base, const
     map.box[d] = box[d];
     if (d) map.stride[d] = strides[d - 1];
     if (!extent[d] || !box[d] || box[d] > 256) return refuse(kInvalidValue, "tensor map: extent or box out of range");
-    if (element_strides[d] != 1) return refuse(kInvalidValue, "tensor map: element strides are not modelled");
+    if (element_strides[d] < 1 || element_strides[d] > 8)
+      return refuse(kInvalidValue, "tensor map: an element stride out of 1 to 8");
+    // Without interleaving the device ignores the stride of the first dimension: asking for one is a mistake.
+    if (!d && element_strides[d] != 1) return refuse(kInvalidValue, "tensor map: an element stride along the rows");
+    map.step[d] = uint8_t(element_strides[d]);
     if (d && map.stride[d] % 16) return refuse(kInvalidValue, "tensor map: strides must be multiples of 16 bytes");
   }
   if (box[0] * map.element_bytes % 16)

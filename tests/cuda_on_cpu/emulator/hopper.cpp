@@ -1,4 +1,5 @@
 // mbarriers, TMA loads and wgmma.
+#include <algorithm>
 #include <cstring>
 
 #include "runtime.h"
@@ -70,7 +71,7 @@ unsigned swizzled(unsigned address, unsigned mode) {
 void check_destination(const TensorMap& map, int rank, unsigned address) {
   if (int(map.rank) != rank) fail("TMA: the tensor map has rank %u, the load %d", map.rank, rank);
   if (address % 128) fail("TMA: the destination is not aligned to 128 bytes");
-  unsigned row = map.box[0] * map.element_bytes;
+  unsigned row = map.loaded(0) * map.element_bytes;
   unsigned widest = 16u << map.swizzle;
   if (map.swizzle && row > widest) fail("TMA: rows of %u bytes under a swizzle of %u", row, widest);
   if (map.swizzle && address % (widest * 8)) fail("TMA: a swizzled tile must be aligned to %u bytes", widest * 8);
@@ -83,14 +84,14 @@ struct TmaLoad {
 
   unsigned bytes() const {
     unsigned total = map.element_bytes;
-    for (unsigned d = 0; d < map.rank; d++) total *= map.box[d];
+    for (unsigned d = 0; d < map.rank; d++) total *= map.loaded(d);
     return total;
   }
   // Coordinates outside the tensor give zeros; that is how a load pads.
   const char* source(const uint32_t* offset) const {
     const char* pointer = map.base;
     for (unsigned d = 0; d < map.rank; d++) {
-      int64_t coordinate = origin[d] + offset[d];
+      int64_t coordinate = origin[d] + int64_t(offset[d]) * map.step[d];
       if (coordinate < 0 || uint64_t(coordinate) >= map.extent[d]) return nullptr;
       pointer += uint64_t(coordinate) * map.stride[d];
     }
@@ -105,7 +106,7 @@ struct TmaLoad {
         std::memcpy(to, from, size);
       else
         std::memset(to, 0, size);
-      for (unsigned d = 0; d < map.rank && ++offset[d] == map.box[d]; d++) offset[d] = 0;
+      for (unsigned d = 0; d < map.rank && ++offset[d] == map.loaded(d); d++) offset[d] = 0;
     }
   }
 };
@@ -134,53 +135,64 @@ namespace {
 
 constexpr int kWarpgroup = 128;
 
-// A K-major operand tile as its descriptor places it: row r, element k of bf16.
+// An operand tile as its descriptor places it: row r, element k of bf16.
+//   k contiguous      rows of 128 bytes, eight of them every `eight_` bytes
+//   rows contiguous   each k has 128 bytes of 64 rows; eight k every `eight_` bytes, the next 64 rows after `block_`
 class Tile {
  public:
-  explicit Tile(uint64_t descriptor)
-      : start_(unsigned(descriptor & 0x3fff) << 4), eight_rows_(unsigned(descriptor >> 32 & 0x3fff) << 4) {
+  explicit Tile(const WgmmaOperand& operand)
+      : start_(unsigned(operand.descriptor & 0x3fff) << 4),
+        block_(unsigned(operand.descriptor >> 16 & 0x3fff) << 4),
+        eight_(unsigned(operand.descriptor >> 32 & 0x3fff) << 4),
+        transposed_(operand.transposed) {
     static constexpr unsigned kSwizzleOfField[] = {0, 3, 2, 1};
-    swizzle_ = kSwizzleOfField[descriptor >> 62];
+    swizzle_ = kSwizzleOfField[operand.descriptor >> 62];
     if (swizzle_ != 3) fail("wgmma: only descriptors with 128-byte swizzle are modelled");
-    if ((descriptor >> 49 & 7) != 0) fail("wgmma: a base offset in the descriptor is not modelled");
+    if ((operand.descriptor >> 49 & 7) != 0) fail("wgmma: a base offset in the descriptor is not modelled");
   }
   float at(int row, int k) const {
-    unsigned address = start_ + unsigned(row / 8) * eight_rows_ + unsigned(row % 8) * 128 + unsigned(k) * 2;
+    const unsigned line = unsigned(transposed_ ? k : row), along = unsigned(transposed_ ? row : k);
+    const unsigned address = start_ + along / 64 * block_ + line / 8 * eight_ + line % 8 * 128 + along % 64 * 2;
     uint16_t bits;
     std::memcpy(&bits, shared_pointer(swizzled(address, swizzle_)), 2);
     return std::bit_cast<float>(uint32_t(bits) << 16);
   }
 
  private:
-  unsigned start_, eight_rows_, swizzle_;
+  unsigned start_, block_, eight_, swizzle_;
+  bool transposed_;
 };
 
 void execute(WarpgroupProduct& product) {
   if (std::exchange(product.done, true)) return;
-  constexpr int kRows = 64, kDepth = 16;
-  static thread_local float a[kRows][kDepth], b[256][kDepth];
-  Tile tile_a(product.a), tile_b(product.b);
+  constexpr int kRows = 64, kDepth = 16, kMostColumns = 256;
+  static thread_local float a[kRows][kDepth], b[kDepth][kMostColumns], sums[kRows][kMostColumns];
+  const Tile tile_a(product.a), tile_b(product.b);
   for (int i = 0; i < kRows; i++)
     for (int k = 0; k < kDepth; k++) a[i][k] = tile_a.at(i, k);
   for (int j = 0; j < product.n; j++)
-    for (int k = 0; k < kDepth; k++) b[j][k] = tile_b.at(j, k);
-  for (int thread = 0; thread < kWarpgroup; thread++)
-    for (int i = 0; i < product.n / 2; i++) {
-      int row = thread / 32 * 16 + thread % 32 / 4 + i / 2 % 2 * 8;
-      int column = thread % 4 * 2 + i % 2 + i / 4 * 8;
-      float& d = product.accumulators[thread][i];
-      float sum = product.accumulate ? d : 0.0f;
-      for (int k = 0; k < kDepth; k++) sum += a[row][k] * b[column][k];
-      d = sum;
-    }
+    for (int k = 0; k < kDepth; k++) b[k][j] = tile_b.at(j, k);
+  for (int i = 0; i < kRows; i++) std::fill_n(sums[i], product.n, 0.0f);
+  const auto element = [&](int thread, int i) -> float& {
+    return sums[thread / 32 * 16 + thread % 32 / 4 + i / 2 % 2 * 8][thread % 4 * 2 + i % 2 + i / 4 * 8];
+  };
+  const auto for_each = [&](auto visit) {
+    for (int thread = 0; thread < kWarpgroup; thread++)
+      for (int i = 0; i < product.n / 2; i++) visit(element(thread, i), product.accumulators[thread][i]);
+  };
+  if (product.accumulate) for_each([](float& sum, float d) { sum = d; });
+  for (int i = 0; i < kRows; i++)
+    for (int k = 0; k < kDepth; k++)
+      for (int j = 0; j < product.n; j++) sums[i][j] += a[i][k] * b[k][j];
+  for_each([](float sum, float& d) { d = sum; });
 }
 
 }  // namespace
 
-void wgmma_issue(float* d, int n, uint64_t a, uint64_t b, bool accumulate, Location location) {
+void wgmma_issue(float* d, int n, WgmmaOperand a, WgmmaOperand b, bool accumulate, Location location) {
   struct Slot {
     float* d;
-    uint64_t a, b;
+    WgmmaOperand a, b;
     std::shared_ptr<WarpgroupProduct> product;
   } slot{d, a, b, {}};
   const int group = current_thread->linear / kWarpgroup;
@@ -190,7 +202,8 @@ void wgmma_issue(float* d, int n, uint64_t a, uint64_t b, bool accumulate, Locat
     auto product = std::make_shared<WarpgroupProduct>(WarpgroupProduct{{}, n, a, b, accumulate});
     for (int i = 0; i < kWarpgroup; i++) {
       auto* member = static_cast<Slot*>(all->slots[group * kWarpgroup + i]);
-      if (member->a != a || member->b != b) fail("wgmma: the descriptors differ within the warpgroup");
+      if (member->a.descriptor != a.descriptor || member->b.descriptor != b.descriptor)
+        fail("wgmma: the descriptors differ within the warpgroup");
       product->accumulators[i] = member->d;
       member->product = product;
     }

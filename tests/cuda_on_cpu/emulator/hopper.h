@@ -17,7 +17,12 @@ void mbarrier_init(uint64_t* barrier, int arrivals);
 void mbarrier_arrive(uint64_t* barrier, int transaction_bytes);
 void mbarrier_wait(uint64_t* barrier, int parity, Location location);
 void tma_load(void* destination, const CUtensorMap* map, const int* coordinates, int rank, uint64_t* barrier);
-void wgmma_issue(float* d, int n, uint64_t a, uint64_t b, bool accumulate, Location location);
+// A matrix descriptor, and whether its tile has rows contiguous and not k.
+struct WgmmaOperand {
+  uint64_t descriptor;
+  bool transposed;
+};
+void wgmma_issue(float* d, int n, WgmmaOperand a, WgmmaOperand b, bool accumulate, Location location);
 void wgmma_commit();
 void wgmma_wait(int pending);
 }  // namespace cuda_on_cpu
@@ -52,6 +57,11 @@ inline void tma_prefetch_descriptor(const CUtensorMap*) {}
 inline uint64_t smem_desc_sw128(const void* tile) {
   return uint64_t((smem_u32(tile) & 0x3ffff) >> 4) | uint64_t(1) << 16 | uint64_t(1024 >> 4) << 32 | uint64_t(1) << 62;
 }
+// The same of a tile whose rows are contiguous in runs of 64: `block` bytes between the runs.
+inline uint64_t smem_desc_sw128_transposed(const void* tile, int block) {
+  return uint64_t((smem_u32(tile) & 0x3ffff) >> 4) | uint64_t(block >> 4) << 16 | uint64_t(1024 >> 4) << 32 |
+         uint64_t(1) << 62;
+}
 inline void wgmma_fence() {}
 inline void wgmma_commit() { cuda_on_cpu::wgmma_commit(); }
 template <int kPending>
@@ -59,10 +69,10 @@ void wgmma_wait() {
   cuda_on_cpu::wgmma_wait(kPending);
 }
 // D[64][kN] (+)= A[64][16] B[kN][16]^T, both operands from shared memory.
-template <int kN>
+template <int kN, int kTransposeA = 0, int kTransposeB = 0>
 void wgmma_bf16(float (&d)[kN / 2], uint64_t a, uint64_t b, int accumulate = 1, CUDA_ON_CPU_HERE) {
   static_assert(kN % 8 == 0 && kN >= 8 && kN <= 256);
-  cuda_on_cpu::wgmma_issue(d, kN, a, b, accumulate != 0, here);
+  cuda_on_cpu::wgmma_issue(d, kN, {a, kTransposeA != 0}, {b, kTransposeB != 0}, accumulate != 0, here);
 }
 // Register budgets move between warpgroups on the device only.
 template <int kRegisters>

@@ -60,7 +60,7 @@ Schedule& schedule();
 struct WarpgroupProduct {
   float* accumulators[128];
   int n;
-  uint64_t a, b;
+  WgmmaOperand a, b;
   bool accumulate, done = false;
 };
 // Asynchronous work of one thread: what is open, and the groups it has committed, oldest first.

@@ -101,3 +101,79 @@ extern "C" __global__ void __launch_bounds__(256, 1)
                                 int m, int n, int k) {
   MATMUL(64, Wait::NotForProducts);
 }
+
+// ---- operands whose rows are contiguous, and boxes with steps
+
+#if RECANT_HAS_SM90A
+// One block, one warpgroup: c[64][128] = sum_k a[k][m] b[k][n] over 64 of k. b is two runs of 64 columns.
+template <int kTransposeB, int kBlock>
+__device__ void matmul_of_columns(const CUtensorMap* a, const CUtensorMap* b, float* c) {
+  struct __align__(1024) Tiles {
+    __nv_bfloat16 a[kTile * kTile], b[2][kTile * kTile];
+    uint64_t full;
+  };
+  DYNAMIC_SHARED(Tiles, s);
+  if (threadIdx.x == 0) {
+    ptx::mbar_init(&s->full, 1);
+    ptx::fence_barrier_init();
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    ptx::mbar_expect_tx(&s->full, 3 * kTile * kTile * int(sizeof(__nv_bfloat16)));
+    ptx::tma_load_2d(s->a, a, 0, 0, &s->full);
+    ptx::tma_load_2d(s->b[0], b, 0, 0, &s->full);
+    ptx::tma_load_2d(s->b[1], b, kTile, 0, &s->full);
+  }
+  ptx::mbar_wait(&s->full, 0);
+  float sum[64];
+  ptx::wgmma_fence();
+#  pragma unroll
+  for (int k = 0; k < kTile / 16; k++)
+    ptx::wgmma_bf16<128, 1, kTransposeB>(sum, ptx::smem_desc_sw128_transposed(s->a, 0) + k * 128,
+                                         ptx::smem_desc_sw128_transposed(s->b, kBlock) + k * 128, k > 0);
+  ptx::wgmma_commit();
+  ptx::wgmma_wait<0>();
+  int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+#  pragma unroll
+  for (int i = 0; i < 64; i++)
+    c[(warp * 16 + lane / 4 + i / 2 % 2 * 8) * 128 + lane % 4 * 2 + i % 2 + i / 4 * 8] = sum[i];
+}
+#  define OF_COLUMNS(transpose, block) matmul_of_columns<transpose, block>(&a, &b, c)
+#else
+#  define OF_COLUMNS(transpose, block) (void)0
+#endif
+
+extern "C" __global__ void __launch_bounds__(128, 1)
+    test_matmul_of_columns(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b, float* c) {
+  OF_COLUMNS(1, kTile * kTile * 2);
+}
+extern "C" __global__ void __launch_bounds__(128, 1)
+    mutant_missing_transpose(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b, float* c) {
+  OF_COLUMNS(0, kTile * kTile * 2);
+}
+extern "C" __global__ void __launch_bounds__(128, 1)
+    mutant_wrong_block(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b, float* c) {
+  OF_COLUMNS(1, kTile * kTile);
+}
+
+// y[r][64] = the rows of a box that the map loads, as the swizzle leaves their 16-byte parts; `bytes` are waited for.
+extern "C" __global__ void __launch_bounds__(32, 1)
+    test_tma_box(const __grid_constant__ CUtensorMap map, float* y, int first_row, int rows, int bytes) {
+#if RECANT_HAS_SM90A
+  struct __align__(1024) Box {
+    __nv_bfloat16 rows[8][64];
+    uint64_t full;
+  };
+  DYNAMIC_SHARED(Box, s);
+  if (threadIdx.x == 0) {
+    ptx::mbar_init(&s->full, 1);
+    ptx::fence_barrier_init();
+    ptx::mbar_expect_tx(&s->full, bytes);
+    ptx::tma_load_2d(s->rows, &map, 0, first_row, &s->full);
+  }
+  __syncthreads();
+  ptx::mbar_wait(&s->full, 0);
+  for (int i = threadIdx.x; i < rows * 64; i += 32)
+    y[i] = __bfloat162float(s->rows[i / 64][((i % 64 / 8) ^ (i / 64 % 8)) * 8 + i % 8]);
+#endif
+}

@@ -48,7 +48,7 @@ fn launches_beyond_the_limits_are_refused() {
         (grid(0, 256), "a grid of 0"),
         (
             Geometry {
-                blocks: [1, 1],
+                blocks: [1, 1, 1],
                 threads: 256,
                 dynamic_shared: 64 << 10,
             },

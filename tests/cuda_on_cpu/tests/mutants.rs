@@ -127,6 +127,26 @@ fn stage_released_before_its_product_is_done_gives_a_wrong_result() {
 }
 
 #[test]
+fn operand_with_the_wrong_layout_gives_a_wrong_result() {
+    if cuda_on_cpu::skip_on_driver("operand_with_the_wrong_layout_gives_a_wrong_result") {
+        return;
+    }
+    for mutant in ["mutant_missing_transpose", "mutant_wrong_block"] {
+        let (got, expected) = matmul_sm90::run_of_columns(mutant).expect("it ends");
+        assert_ne!(got, expected, "{mutant}");
+    }
+}
+
+#[test]
+fn waiting_for_the_elements_a_box_steps_over_is_a_deadlock() {
+    if cuda_on_cpu::skip_on_driver("waiting_for_the_elements_a_box_steps_over_is_a_deadlock") {
+        return;
+    }
+    let error = matmul_sm90::run_box(0, 2, 16 * 64 * 2).expect_err("the mutant ran to its end");
+    assert!(error.contains("deadlock") && error.contains("mbarrier wait"), "{error}");
+}
+
+#[test]
 fn dependence_on_the_order_of_blocks_shows() {
     if cuda_on_cpu::skip_on_driver("dependence_on_the_order_of_blocks_shows") {
         return;
@@ -162,7 +182,7 @@ fn overrun(kernel: &str, dynamic_shared: u32) {
     let gpu = Gpu::with_kernels("collectives");
     let (mut y, n) = (gpu.zeros::<f32>(8), 8i32);
     let geometry = Geometry {
-        blocks: [1, 1],
+        blocks: [1, 1, 1],
         threads: 1,
         dynamic_shared,
     };

@@ -204,6 +204,24 @@ fn tma_and_wgmma_multiply_ragged_matrices() {
 }
 
 #[test]
+fn wgmma_takes_operands_whose_rows_are_contiguous() {
+    for &order in orders() {
+        let (got, expected) =
+            with_order(order, || matmul_sm90::run_of_columns("test_matmul_of_columns"))
+                .expect("a product");
+        assert_eq!(got, expected, "{order:?}");
+    }
+}
+
+#[test]
+fn tma_steps_over_elements_and_fills_with_zeros() {
+    for (first, step) in [(0, 1), (3, 2), (-4, 2), (-1, 3)] {
+        let (got, expected) = matmul_sm90::run_box(first, step, 8 * 64 * 2).expect("a box");
+        assert_eq!(got, expected, "every {step} from {first}");
+    }
+}
+
+#[test]
 fn captured_launches_are_replayed_with_their_parameters() {
     let gpu = Gpu::with_kernels("collectives");
     let x = numbers(64, 5);

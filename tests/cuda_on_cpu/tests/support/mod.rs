@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DeviceRepr, DriverError,
-    LaunchArgs, LaunchConfig, ValidAsZeroBits,
+    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr,
+    DriverError, LaunchArgs, LaunchConfig, ValidAsZeroBits, sys,
 };
 
 /// Where the fatbins of the kernels lie, `<stem>.fatbin`, when the tests run on a real driver.
@@ -55,6 +55,21 @@ impl Gpu {
             .unwrap_or_else(|e| panic!("{name}: {e}"))
     }
 
+    /// The same with leave to use so much dynamic shared memory.
+    pub fn function_with(&self, name: &str, dynamic_shared: u32) -> CudaFunction {
+        let function = self.function(name);
+        let limit = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        function
+            .set_attribute(limit, dynamic_shared as i32)
+            .unwrap_or_else(|e| panic!("{name}: {dynamic_shared} bytes of shared memory: {e}"));
+        function
+    }
+
+    /// Where memory lies on the device.
+    pub fn address<T>(&self, memory: &CudaSlice<T>) -> u64 {
+        memory.device_ptr(&self.stream).0
+    }
+
     pub fn upload<T: DeviceRepr>(&self, host: &[T]) -> CudaSlice<T> {
         self.stream.clone_htod(host).expect("a copy to the device")
     }
@@ -85,7 +100,7 @@ impl Gpu {
         let mut builder = self.stream.launch_builder(function);
         arguments(&mut builder);
         let config = LaunchConfig {
-            grid_dim: (geometry.blocks[0], geometry.blocks[1], 1),
+            grid_dim: geometry.blocks.into(),
             block_dim: (geometry.threads, 1, 1),
             shared_mem_bytes: geometry.dynamic_shared,
         };
@@ -95,17 +110,61 @@ impl Gpu {
     }
 }
 
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub struct TensorMap(sys::CUtensorMap);
+// SAFETY: the driver's own type for a kernel parameter of this kind, passed by value.
+unsafe impl DeviceRepr for TensorMap {}
+
+/// The map of a dense bf16 tensor at `address`, swizzled over 128 bytes. Extents, boxes and element strides from the
+/// innermost dimension; a box counts the elements it spans, of which every stride-th is loaded.
+pub fn tensor_map(address: u64, extents: &[u64], boxes: &[u32], steps: &[u32]) -> TensorMap {
+    let strides: Vec<u64> = extents
+        .iter()
+        .scan(2, |bytes, extent| {
+            *bytes *= extent;
+            Some(*bytes)
+        })
+        .collect();
+    let mut map = std::mem::MaybeUninit::zeroed();
+    // SAFETY: the arrays have as many elements as the rank asks for, and the map is written before it is read.
+    unsafe {
+        sys::cuTensorMapEncodeTiled(
+            map.as_mut_ptr(),
+            sys::CUtensorMapDataType_enum::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            extents.len() as u32,
+            address as *mut _,
+            extents.as_ptr(),
+            strides.as_ptr(),
+            boxes.as_ptr(),
+            steps.as_ptr(),
+            sys::CUtensorMapInterleave_enum::CU_TENSOR_MAP_INTERLEAVE_NONE,
+            sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B,
+            sys::CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+            sys::CUtensorMapFloatOOBfill_enum::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+        .result()
+        .unwrap_or_else(|_| panic!("{}", cuda_on_cpu::last_error()));
+        TensorMap(map.assume_init())
+    }
+}
+
 #[derive(Clone, Copy)]
 pub struct Geometry {
-    pub blocks: [u32; 2],
+    pub blocks: [u32; 3],
     pub threads: u32,
     pub dynamic_shared: u32,
+}
+
+/// Whether a sanitizer looks on, which is slow: each kind of tile and of copy once, since larger tiles are the same code.
+pub fn is_watched() -> bool {
+    cuda_on_cpu::orders().len() == 1
 }
 
 /// One-dimensional, without dynamic shared memory.
 pub fn grid(blocks: u32, threads: u32) -> Geometry {
     Geometry {
-        blocks: [blocks, 1],
+        blocks: [blocks, 1, 1],
         threads,
         dynamic_shared: 0,
     }
@@ -133,4 +192,5 @@ pub fn bf16_value(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
 }
 
+pub mod conv2d;
 pub mod matmul_sm90;

@@ -1,0 +1,341 @@
+// One block's tile of a matrix product on tensor cores (mma.sync), for operands and outputs as gemm_tile.cuh has them.
+//   sums[m][n] = sum_{k in [k_begin, k_end)} A(row m, k) B(row n, k)
+//
+// Both operands stay f32 in shared memory, kSliceDepth of k at a time, in a ring of kStages stages that cp.async fills:
+// 16 bytes at a time where four neighbours in memory are neighbours in k or in rows (the caller knows whether channels
+// and addresses allow it), else 4 bytes, for which a row's share of the index is worked out again at every slice. An
+// operand's scale is applied by the thread that asked for the bytes, where they have landed, before the barrier that
+// shows them to the others.
+//   along k      [rows][kSliceDepth + 4], read by ldmatrix, four floats of a row as one row of 16 bytes
+//   along rows   [kSliceDepth][rows + 8], read one float at a time
+// Either padding spreads the eight rows (the four k) that a warp reads together over all banks.
+//
+// Arithmetic:
+//   Tf32     operands rounded to 11 bits, mma.m16n8k8
+//   Tf32x3   each operand as the sum of two TF32 numbers, three products; that of the two small parts is left out
+//   Bf16     operands rounded to 8 bits in registers, mma.m16n8k16. The order of k inside a group of 16 is another one,
+//            the same for both operands.
+//
+// Threads: kM / kWarpM times kN / kWarpN warps, each with kWarpM x kWarpN outputs in registers.
+// Shared memory: kSharedBytes, dynamic.
+// Cost: per slice 4 kSliceDepth (kM + kN) bytes and 2 kSliceDepth kM kN FLOP (Tf32x3: three times as many).
+// Numerics: f32 sums in the tensor core, k ascending by groups of 8 (Bf16: 16). Against the exact sum of |a b| the
+// error is at most 2^-10 (Tf32), 2^-7 (Bf16) or 2^-20.4 (Tf32x3) from rounding operands, plus that of an f32 sum. A
+// tensor core truncates where it adds, so Tf32x3 sums each slice by itself and adds the slices in f32 to nearest.
+#pragma once
+#include "common.cuh"
+
+enum class Math { Tf32, Tf32x3, Bf16 };
+
+constexpr int kSliceDepth = 16;
+constexpr int kStages = 4;
+
+// A slice of one operand in shared memory.
+template <bool kAlongK, int kRows>
+struct StagedSlice {
+  static constexpr int kLines = kAlongK ? kRows : kSliceDepth;
+  static constexpr int kPitch = kAlongK ? kSliceDepth + 4 : kRows + 8;
+  float values[kLines][kPitch];
+
+  __device__ __forceinline__ float* at(int row, int k) { return kAlongK ? &values[row][k] : &values[k][row]; }
+  __device__ __forceinline__ const float* at(int row, int k) const {
+    return kAlongK ? &values[row][k] : &values[k][row];
+  }
+};
+
+// The vectors of each slice that this thread brings.
+template <int kRows, int kVector, int kThreads, typename Operand>
+struct SliceCopy {
+  static constexpr bool kAlongK = Operand::kAlongK;
+  static constexpr int kLine = (kAlongK ? kSliceDepth : kRows) / kVector;  // vectors side by side in memory
+  static constexpr int kApart = kThreads / kLine;
+  static constexpr int kEach = kRows * kSliceDepth / kVector / kThreads;
+  static constexpr bool kKeepsRows = kVector == 4;
+  static constexpr int kKeptRows = !kKeepsRows ? 1 : kAlongK ? kEach : 1;
+  static_assert(kThreads % kLine == 0 && kEach >= 1, "whole lines of vectors");
+  using Staged = StagedSlice<kAlongK, kRows>;
+
+  const Operand& operand;
+  int first_row;
+  typename Operand::Row rows[kKeptRows];
+
+  __device__ __forceinline__ static int along() { return int(threadIdx.x) % kLine * kVector; }
+  __device__ __forceinline__ static int line(int j) { return int(threadIdx.x) / kLine + j * kApart; }
+  __device__ __forceinline__ static int row_of(int j) { return kAlongK ? line(j) : along(); }
+  __device__ __forceinline__ static int k_of(int j) { return kAlongK ? along() : line(j); }
+
+  __device__ __forceinline__ SliceCopy(const Operand& operand, int first_row) : operand(operand), first_row(first_row) {
+    if constexpr (kKeepsRows) {
+#pragma unroll
+      for (int j = 0; j < kKeptRows; j++) rows[j] = row(j);
+    }
+  }
+  __device__ __forceinline__ typename Operand::Row row(int j) const { return operand.row(first_row + row_of(j)); }
+
+  // Calls visit(j, row, step, element) for the thread's vectors of the slice at k; the element is negative where the
+  // vector is zero.
+  template <typename Visit>
+  __device__ __forceinline__ void for_each(int k, int k_end, Visit visit) const {
+    auto step = operand.step(k + k_of(0));
+#pragma unroll(kKeepsRows ? kEach : 1)
+    for (int j = 0; j < kEach; j++) {
+      if (!kAlongK && j > 0) step = operand.step(k + k_of(j));
+      const auto own = kKeepsRows ? rows[kKeepsRows && kAlongK ? j : 0] : row(j);
+      visit(j, own, step, k + k_of(j) < k_end ? operand.at(own, step) : -1);
+    }
+  }
+
+  __device__ __forceinline__ void fetch(Staged& to, int k, int k_end) const {
+    for_each(k, k_end, [&](int j, const auto&, const auto&, int element) {
+      const float* from = operand.data + max(element, 0);
+      if constexpr (kVector == 4)
+        ptx::cp_async16(to.at(row_of(j), k_of(j)), from, element >= 0);
+      else
+        ptx::cp_async4(to.at(row_of(j), k_of(j)), from, element >= 0);
+    });
+  }
+
+  // Multiplies what this thread's copies of the slice have brought by its scale.
+  __device__ __forceinline__ void apply_scale(Staged& slice, int k, int k_end) const {
+    if (!operand.scale) return;
+    for_each(k, k_end, [&](int j, const auto& row, const auto& step, int element) {
+      if (element < 0) return;
+      const float* scale = operand.scale + operand.scale_at(row, step);
+      float* value = slice.at(row_of(j), k_of(j));
+      if constexpr (kVector == 4) {
+        const float4 s = load4(scale), v = *reinterpret_cast<float4*>(value);
+        *reinterpret_cast<float4*>(value) = make_float4(v.x * s.x, v.y * s.y, v.z * s.z, v.w * s.w);
+      } else {
+        *value *= __ldg(scale);
+      }
+    });
+  }
+};
+
+// Operand fragments of the mma instructions from slices in shared memory, as f32; lane / 4 is the row of the fragment,
+// lane % 4 its k.
+template <int kRows>
+__device__ __forceinline__ void load_a(unsigned (&a)[4], const StagedSlice<true, kRows>& slice, int row, int k) {
+  const int lane = int(threadIdx.x) % kWarp;
+  ptx::ldmatrix_x4(a, slice.at(row + lane % 16, k + lane / 16 * 4));
+}
+template <int kRows>
+__device__ __forceinline__ void load_a(unsigned (&a)[4], const StagedSlice<false, kRows>& slice, int row, int k) {
+  const int lane = int(threadIdx.x) % kWarp;
+#pragma unroll
+  for (int i = 0; i < 4; i++) a[i] = __float_as_uint(*slice.at(row + lane / 4 + i % 2 * 8, k + lane % 4 + i / 2 * 4));
+}
+// Two fragments of B, of sixteen neighbouring rows.
+template <int kRows>
+__device__ __forceinline__ void load_b(unsigned (&b)[4], const StagedSlice<true, kRows>& slice, int row, int k) {
+  const int lane = int(threadIdx.x) % kWarp;
+  ptx::ldmatrix_x4(b, slice.at(row + lane % 8 + lane / 16 * 8, k + lane / 8 % 2 * 4));
+}
+template <int kRows>
+__device__ __forceinline__ void load_b(unsigned (&b)[4], const StagedSlice<false, kRows>& slice, int row, int k) {
+  const int lane = int(threadIdx.x) % kWarp;
+#pragma unroll
+  for (int i = 0; i < 4; i++) b[i] = __float_as_uint(*slice.at(row + lane / 4 + i / 2 * 8, k + lane % 4 + i % 2 * 4));
+}
+
+__device__ __forceinline__ unsigned pack_bf16(unsigned low, unsigned high) {
+  return two_bf16(__uint_as_float(low), __uint_as_float(high));
+}
+// A number as the sum of two TF32 numbers, to 2^-22 of it.
+__device__ __forceinline__ void split_tf32(unsigned value, unsigned& large, unsigned& small) {
+  large = ptx::to_tf32(__uint_as_float(value));
+  small = ptx::to_tf32(__uint_as_float(value) - __uint_as_float(large));
+}
+
+// The shape of a block's tile and of a warp's part of it.
+template <Math kMath, int kM_, int kN_, int kWarpM, int kWarpN>
+struct MmaTile {
+  static constexpr int kM = kM_, kN = kN_;
+  static constexpr int kThreads = kM / kWarpM * (kN / kWarpN) * kWarp;
+  static constexpr int kAtomsM = kWarpM / 16, kAtomsN = kWarpN / 8;
+  static constexpr int kSharedBytes = kStages * (kM + kN) * (kSliceDepth + 4) * int(sizeof(float));
+  static_assert(kAtomsN % 2 == 0, "fragments of B come in pairs");
+
+  template <typename A, typename B>
+  struct Stages {
+    StagedSlice<A::kAlongK, kM> a[kStages];
+    StagedSlice<B::kAlongK, kN> b[kStages];
+    static_assert(kStages * (sizeof(a[0]) + sizeof(b[0])) <= kSharedBytes, "what the host asks for suffices");
+  };
+  using Sums = float[kAtomsM][kAtomsN][4];
+  Sums sums;
+
+  __device__ __forceinline__ static int warp() { return int(threadIdx.x) / kWarp; }
+  // The warp's first row and column in the tile.
+  __device__ __forceinline__ static int first_m() { return warp() / (kN / kWarpN) * kWarpM; }
+  __device__ __forceinline__ static int first_n() { return warp() % (kN / kWarpN) * kWarpN; }
+
+  // Overwrites the sums. All threads of the block call it. `vectors`: whether 16 bytes may be copied at a time.
+  template <typename A, typename B>
+  __device__ __forceinline__ void multiply(const A& a, const B& b, int row, int column, int k_begin, int k_end,
+                                           bool vectors) {
+    DYNAMIC_SHARED(unsigned char, shared_bytes);
+    auto& stages = *reinterpret_cast<Stages<A, B>*>(shared_bytes);
+    const SliceCopy<kM, 4, kThreads, A> vectors_a(a, row);
+    const SliceCopy<kN, 4, kThreads, B> vectors_b(b, column);
+    const SliceCopy<kM, 1, kThreads, A> singles_a(a, row);
+    const SliceCopy<kN, 1, kThreads, B> singles_b(b, column);
+    const int slices = (k_end - k_begin + kSliceDepth - 1) / kSliceDepth;
+    // One group of copies per slice, empty past the last one, so that a slice's group is found by counting.
+    const auto fetch = [&](int slice) {
+      const int k = k_begin + slice * kSliceDepth;
+      auto& to_a = stages.a[slice % kStages];
+      auto& to_b = stages.b[slice % kStages];
+      if (slice < slices && vectors) {
+        vectors_a.fetch(to_a, k, k_end);
+        vectors_b.fetch(to_b, k, k_end);
+      } else if (slice < slices) {
+        singles_a.fetch(to_a, k, k_end);
+        singles_b.fetch(to_b, k, k_end);
+      }
+      ptx::cp_async_commit();
+    };
+    const auto apply_scales = [&](auto& slice_a, auto& slice_b, int k) {
+      if (vectors) {
+        vectors_a.apply_scale(slice_a, k, k_end);
+        vectors_b.apply_scale(slice_b, k, k_end);
+      } else {
+        singles_a.apply_scale(slice_a, k, k_end);
+        singles_b.apply_scale(slice_b, k, k_end);
+      }
+    };
+    clear(sums);
+    __syncthreads();  // an earlier product may still be read from the stages
+#pragma unroll 1
+    for (int slice = 0; slice < kStages - 1; slice++) fetch(slice);
+    for (int slice = 0; slice < slices; slice++) {
+      const int stage = slice % kStages;
+      ptx::cp_async_wait<kStages - 2>();
+      apply_scales(stages.a[stage], stages.b[stage], k_begin + slice * kSliceDepth);
+      __syncthreads();
+      fetch(slice + kStages - 1);  // into the stage that all threads have left
+      multiply_slice(stages.a[stage], stages.b[stage]);
+    }
+  }
+
+  template <typename SliceA, typename SliceB>
+  __device__ __forceinline__ void multiply_slice(const SliceA& a, const SliceB& b) {
+    if constexpr (kMath == Math::Tf32x3) {
+      Sums slice_sums;
+      clear(slice_sums);
+      add_products(slice_sums, a, b);
+#pragma unroll
+      for (int m = 0; m < kAtomsM; m++)
+#pragma unroll
+        for (int n = 0; n < kAtomsN; n++)
+#pragma unroll
+          for (int i = 0; i < 4; i++) sums[m][n][i] += slice_sums[m][n][i];
+    } else {
+      add_products(sums, a, b);
+    }
+  }
+
+  template <typename SliceA, typename SliceB>
+  __device__ __forceinline__ static void add_products(Sums& to, const SliceA& a, const SliceB& b) {
+    if constexpr (kMath == Math::Bf16) {
+      add_products_bf16(to, a, b);
+    } else {
+#pragma unroll
+      for (int k = 0; k < kSliceDepth; k += 8) add_products_tf32(to, a, b, k);
+    }
+  }
+
+  template <typename SliceA, typename SliceB>
+  __device__ __forceinline__ static void add_products_tf32(Sums& to, const SliceA& a, const SliceB& b, int k) {
+    constexpr bool kSplit = kMath == Math::Tf32x3;
+    unsigned u[kAtomsM][4], u_small[kSplit ? kAtomsM : 1][4];
+#pragma unroll
+    for (int m = 0; m < kAtomsM; m++) {
+      load_a(u[m], a, first_m() + m * 16, k);
+#pragma unroll
+      for (int i = 0; i < 4; i++)
+        if constexpr (kSplit)
+          split_tf32(u[m][i], u[m][i], u_small[m][i]);
+        else
+          u[m][i] = ptx::to_tf32(__uint_as_float(u[m][i]));
+    }
+#pragma unroll
+    for (int n = 0; n < kAtomsN; n += 2) {
+      unsigned pair[4];
+      load_b(pair, b, first_n() + n * 8, k);
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        unsigned v[2], v_small[2];
+#pragma unroll
+        for (int i = 0; i < 2; i++) split_tf32(pair[half * 2 + i], v[i], v_small[i]);
+#pragma unroll
+        for (int m = 0; m < kAtomsM; m++) {
+          if constexpr (kSplit) {  // the small products first
+            ptx::mma_m16n8k8_tf32(to[m][n + half], u_small[m], v);
+            ptx::mma_m16n8k8_tf32(to[m][n + half], u[m], v_small);
+          }
+          ptx::mma_m16n8k8_tf32(to[m][n + half], u[m], v);
+        }
+      }
+    }
+  }
+
+  // Slot k' of the instruction holds k = k' / 2 % 4 + k' % 2 * 4 + k' / 8 * 8.
+  template <typename SliceA, typename SliceB>
+  __device__ __forceinline__ static void add_products_bf16(Sums& to, const SliceA& a, const SliceB& b) {
+    static_assert(kSliceDepth == 16);
+    unsigned u[kAtomsM][4];
+#pragma unroll
+    for (int m = 0; m < kAtomsM; m++)
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        unsigned raw[4];
+        load_a(raw, a, first_m() + m * 16, half * 8);
+        u[m][half * 2] = pack_bf16(raw[0], raw[2]);
+        u[m][half * 2 + 1] = pack_bf16(raw[1], raw[3]);
+      }
+#pragma unroll
+    for (int n = 0; n < kAtomsN; n += 2) {
+      unsigned v[2][2];
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        unsigned raw[4];
+        load_b(raw, b, first_n() + n * 8, half * 8);
+        v[0][half] = pack_bf16(raw[0], raw[1]);
+        v[1][half] = pack_bf16(raw[2], raw[3]);
+      }
+#pragma unroll
+      for (int m = 0; m < kAtomsM; m++) {
+        ptx::mma_m16n8k16_bf16(to[m][n], u[m], v[0]);
+        ptx::mma_m16n8k16_bf16(to[m][n + 1], u[m], v[1]);
+      }
+    }
+  }
+
+  // Stores the thread's outputs inside [rows, columns], two neighbours at once where they are 8-byte aligned.
+  template <typename Output>
+  __device__ __forceinline__ void store(const Output& output, int row, int column, int rows, int columns) const {
+    const int lane = int(threadIdx.x) % kWarp;
+    const bool pairs = columns % 2 == 0 && reinterpret_cast<uintptr_t>(output.data) % sizeof(float2) == 0;
+#pragma unroll
+    for (int m = 0; m < kAtomsM; m++)
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        const int r = row + first_m() + m * 16 + half * 8 + lane / 4;
+        if (r >= rows) continue;
+        const auto out = output.row(r);
+#pragma unroll
+        for (int n = 0; n < kAtomsN; n++) {
+          const int c = column + first_n() + n * 8 + lane % 4 * 2;
+          store_two(output, out, c, columns, pairs, sums[m][n][half * 2], sums[m][n][half * 2 + 1]);
+        }
+      }
+  }
+};
+
+template <Math kMath>
+using LargeMmaTile = MmaTile<kMath, 128, 128, 64, 32>;
+template <Math kMath>
+using SmallMmaTile = MmaTile<kMath, 64, 64, 32, 32>;
+// Blocks of the small tile that fit an SM by registers; what ptxas is told, lest it spills for the sake of more.
+constexpr int kSmallBlocks = 2;
