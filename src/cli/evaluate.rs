@@ -157,7 +157,7 @@ impl Evaluate {
         if original.config != unlearned.config {
             return Err(Error::file(&self.unlearned, "is a network of another size than --model"));
         }
-        let classifier = read_classifier(&self.classifier)?;
+        let classifier = read_classifier(&self.classifier)?.to_device(&device)?;
         let class = class_of(&classifier, &self.class)?;
         let real = self.real.as_ref().map(|r| real_statistics(r, &classifier)).transpose()?;
         let g = Generator::new(original.config.clone());
