@@ -135,27 +135,27 @@ extern "C" __global__ void __launch_bounds__(kTileThreads)
     conv2d_narrow_f32(const float* x, const float* w, const float* a, const float* b, float* y, Conv2dParams p) {
   conv2d<NarrowTile>(x, w, a, b, y, p);
 }
-extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Tf32>::kThreads)
+extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Tf32>::kThreads, LargeMmaTile<Math::Tf32>::kBlocks)
     conv2d_tf32(const float* x, const float* w, const float* a, const float* b, float* y, Conv2dParams p) {
   conv2d<LargeMmaTile<Math::Tf32>>(x, w, a, b, y, p);
 }
-extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Tf32>::kThreads, kSmallBlocks)
+extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Tf32>::kThreads, SmallMmaTile<Math::Tf32>::kBlocks)
     conv2d_small_tf32(const float* x, const float* w, const float* a, const float* b, float* y, Conv2dParams p) {
   conv2d<SmallMmaTile<Math::Tf32>>(x, w, a, b, y, p);
 }
-extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Tf32x3>::kThreads)
+extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Tf32x3>::kThreads, LargeMmaTile<Math::Tf32x3>::kBlocks)
     conv2d_tf32x3(const float* x, const float* w, const float* a, const float* b, float* y, Conv2dParams p) {
   conv2d<LargeMmaTile<Math::Tf32x3>>(x, w, a, b, y, p);
 }
-extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Tf32x3>::kThreads, kSmallBlocks)
+extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Tf32x3>::kThreads, SmallMmaTile<Math::Tf32x3>::kBlocks)
     conv2d_small_tf32x3(const float* x, const float* w, const float* a, const float* b, float* y, Conv2dParams p) {
   conv2d<SmallMmaTile<Math::Tf32x3>>(x, w, a, b, y, p);
 }
-extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Bf16>::kThreads)
+extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Bf16>::kThreads, LargeMmaTile<Math::Bf16>::kBlocks)
     conv2d_bf16(const float* x, const float* w, const float* a, const float* b, float* y, Conv2dParams p) {
   conv2d<LargeMmaTile<Math::Bf16>>(x, w, a, b, y, p);
 }
-extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Bf16>::kThreads, kSmallBlocks)
+extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Bf16>::kThreads, SmallMmaTile<Math::Bf16>::kBlocks)
     conv2d_small_bf16(const float* x, const float* w, const float* a, const float* b, float* y, Conv2dParams p) {
   conv2d<SmallMmaTile<Math::Bf16>>(x, w, a, b, y, p);
 }
@@ -170,32 +170,32 @@ extern "C" __global__ void __launch_bounds__(kTileThreads)
                           Conv2dActParams e) {
   conv2d_act<NarrowTile>(x, w, a, b, y, p, e);
 }
-extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Tf32>::kThreads)
+extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Tf32>::kThreads, LargeMmaTile<Math::Tf32>::kBlocks)
     conv2d_act_tf32(const float* x, const float* w, const float* a, const float* b, float* y, Conv2dParams p,
                     Conv2dActParams e) {
   conv2d_act<LargeMmaTile<Math::Tf32>>(x, w, a, b, y, p, e);
 }
-extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Tf32>::kThreads, kSmallBlocks)
+extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Tf32>::kThreads, SmallMmaTile<Math::Tf32>::kBlocks)
     conv2d_act_small_tf32(const float* x, const float* w, const float* a, const float* b, float* y, Conv2dParams p,
                           Conv2dActParams e) {
   conv2d_act<SmallMmaTile<Math::Tf32>>(x, w, a, b, y, p, e);
 }
-extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Tf32x3>::kThreads)
+extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Tf32x3>::kThreads, LargeMmaTile<Math::Tf32x3>::kBlocks)
     conv2d_act_tf32x3(const float* x, const float* w, const float* a, const float* b, float* y, Conv2dParams p,
                       Conv2dActParams e) {
   conv2d_act<LargeMmaTile<Math::Tf32x3>>(x, w, a, b, y, p, e);
 }
-extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Tf32x3>::kThreads, kSmallBlocks)
+extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Tf32x3>::kThreads, SmallMmaTile<Math::Tf32x3>::kBlocks)
     conv2d_act_small_tf32x3(const float* x, const float* w, const float* a, const float* b, float* y, Conv2dParams p,
                             Conv2dActParams e) {
   conv2d_act<SmallMmaTile<Math::Tf32x3>>(x, w, a, b, y, p, e);
 }
-extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Bf16>::kThreads)
+extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Bf16>::kThreads, LargeMmaTile<Math::Bf16>::kBlocks)
     conv2d_act_bf16(const float* x, const float* w, const float* a, const float* b, float* y, Conv2dParams p,
                     Conv2dActParams e) {
   conv2d_act<LargeMmaTile<Math::Bf16>>(x, w, a, b, y, p, e);
 }
-extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Bf16>::kThreads, kSmallBlocks)
+extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Bf16>::kThreads, SmallMmaTile<Math::Bf16>::kBlocks)
     conv2d_act_small_bf16(const float* x, const float* w, const float* a, const float* b, float* y, Conv2dParams p,
                           Conv2dActParams e) {
   conv2d_act<SmallMmaTile<Math::Bf16>>(x, w, a, b, y, p, e);
@@ -299,29 +299,29 @@ extern "C" __global__ void __launch_bounds__(kTileThreads)
                                 Conv2dParams p) {
   conv2d_transpose<NarrowTile>(g, w, b, a, z, p);
 }
-extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Tf32>::kThreads)
+extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Tf32>::kThreads, LargeMmaTile<Math::Tf32>::kBlocks)
     conv2d_transpose_tf32(const float* g, const float* w, const float* b, const float* a, float* z, Conv2dParams p) {
   conv2d_transpose<LargeMmaTile<Math::Tf32>>(g, w, b, a, z, p);
 }
-extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Tf32>::kThreads, kSmallBlocks)
+extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Tf32>::kThreads, SmallMmaTile<Math::Tf32>::kBlocks)
     conv2d_transpose_small_tf32(const float* g, const float* w, const float* b, const float* a, float* z,
                                 Conv2dParams p) {
   conv2d_transpose<SmallMmaTile<Math::Tf32>>(g, w, b, a, z, p);
 }
-extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Tf32x3>::kThreads)
+extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Tf32x3>::kThreads, LargeMmaTile<Math::Tf32x3>::kBlocks)
     conv2d_transpose_tf32x3(const float* g, const float* w, const float* b, const float* a, float* z, Conv2dParams p) {
   conv2d_transpose<LargeMmaTile<Math::Tf32x3>>(g, w, b, a, z, p);
 }
-extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Tf32x3>::kThreads, kSmallBlocks)
+extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Tf32x3>::kThreads, SmallMmaTile<Math::Tf32x3>::kBlocks)
     conv2d_transpose_small_tf32x3(const float* g, const float* w, const float* b, const float* a, float* z,
                                   Conv2dParams p) {
   conv2d_transpose<SmallMmaTile<Math::Tf32x3>>(g, w, b, a, z, p);
 }
-extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Bf16>::kThreads)
+extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Bf16>::kThreads, LargeMmaTile<Math::Bf16>::kBlocks)
     conv2d_transpose_bf16(const float* g, const float* w, const float* b, const float* a, float* z, Conv2dParams p) {
   conv2d_transpose<LargeMmaTile<Math::Bf16>>(g, w, b, a, z, p);
 }
-extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Bf16>::kThreads, kSmallBlocks)
+extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Bf16>::kThreads, SmallMmaTile<Math::Bf16>::kBlocks)
     conv2d_transpose_small_bf16(const float* g, const float* w, const float* b, const float* a, float* z,
                                 Conv2dParams p) {
   conv2d_transpose<SmallMmaTile<Math::Bf16>>(g, w, b, a, z, p);
@@ -412,30 +412,30 @@ extern "C" __global__ void __launch_bounds__(kTileThreads)
     conv2d_weight_grad_f32(const float* x, const float* g, const float* a, const float* b, float* v, Conv2dParams p) {
   conv2d_weight_grad<WideTile>(x, g, a, b, v, p);
 }
-extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Tf32>::kThreads)
+extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Tf32>::kThreads, LargeMmaTile<Math::Tf32>::kBlocks)
     conv2d_weight_grad_tf32(const float* x, const float* g, const float* a, const float* b, float* v, Conv2dParams p) {
   conv2d_weight_grad<LargeMmaTile<Math::Tf32>>(x, g, a, b, v, p);
 }
-extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Tf32>::kThreads, kSmallBlocks)
+extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Tf32>::kThreads, SmallMmaTile<Math::Tf32>::kBlocks)
     conv2d_weight_grad_small_tf32(const float* x, const float* g, const float* a, const float* b, float* v,
                                   Conv2dParams p) {
   conv2d_weight_grad<SmallMmaTile<Math::Tf32>>(x, g, a, b, v, p);
 }
-extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Tf32x3>::kThreads)
+extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Tf32x3>::kThreads, LargeMmaTile<Math::Tf32x3>::kBlocks)
     conv2d_weight_grad_tf32x3(const float* x, const float* g, const float* a, const float* b, float* v,
                               Conv2dParams p) {
   conv2d_weight_grad<LargeMmaTile<Math::Tf32x3>>(x, g, a, b, v, p);
 }
-extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Tf32x3>::kThreads, kSmallBlocks)
+extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Tf32x3>::kThreads, SmallMmaTile<Math::Tf32x3>::kBlocks)
     conv2d_weight_grad_small_tf32x3(const float* x, const float* g, const float* a, const float* b, float* v,
                                     Conv2dParams p) {
   conv2d_weight_grad<SmallMmaTile<Math::Tf32x3>>(x, g, a, b, v, p);
 }
-extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Bf16>::kThreads)
+extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Bf16>::kThreads, LargeMmaTile<Math::Bf16>::kBlocks)
     conv2d_weight_grad_bf16(const float* x, const float* g, const float* a, const float* b, float* v, Conv2dParams p) {
   conv2d_weight_grad<LargeMmaTile<Math::Bf16>>(x, g, a, b, v, p);
 }
-extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Bf16>::kThreads, kSmallBlocks)
+extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Bf16>::kThreads, SmallMmaTile<Math::Bf16>::kBlocks)
     conv2d_weight_grad_small_bf16(const float* x, const float* g, const float* a, const float* b, float* v,
                                   Conv2dParams p) {
   conv2d_weight_grad<SmallMmaTile<Math::Bf16>>(x, g, a, b, v, p);
@@ -498,17 +498,17 @@ extern "C" __global__ void __launch_bounds__(kTileThreads)
                                    Conv2dSquaredParams q) {
   conv2d_weight_grad_squared<WideTile>(x, g, a, b, s, q);
 }
-extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Tf32>::kThreads, kSmallBlocks)
+extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Tf32>::kThreads, SmallMmaTile<Math::Tf32>::kBlocks)
     conv2d_weight_grad_squared_tf32(const float* x, const float* g, const float* a, const float* b, float* s,
                                     Conv2dSquaredParams q) {
   conv2d_weight_grad_squared<SmallMmaTile<Math::Tf32>>(x, g, a, b, s, q);
 }
-extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Tf32x3>::kThreads, kSmallBlocks)
+extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Tf32x3>::kThreads, SmallMmaTile<Math::Tf32x3>::kBlocks)
     conv2d_weight_grad_squared_tf32x3(const float* x, const float* g, const float* a, const float* b, float* s,
                                       Conv2dSquaredParams q) {
   conv2d_weight_grad_squared<SmallMmaTile<Math::Tf32x3>>(x, g, a, b, s, q);
 }
-extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Bf16>::kThreads, kSmallBlocks)
+extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Bf16>::kThreads, SmallMmaTile<Math::Bf16>::kBlocks)
     conv2d_weight_grad_squared_bf16(const float* x, const float* g, const float* a, const float* b, float* s,
                                     Conv2dSquaredParams q) {
   conv2d_weight_grad_squared<SmallMmaTile<Math::Bf16>>(x, g, a, b, s, q);

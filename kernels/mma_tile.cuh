@@ -152,6 +152,8 @@ template <Math kMath, int kM_, int kN_, int kWarpM, int kWarpN>
 struct MmaTile {
   static constexpr int kM = kM_, kN = kN_;
   static constexpr int kThreads = kM / kWarpM * (kN / kWarpN) * kWarp;
+  // Blocks per SM that ptxas has to leave registers for: without a number it spills where it need not.
+  static constexpr int kBlocks = kThreads == 256 && kMath == Math::Tf32x3 ? 1 : 2;
   static constexpr int kAtomsM = kWarpM / 16, kAtomsN = kWarpN / 8;
   static constexpr int kSharedBytes = kStages * (kM + kN) * (kSliceDepth + 4) * int(sizeof(float));
   static_assert(kAtomsN % 2 == 0, "fragments of B come in pairs");
@@ -337,5 +339,3 @@ template <Math kMath>
 using LargeMmaTile = MmaTile<kMath, 128, 128, 64, 32>;
 template <Math kMath>
 using SmallMmaTile = MmaTile<kMath, 64, 64, 32, 32>;
-// Blocks of the small tile that fit an SM by registers; what ptxas is told, lest it spills for the sake of more.
-constexpr int kSmallBlocks = 2;

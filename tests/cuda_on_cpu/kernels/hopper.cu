@@ -156,10 +156,9 @@ extern "C" __global__ void __launch_bounds__(128, 1)
   OF_COLUMNS(1, kTile * kTile);
 }
 
-// y[r][64] = the rows of a box that the map loads, as the swizzle leaves their 16-byte parts; `bytes` are waited for.
-extern "C" __global__ void __launch_bounds__(32, 1)
-    test_tma_box(const __grid_constant__ CUtensorMap map, float* y, int first_row, int rows, int bytes) {
 #if RECANT_HAS_SM90A
+// y[r][64] = the rows of a box that the map loads, taken out of the swizzle; `bytes` are waited for.
+__device__ void load_box(const CUtensorMap* map, float* y, int first_row, int rows, int bytes) {
   struct __align__(1024) Box {
     __nv_bfloat16 rows[8][64];
     uint64_t full;
@@ -169,11 +168,19 @@ extern "C" __global__ void __launch_bounds__(32, 1)
     ptx::mbar_init(&s->full, 1);
     ptx::fence_barrier_init();
     ptx::mbar_expect_tx(&s->full, bytes);
-    ptx::tma_load_2d(s->rows, &map, 0, first_row, &s->full);
+    ptx::tma_load_2d(s->rows, map, 0, first_row, &s->full);
   }
   __syncthreads();
   ptx::mbar_wait(&s->full, 0);
   for (int i = threadIdx.x; i < rows * 64; i += 32)
     y[i] = __bfloat162float(s->rows[i / 64][((i % 64 / 8) ^ (i / 64 % 8)) * 8 + i % 8]);
+}
+#  define LOAD_BOX load_box(&map, y, first_row, rows, bytes)
+#else
+#  define LOAD_BOX (void)0
 #endif
+
+extern "C" __global__ void __launch_bounds__(32, 1)
+    test_tma_box(const __grid_constant__ CUtensorMap map, float* y, int first_row, int rows, int bytes) {
+  LOAD_BOX;
 }
