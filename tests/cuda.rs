@@ -14,7 +14,7 @@ use common::{assert_near, nhwc};
 use cuda_on_cpu::{orders, with_order};
 use recant::autograd::{Var, mul, sum};
 use recant::device::cuda::KERNELS;
-use recant::device::Device;
+use recant::device::{Device, Precision};
 use recant::error::{Error, Result};
 use recant::losses::{path_length, r1_penalty};
 use recant::models::stylegan2::Styles;
@@ -24,7 +24,6 @@ use recant::ops::elementwise::{Map, Zip, channel_scale, map, zip};
 use recant::ops::layout::{concat, pad, permute, slice};
 use recant::ops::matmul::{Read, matmul};
 use recant::ops::optimizer::{Adam, Pull, RepulsionLoss, Resident, Slabs, accumulate_squares, adam_step, ewc, weighted_squared_distance};
-use recant::ops::pool2d::{Window, max_pool2d};
 use recant::ops::random::Random;
 use recant::ops::reduce::{broadcast_to, channel_dot, sum_to};
 use recant::ops::upfirdn2d::{RESAMPLE_TAPS, Upfirdn2d, upfirdn2d};
@@ -206,11 +205,7 @@ fn case_lists() {
     const LARGEST: usize = 60_000;
     let device = gpu::device();
     let mut run = 0;
-    for (family, cases) in families() {
-        // Families whose ops say that they have no kernel; see `ops_without_kernels_say_so`.
-        if ["pool2d", "resize"].contains(&family) {
-            continue;
-        }
+    for (_, cases) in families() {
         for case in cases.iter().filter(|c| c.inputs.iter().map(Tensor::len).sum::<usize>() <= LARGEST) {
             compare(&device, &case.name, &case.inputs, case.tolerance, &*case.run);
             run += 1;
@@ -220,18 +215,30 @@ fn case_lists() {
 }
 
 #[test]
-fn ops_without_kernels_say_so() {
+fn tensors_of_two_places_do_not_mix() {
     let device = gpu::device();
     let x = normal(1, &[1, 4, 4, 2]).to_dtype(DType::F32).to_device(&device).unwrap();
-    let refused = max_pool2d(&x, Window::square(2, 2, 0)).unwrap_err();
-    assert!(matches!(refused, Error::Unsupported { op: "max_pool2d", .. }), "{refused}");
-    let text = refused.to_string();
-    assert!(text.contains("cuda:0") && text.contains("--device cpu"), "{text}");
-    // Tensors of two places in one call, and f64 on a GPU.
     let w = normal(2, &[3, 3, 3, 2]).to_dtype(DType::F32);
     let mixed = conv2d(&x, &w, None, None, Conv2d::square(1, 1)).unwrap_err().to_string();
     assert!(mixed.contains("cuda:0 and cpu"), "{mixed}");
     assert!(matches!(normal(3, &[2]).to_device(&device), Err(Error::Unsupported { .. })));
+}
+
+/// An iteration with rounded products: the losses move by no more than the rounding does, relative to losses of size one.
+#[test]
+fn tiny_training_iteration_in_low_precision() {
+    let data = arrays("train_steps");
+    for (precision, bound) in [(Precision::Tf32x3, BOUND), (Precision::Tf32, 5e-3), (Precision::Bf16, 4e-2)] {
+        let device = Device::Cuda(gpu::cuda_with(precision));
+        let mut state = tiny::training_start().to_device(&device).unwrap();
+        let inputs = tiny::training_inputs(&data, 0).to_device(&device).unwrap();
+        let trainer = Trainer::new(&state.config, tiny::hyper());
+        let losses = trainer.iteration(&mut state, &inputs, &mut NoRegulariser).unwrap();
+        for (what, got) in [("d_loss", losses.d), ("g_loss", losses.g)] {
+            let want = data[&format!("{what}_0")].item().unwrap();
+            assert!((got - want).abs() <= bound * want.abs().max(1.0), "{what} in {precision:?}: {got}, in f32 {want}");
+        }
+    }
 }
 
 #[test]

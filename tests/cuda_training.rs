@@ -7,7 +7,7 @@ mod common;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use common::gpu;
-use recant::device::{CudaDevice, Device};
+use recant::device::{CudaDevice, Device, Precision};
 use recant::error::{Error, Result};
 use recant::models::stylegan2::StyleGan2Config;
 use recant::nn::ParamSlab;
@@ -226,7 +226,7 @@ fn unusable_drivers_are_refused_in_one_line() {
         return;
     }
     cuda_on_cpu::install();
-    let open = |ordinal: usize| CudaDevice::with_images(ordinal, &|stem| Some(cuda_on_cpu::image(stem))).unwrap_err();
+    let open = |ordinal: usize| CudaDevice::with_images(ordinal, Precision::F32, &|stem| Some(cuda_on_cpu::image(stem))).unwrap_err();
     let old = cuda_on_cpu::with_driver_version(12_040, || open(0));
     assert!(matches!(old, Error::NoCuda { .. }), "{old:?}");
     let text = old.to_string();
@@ -234,7 +234,7 @@ fn unusable_drivers_are_refused_in_one_line() {
     let absent = open(3).to_string();
     assert!(absent.contains("cuda:3") && absent.contains("1 GPU"), "{absent}");
     // An image that no driver takes.
-    let spoilt = CudaDevice::with_images(0, &|_| Some(b"no image".to_vec())).unwrap_err().to_string();
+    let spoilt = CudaDevice::with_images(0, Precision::F32, &|_| Some(b"no image".to_vec())).unwrap_err().to_string();
     assert!(spoilt.contains("kernels/") && spoilt.contains("RECANT_CUDA_ARCHS") && !spoilt.contains('\n'), "{spoilt}");
 }
 

@@ -85,7 +85,7 @@ impl Bench {
         if self.repeats == 0 {
             return Err(Error::config("--repeats", "must be at least 1"));
         }
-        let (device, no_gpu) = global.device.open()?;
+        let (device, no_gpu) = global.device.open(global.precision)?;
         let machine = Machine::of(&device)?;
         println!("{}", machine.describe());
         if let Some(problem) = no_gpu {

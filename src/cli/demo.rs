@@ -141,7 +141,8 @@ impl Demo {
             return Err(Error::config("--evaluate", "must be at least 1"));
         }
         let (adapt_spec, specs) = self.specs()?;
-        let embedded = Embedded::load()?;
+        let mut embedded = Embedded::load()?;
+        embedded.classifier = embedded.classifier.to_device(&device)?;
         let class = class_of(&embedded.classifier, &self.class)?;
         let hyper = Hyper { ema_decay: ADAPT_EMA_DECAY, r1_weight: R1_WEIGHT, ..Hyper::default() };
         let unlearn_hyper = Hyper { lr: UNLEARN_LR, ema_decay: UNLEARN_EMA_DECAY, given_fakes: self.negatives_as_fakes, ..hyper.clone() }.checked()?;

@@ -10,7 +10,7 @@ use super::output::{Progress, summary, table};
 use super::probes::{Probe, Size, probes};
 use super::run_folder::stop_if_interrupted;
 use crate::device::peak::{self, Effort};
-use crate::device::{CudaDevice, Device};
+use crate::device::{CudaDevice, Device, Precision};
 use crate::error::Result;
 
 #[derive(Args, Clone, Debug)]
@@ -37,6 +37,19 @@ impl Limits {
         Ok(Limits { bandwidth: peak::copy_bandwidth(gpu, effort)?, fma: peak::fma_rate(gpu, effort)?, mma: peak::mma_rate(gpu, effort)? })
     }
 
+    /// Operations per second that a probe's products can have on a device: bf16's is twice TF32's.
+    fn rate(&self, probe: &Probe, device: &Device) -> f64 {
+        match device {
+            Device::Cuda(gpu) if probe.convolves => match gpu.precision() {
+                Precision::F32 => self.fma,
+                Precision::Tf32 => self.mma / 2.0,
+                Precision::Tf32x3 => self.mma / 6.0,
+                Precision::Bf16 => self.mma,
+            },
+            _ => self.fma,
+        }
+    }
+
     pub fn numbers(&self) -> Vec<Number> {
         vec![
             Number::new("copy", self.bandwidth * 1e-9, "GB/s"),
@@ -50,7 +63,7 @@ impl Limits {
 pub(super) fn timed(probe: &Probe, device: &Device, limits: Option<Limits>, repeats: usize) -> Result<Number> {
     let time = Number::new(probe.name, probe.seconds(Size::Large, device, repeats)? * 1e6, "us");
     Ok(match limits {
-        Some(l) => time.at_least(probe.floor(l.bandwidth, l.fma) * 1e6),
+        Some(l) => time.at_least(probe.floor(l.bandwidth, l.rate(probe, device)) * 1e6),
         None => time,
     })
 }
@@ -58,7 +71,7 @@ pub(super) fn timed(probe: &Probe, device: &Device, limits: Option<Limits>, repe
 impl Doctor {
     pub fn run(&self, global: &Global) -> Result<ExitCode> {
         let start = std::time::Instant::now();
-        let (device, no_gpu) = global.device.open()?;
+        let (device, no_gpu) = global.device.open(global.precision)?;
         let machine = Machine::of(&device)?;
         println!("{}", machine.describe());
         if let Some(problem) = &no_gpu {
@@ -83,10 +96,11 @@ impl Doctor {
         for (i, probe) in probes.iter().enumerate() {
             stop_if_interrupted()?;
             let error = probe.error(&device)?;
-            if error > probe.tolerance {
+            let allowed = probe.allowed(&device);
+            if error > allowed {
                 wrong.push(probe.name);
             }
-            checks.push(Number::new(format!("{} against the CPU", probe.name), error, "relative").at_most(probe.tolerance));
+            checks.push(Number::new(format!("{} against the CPU", probe.name), error, "relative").at_most(allowed));
             progress.at(i as u64 + 1, || probe.name.into());
         }
         let mut times = Vec::new();

@@ -228,7 +228,7 @@ pub(super) fn measure(bench: &Bench, what: &str, params: &ParamSlab, features: O
         let (Some(f), Some(stats)) = (features, &mut stats) else { return Ok(()) };
         let n = images.dim(0).min(f.images.saturating_sub(stats.count()));
         for at in (0..n).step_by(f.batch) {
-            f.extractor.add_images(stats, &images.rows(at, f.batch.min(n - at))?)?;
+            f.extractor.add_images(stats, &images.rows(at, f.batch.min(n - at))?.to_device(&Device::Cpu)?)?;
             run_folder::stop_if_interrupted()?;
         }
         Ok(())
@@ -250,7 +250,7 @@ impl Evaluate {
         };
         let unlearned = same_size(&self.unlearned)?;
         let retrained = self.retrained.as_ref().map(same_size).transpose()?;
-        let classifier = read_classifier(&self.classifier)?;
+        let classifier = read_classifier(&self.classifier)?.to_device(&device)?;
         let class = class_of(&classifier, &self.class)?;
         let extractor = self.inception.extractor(Some(original.config.size))?;
         let (name, real) = (classifier.config().classes[class].clone(), self.real.as_deref().map(Real::of).transpose()?);

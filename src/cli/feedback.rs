@@ -56,7 +56,7 @@ impl FeedbackArgs {
         let g = Generator::new(model.config.clone());
         let judge_by = match (&self.classifier, &self.class) {
             (Some(path), Some(class)) => {
-                let classifier = read_classifier(path)?;
+                let classifier = read_classifier(path)?.to_device(&device)?;
                 let class = class_of(&classifier, class)?;
                 Some((classifier, class))
             }

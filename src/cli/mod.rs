@@ -25,7 +25,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::device::cuda::driver_is_present;
-use crate::device::{Choice, Device};
+use crate::device::{Choice, Device, Precision};
 use crate::error::{Error, Result};
 
 /// Makes a pre-trained StyleGAN2 stop generating what you mark as undesired, without its training data.
@@ -44,6 +44,9 @@ pub(crate) struct Global {
     /// Where to run: auto, cpu, cuda or cuda:N
     #[arg(long, global = true, default_value = "auto")]
     device: Choice,
+    /// How convolutions multiply on a GPU
+    #[arg(long, global = true, value_enum, default_value = "f32")]
+    precision: Precision,
     /// Threads on the CPU (default: all cores)
     #[arg(long, global = true)]
     threads: Option<usize>,
@@ -55,7 +58,7 @@ pub(crate) struct Global {
 impl Global {
     /// The device to run on. Where there is a driver that `auto` cannot use, its user is told.
     fn open(&self) -> Result<Device> {
-        let (device, problem) = self.device.open()?;
+        let (device, problem) = self.device.open(self.precision)?;
         if let Some(problem) = problem.filter(|_| driver_is_present()) {
             eprintln!("warning: this runs on the CPU: {problem}");
         }

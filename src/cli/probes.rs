@@ -2,7 +2,7 @@
 //! the CPU and at a large one to time, with the bytes and operations that the large one cannot do without.
 
 use crate::autograd::Var;
-use crate::device::Device;
+use crate::device::{Device, Precision};
 use crate::device::cuda::Workspace;
 use crate::device::peak::median;
 use crate::error::Result;
@@ -12,6 +12,8 @@ use crate::ops::conv2d::{Conv2d, conv2d, conv2d_transpose, conv2d_weight_grad};
 use crate::ops::elementwise::{Map, Zip, channel_scale, map, zip};
 use crate::ops::layout::{concat, permute};
 use crate::ops::matmul::{Read, matmul};
+use crate::ops::pool2d::{Divisor, Window, avg_pool2d, avg_pool2d_transpose, gather_taps, max_pool2d, max_pool2d_taps, scatter_taps};
+use crate::ops::resize::{Resize, resize};
 use crate::ops::optimizer::{Adam, Pull, RepulsionLoss, accumulate_squares, ewc, weighted_squared_distance};
 use crate::ops::random::Random;
 use crate::ops::reduce::{channel_dot, sum_to};
@@ -50,6 +52,8 @@ pub struct Probe {
     pub flops: f64,
     /// How far the GPU may be from the CPU, relative, in the L2 norm.
     pub tolerance: f64,
+    /// Whether its products are as precise as the device's convolutions.
+    pub convolves: bool,
     /// Whether it can be timed: some calls read their result, which a recorded graph cannot.
     pub timed: bool,
     prepare: Prepare,
@@ -68,14 +72,18 @@ impl Probe {
             let inputs = shapes(size).iter().zip(0..).map(|(s, i)| Random::new(seed, i).normal(s).to_device(device)).collect::<Result<Vec<_>>>()?;
             Ok(Box::new(move || run(&inputs)))
         };
-        Probe { name, bytes: 4.0 * elements as f64, flops, tolerance: ROUNDING, timed: true, prepare: Box::new(prepare) }
+        Probe { name, bytes: 4.0 * elements as f64, flops, tolerance: ROUNDING, convolves: false, timed: true, prepare: Box::new(prepare) }
     }
 
     /// A pass over a parameter slab that moves so many f32 per parameter.
     fn pass(name: &'static str, streams: usize, prepare: impl Fn(SlabInputs) -> Call + 'static) -> Probe {
         let prepare = move |size: Size, device: &Device, seed: u64| Ok(prepare(SlabInputs::new(size, device, seed)?));
         let bytes = (4 * streams * layout(Size::Large).len()) as f64;
-        Probe { name, bytes, flops: 0.0, tolerance: ROUNDING, timed: true, prepare: Box::new(prepare) }
+        Probe { name, bytes, flops: 0.0, tolerance: ROUNDING, convolves: false, timed: true, prepare: Box::new(prepare) }
+    }
+
+    fn convolution(self) -> Probe {
+        Probe { convolves: true, ..self }
     }
 
     fn exact(self) -> Probe {
@@ -84,6 +92,18 @@ impl Probe {
 
     fn not_timed(self) -> Probe {
         Probe { timed: false, ..self }
+    }
+
+    /// How far a device may be: convolutions as far as their products are rounded.
+    pub fn allowed(&self, device: &Device) -> f64 {
+        let Device::Cuda(gpu) = device else { return self.tolerance };
+        match gpu.precision() {
+            _ if !self.convolves => self.tolerance,
+            Precision::F32 | Precision::Tf32x3 => self.tolerance,
+            // Two roundings to 2^-11 (2^-8) per product, which do not all have one sign.
+            Precision::Tf32 => 1e-3,
+            Precision::Bf16 => 8e-3,
+        }
     }
 
     /// Relative distance of a device's result from the CPU's.
@@ -216,6 +236,7 @@ pub fn probes() -> Vec<Probe> {
     let mut all = elementwise(LARGE);
     all.extend(convolutions(N));
     all.extend(products());
+    all.extend(pooling());
     all.extend(passes());
     all
 }
@@ -237,6 +258,7 @@ fn elementwise(large: usize) -> Vec<Probe> {
         bytes: 4.0 * (1 << 23) as f64,
         flops: 0.0,
         tolerance: ROUNDING,
+        convolves: false,
         timed: true,
         prepare: Box::new(move |size, device, seed| Ok(random(size, device, seed, draw))),
     };
@@ -247,7 +269,7 @@ fn elementwise(large: usize) -> Vec<Probe> {
             let spec = Upfirdn2d::new(&RESAMPLE_TAPS, up, down, pad, 1.0);
             Ok(Box::new(move || upfirdn2d(&x, &spec)))
         };
-        Probe { name, bytes: 4.0 * (large + outputs) as f64, flops: 0.0, tolerance: ROUNDING, timed: true, prepare: Box::new(prepare) }
+        Probe { name, bytes: 4.0 * (large + outputs) as f64, flops: 0.0, tolerance: ROUNDING, convolves: false, timed: true, prepare: Box::new(prepare) }
     };
     vec![
         Probe::function(
@@ -285,7 +307,8 @@ fn convolutions(n: usize) -> Vec<Probe> {
             |t| conv2d(&t[0], &t[1], Some(&t[2]), Some(&t[3]), SAME),
             activations,
             conv_flops(n, hw, wide, 3, wide),
-        ),
+        )
+        .convolution(),
         Probe::function(
             "conv2d 1x1 to RGB",
             |s| s.pick(vec![vec![2, 6, 5, 20], vec![3, 1, 1, 20]], vec![vec![16, 32, 32, 512], vec![3, 1, 1, 512]]),
@@ -299,7 +322,8 @@ fn convolutions(n: usize) -> Vec<Probe> {
             |t| conv2d_transpose(&t[0], &t[1], None, None, UP, [2 * t[0].dim(1) + 1, 2 * t[0].dim(2) + 1]),
             n * 33 * 33 * wide,
             conv_flops(n, 16, wide, 3, wide),
-        ),
+        )
+        .convolution(),
         Probe::function(
             "conv2d transpose 1x1 from RGB",
             |s| s.pick(vec![vec![2, 6, 5, 20], vec![20, 1, 1, 3]], vec![vec![16, 32, 32, 512], vec![512, 1, 1, 3]]),
@@ -313,8 +337,45 @@ fn convolutions(n: usize) -> Vec<Probe> {
             |t| conv2d_weight_grad(&t[0], &t[1], None, None, SAME, [3, 3]),
             9 * wide * wide,
             conv_flops(n, hw, wide, 3, wide),
-        ),
+        )
+        .convolution(),
     ]
+}
+
+fn pooling() -> Vec<Probe> {
+    const WINDOW: Window = Window::square(3, 2, 1);
+    fn x(size: Size) -> Vec<usize> {
+        size.pick(vec![2, 9, 7, 12], vec![16, 64, 64, 256])
+    }
+    let (large, quarter) = (16 * 64 * 64 * 256, 16 * 32 * 32 * 256);
+    vec![
+        Probe::function("max pooling", |s| vec![x(s)], |t| max_pool2d(&t[0], WINDOW), quarter, 0.0).exact(),
+        Probe::function(
+            "max pooling, choice and gradient",
+            |s| vec![x(s)],
+            |t| {
+                let taps = max_pool2d_taps(&t[0], WINDOW)?;
+                scatter_taps(&gather_taps(&t[0], &taps, WINDOW)?, &taps, WINDOW, [t[0].dim(1), t[0].dim(2)])
+            },
+            large + 4 * quarter,
+            0.0,
+        )
+        .exact(),
+        Probe::function("average pooling", |s| vec![x(s)], |t| avg_pool2d(&t[0], WINDOW, Divisor::Inside), quarter, 0.0),
+        Probe::function(
+            "average pooling gradient",
+            |s| vec![size_of_windows(&x(s))],
+            |t| avg_pool2d_transpose(&t[0], WINDOW, Divisor::Kernel, [2 * t[0].dim(1) - 1, 2 * t[0].dim(2) - 1]),
+            large,
+            0.0,
+        ),
+        Probe::function("resize to 299 px", |s| vec![s.pick(vec![2, 9, 7, 3], vec![64, 64, 64, 3])], |t| resize(&t[0], [299; 2], Resize::AntialiasedBilinear), 64 * 299 * 299 * 3, 0.0).not_timed(),
+    ]
+}
+
+/// Of windows of three with stride two.
+fn size_of_windows(x: &[usize]) -> Vec<usize> {
+    vec![x[0], x[1].div_ceil(2), x[2].div_ceil(2), x[3]]
 }
 
 fn products() -> Vec<Probe> {

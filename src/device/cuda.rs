@@ -17,6 +17,7 @@ use cudarc::driver::{
 };
 use cudarc::nvrtc::Ptx;
 
+use super::Precision;
 use crate::error::{Error, Result};
 
 /// The table that build.rs writes: `STEMS`, `FATBINS`, `COMPILER`, `ARCHITECTURES`.
@@ -30,7 +31,31 @@ pub const KERNELS: &[(&str, &[&str])] = &[
     ("bias_act", &["bias_act_f32", "bias_act_grad_f32"]),
     (
         "conv2d",
-        &["conv2d_f32", "conv2d_narrow_f32", "conv2d_transpose_f32", "conv2d_transpose_narrow_f32", "conv2d_weight_grad_f32"],
+        &[
+            "conv2d_f32",
+            "conv2d_narrow_f32",
+            "conv2d_tf32",
+            "conv2d_small_tf32",
+            "conv2d_tf32x3",
+            "conv2d_small_tf32x3",
+            "conv2d_bf16",
+            "conv2d_small_bf16",
+            "conv2d_transpose_f32",
+            "conv2d_transpose_narrow_f32",
+            "conv2d_transpose_tf32",
+            "conv2d_transpose_small_tf32",
+            "conv2d_transpose_tf32x3",
+            "conv2d_transpose_small_tf32x3",
+            "conv2d_transpose_bf16",
+            "conv2d_transpose_small_bf16",
+            "conv2d_weight_grad_f32",
+            "conv2d_weight_grad_tf32",
+            "conv2d_weight_grad_small_tf32",
+            "conv2d_weight_grad_tf32x3",
+            "conv2d_weight_grad_small_tf32x3",
+            "conv2d_weight_grad_bf16",
+            "conv2d_weight_grad_small_bf16",
+        ],
     ),
     ("elementwise", &["map_f32", "zip_f32", "channel_scale_f32"]),
     ("ewc", &["ewc_penalty_grad_f32"]),
@@ -38,9 +63,14 @@ pub const KERNELS: &[(&str, &[&str])] = &[
     ("matmul", &["matmul_nn_f32", "matmul_nt_f32", "matmul_tn_f32", "matmul_tt_f32"]),
     ("optimizer", &["adam_f32", "adam_ewc_f32", "adam_repulsion_f32", "adam_l1_f32", "accumulate_squares_f32"]),
     ("peak", &["fma_peak_f32", "mma_peak_bf16"]),
+    (
+        "pool2d",
+        &["max_pool2d_f32", "max_pool2d_taps_f32", "gather_taps_f32", "scatter_taps_f32", "avg_pool2d_f32", "avg_pool2d_transpose_f32"],
+    ),
     ("random", &["random_uniform_f32", "random_normal_f32"]),
     ("reduce", &["sum_middle_f32", "channel_dot_f32"]),
     ("repulsion", &["repulsion_norm_f32"]),
+    ("resize", &["resize_axis_f32"]),
     ("upfirdn2d", &["upfirdn2d_f32"]),
 ];
 
@@ -57,6 +87,7 @@ pub struct CudaDevice(Arc<Inner>);
 struct Inner {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
+    precision: Precision,
     functions: HashMap<&'static str, Entry>,
     /// Where allocations come from, if not from the driver.
     workspace: Mutex<Option<Workspace>>,
@@ -69,6 +100,8 @@ struct Inner {
 struct Entry {
     function: CudaFunction,
     launches: AtomicU64,
+    /// Whether it may use more dynamic shared memory than kernels may without being asked.
+    roomy: AtomicBool,
 }
 
 /// What a lock holds. A panic in another thread leaves these values whole.
@@ -101,19 +134,19 @@ fn failed(what: &str) -> impl FnOnce(DriverError) -> Error + '_ {
 
 impl CudaDevice {
     /// Opens GPU number `ordinal` with the kernels in this program.
-    pub fn open(ordinal: usize) -> Result<CudaDevice> {
+    pub fn open(ordinal: usize, precision: Precision) -> Result<CudaDevice> {
         if embedded::FATBINS.is_empty() {
             return Err(no_cuda(
                 "this program was built without nvcc and holds no CUDA kernels; install nvcc (README.md, \"CUDA\") and build again, or use --device cpu",
             ));
         }
         let image = |stem: &str| embedded::FATBINS.iter().find(|(name, _)| *name == stem).map(|(_, image)| image.to_vec());
-        CudaDevice::with_images(ordinal, &image)
+        CudaDevice::with_images(ordinal, precision, &image)
     }
 
     /// Opens a GPU with other module images than this program's: how tests run on an emulated driver.
     #[doc(hidden)]
-    pub fn with_images(ordinal: usize, image: &dyn Fn(&str) -> Option<Vec<u8>>) -> Result<CudaDevice> {
+    pub fn with_images(ordinal: usize, precision: Precision, image: &dyn Fn(&str) -> Option<Vec<u8>>) -> Result<CudaDevice> {
         let context = driver_context(ordinal)?;
         // SAFETY: all work of this device is on one stream, so no event is needed to order it; nothing is allocated yet.
         unsafe { context.disable_event_tracking() };
@@ -128,15 +161,20 @@ impl CudaDevice {
             let module = context.load_module(Ptx::from_binary(image)).map_err(|e| unusable_module(stem, e))?;
             for entry in *entries {
                 let function = module.load_function(entry).map_err(failed(&format!("{entry} of kernels/{stem}.cu")))?;
-                functions.insert(*entry, Entry { function, launches: AtomicU64::new(0) });
+                functions.insert(*entry, Entry { function, launches: AtomicU64::new(0), roomy: AtomicBool::new(false) });
             }
         }
-        let inner = Inner { context, stream, functions, workspace: Mutex::default(), recording: AtomicBool::new(false), late: Mutex::default() };
+        let inner = Inner { context, stream, precision, functions, workspace: Mutex::default(), recording: AtomicBool::new(false), late: Mutex::default() };
         Ok(CudaDevice(Arc::new(inner)))
     }
 
     pub fn ordinal(&self) -> usize {
         self.0.context.ordinal()
+    }
+
+    /// How its convolutions multiply.
+    pub fn precision(&self) -> Precision {
+        self.0.precision
     }
 
     /// The GPU's own name.
@@ -323,8 +361,12 @@ impl CudaDevice {
         for argument in arguments {
             argument.push(&mut builder);
         }
+        if grid.shared > SHARED_UNASKED && !entry.roomy.swap(true, Ordering::Relaxed) {
+            let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            entry.function.set_attribute(attribute, grid.shared as i32).map_err(failed(kernel))?;
+        }
         let [x, y, z] = grid.blocks;
-        let config = LaunchConfig { grid_dim: (x, y, z), block_dim: (grid.threads, 1, 1), shared_mem_bytes: 0 };
+        let config = LaunchConfig { grid_dim: (x, y, z), block_dim: (grid.threads, 1, 1), shared_mem_bytes: grid.shared };
         // SAFETY: passed on to the caller.
         unsafe { builder.launch(config) }.map(|_| ()).map_err(failed(kernel))
     }
@@ -592,18 +634,22 @@ impl<T: Pod> Argument for Param<T> {
     }
 }
 
-/// Blocks of a launch and threads of each.
+/// Blocks of a launch, threads and bytes of dynamic shared memory of each. A kernel's shared memory is always the same.
 #[derive(Clone, Copy, Debug)]
 pub struct Grid {
     pub blocks: [u32; 3],
     pub threads: u32,
+    pub shared: u32,
 }
+
+/// Bytes of dynamic shared memory that any kernel may use.
+const SHARED_UNASKED: u32 = 48 << 10;
 
 impl Grid {
     /// For a kernel that strides over `count` items by the grid: one thread per item, up to what fills any GPU.
     pub fn strided(count: usize) -> Grid {
         const THREADS: usize = 256;
         const MOST_BLOCKS: usize = 4096;
-        Grid { blocks: [count.div_ceil(THREADS).min(MOST_BLOCKS) as u32, 1, 1], threads: THREADS as u32 }
+        Grid { blocks: [count.div_ceil(THREADS).min(MOST_BLOCKS) as u32, 1, 1], threads: THREADS as u32, shared: 0 }
     }
 }

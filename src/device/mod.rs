@@ -20,6 +20,21 @@ pub enum Device {
     Cuda(CudaDevice),
 }
 
+/// How the convolutions of a GPU multiply; their sums are f32 in all of them, and so is everything else. The CPU has F32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// f32 products: the reference.
+    #[default]
+    F32,
+    /// Tensor cores, each operand as two TF32 numbers: the error of f32 products, but for its last bits.
+    Tf32x3,
+    /// Tensor cores, operands rounded to 11 bits.
+    Tf32,
+    /// Tensor cores, operands rounded to 8 bits.
+    Bf16,
+}
+
 /// What was asked for with `--device`; nothing is opened yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Choice {
@@ -44,13 +59,17 @@ impl FromStr for Choice {
 
 impl Choice {
     /// Opens the device, or says why it cannot be used. Where `auto` takes no GPU, also why.
-    pub fn open(self) -> Result<(Device, Option<String>)> {
+    pub fn open(self, precision: Precision) -> Result<(Device, Option<String>)> {
+        let cpu = |why: Option<String>| match precision {
+            Precision::F32 => Ok((Device::Cpu, why)),
+            other => Err(Error::config("--precision", format!("{other:?} is for GPUs and this runs on the CPU; leave it out"))),
+        };
         match self {
-            Choice::Cpu => Ok((Device::Cpu, None)),
-            Choice::Cuda(ordinal) => Ok((Device::Cuda(CudaDevice::open(ordinal)?), None)),
-            Choice::Auto => match CudaDevice::open(0) {
+            Choice::Cpu => cpu(None),
+            Choice::Cuda(ordinal) => Ok((Device::Cuda(CudaDevice::open(ordinal, precision)?), None)),
+            Choice::Auto => match CudaDevice::open(0, precision) {
                 Ok(device) => Ok((Device::Cuda(device), None)),
-                Err(Error::NoCuda { problem }) => Ok((Device::Cpu, Some(problem))),
+                Err(Error::NoCuda { problem }) => cpu(Some(problem)),
                 // A GPU that is there and fails is for its user to know.
                 Err(other) => Err(other),
             },

@@ -14,7 +14,6 @@ pub mod reduce;
 pub mod resize;
 pub mod upfirdn2d;
 
-use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 
@@ -42,11 +41,3 @@ macro_rules! on_device {
     };
 }
 pub(crate) use on_device;
-
-/// For an op without a CUDA kernel: an error that says so, unless the tensor is on the host.
-pub(crate) fn host_only(op: &'static str, x: &Tensor) -> Result<()> {
-    match x.device() {
-        Device::Cpu => Ok(()),
-        device => Err(Error::Unsupported { op, problem: format!("there is no kernel for {device}; run this part with --device cpu") }),
-    }
-}

@@ -86,7 +86,7 @@ pub fn cases() -> Vec<Case> {
 
         let [a, b, c, d] = [(); 4].map(|_| taps.clone());
         all.push(
-            Case::new(format!("gather_taps {name}"), vec![x.clone()], move |t| ops::gather_taps(&t[0], &a, v), maximum, Tolerance::EXACT)
+            Case::new(format!("gather_taps {name}"), vec![x.clone()], move |t| ops::gather_taps(&t[0], &a.to_device(&t[0].device())?, v), maximum, Tolerance::EXACT)
                 .adjoint(move |t| ops::scatter_taps(&t[0], &b, v, size))
                 .on_vars(move |t: &[Var]| autograd::gather_taps(&t[0], &c, v)),
         );
@@ -99,7 +99,7 @@ pub fn cases() -> Vec<Case> {
         let [a, b] = [(); 2].map(|_| taps.clone());
         let sums = Tolerance::sum_of(v.kernel[0] * v.kernel[1]);
         all.push(
-            Case::new(format!("scatter_taps {name}"), vec![g.clone()], move |t| ops::scatter_taps(&t[0], &d, v, size), scattered, sums)
+            Case::new(format!("scatter_taps {name}"), vec![g.clone()], move |t| ops::scatter_taps(&t[0], &d.to_device(&t[0].device())?, v, size), scattered, sums)
                 .adjoint(move |t| ops::gather_taps(&t[0], &a, v))
                 .on_vars(move |t: &[Var]| autograd::scatter_taps(&t[0], &b, v, size)),
         );

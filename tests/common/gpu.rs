@@ -1,14 +1,18 @@
 //! The GPU of the tests: emulated, or with `RECANT_TEST_DEVICE=driver` the machine's.
 
-use recant::device::{CudaDevice, Device};
+use recant::device::{CudaDevice, Device, Precision};
 
-/// Opens it.
+/// Opens it, with f32 products.
 pub fn cuda() -> CudaDevice {
+    cuda_with(Precision::F32)
+}
+
+pub fn cuda_with(precision: Precision) -> CudaDevice {
     cuda_on_cpu::install();
     let opened = if cuda_on_cpu::is_emulated() {
-        CudaDevice::with_images(0, &|stem| Some(cuda_on_cpu::image(stem)))
+        CudaDevice::with_images(0, precision, &|stem| Some(cuda_on_cpu::image(stem)))
     } else {
-        CudaDevice::open(0)
+        CudaDevice::open(0, precision)
     };
     opened.unwrap_or_else(|e| panic!("{e}"))
 }

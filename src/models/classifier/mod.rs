@@ -15,6 +15,7 @@ use std::sync::Arc;
 use super::resnet::ResNet;
 use super::{afhq_cnn, celeba_heads, lenet};
 use crate::autograd::Var;
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::nn::batch_norm::Normalise;
 use crate::nn::{Layout, ParamSlab, Params};
@@ -185,9 +186,9 @@ pub struct Classifier {
 /// What a classifier says about a batch.
 pub struct Judgement {
     decision: Decision,
-    /// One score per class, `[N, classes]`; log-probabilities where the network ends in a log-softmax.
+    /// One score per class, `[N, classes]`, on the host; log-probabilities where the network ends in a log-softmax.
     pub logits: Tensor,
-    /// The penultimate layer, `[N, F]`.
+    /// The penultimate layer, `[N, F]`, on the host.
     pub features: Tensor,
 }
 
@@ -230,6 +231,11 @@ impl Classifier {
         &self.config
     }
 
+    /// The same classifier on another device: it judges where its parameters are.
+    pub fn to_device(&self, device: &Device) -> Result<Classifier> {
+        Ok(Classifier { config: self.config.clone(), params: self.params.to_device(device)?, buffers: self.buffers.to_device(device)? })
+    }
+
     pub fn params(&self) -> &ParamSlab {
         &self.params
     }
@@ -251,7 +257,8 @@ impl Classifier {
         let x = Var::constant(self.config.preprocessing.apply(&images.to_device(&params.device())?)?);
         let running = self.buffers.constants();
         let (logits, features) = self.config.forward(&params, Normalise::Running(&running), &x)?;
-        Ok(Judgement { decision: self.config.decision, logits: logits.value().clone(), features: features.value().clone() })
+        let host = |v: Var| v.value().to_device(&Device::Cpu);
+        Ok(Judgement { decision: self.config.decision, logits: host(logits)?, features: host(features)? })
     }
 
     /// `[N, classes]` for `images` `[N, H, W, 3 or 1]` in [−1, 1].

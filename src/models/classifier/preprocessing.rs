@@ -87,7 +87,7 @@ impl Preprocessing {
         let x = clamped_to_unit(images)?;
         let x = match (c, self.colours) {
             (3, Colours::Grey) => {
-                let luma = Tensor::from_slice(&[3, 1], &LUMA).to_dtype(x.dtype());
+                let luma = Tensor::from_slice(&[3, 1], &LUMA).to_dtype(x.dtype()).to_device(&x.device())?;
                 matmul(&x.reshape(&[n * h * w, 3])?, Read::Plain, &luma, Read::Plain)?.reshape(&[n, h, w, 1])?
             }
             (1, Colours::Rgb) => concat(&[&x, &x, &x], 3)?,
@@ -98,9 +98,9 @@ impl Preprocessing {
             return Ok(x);
         }
         let k = self.colours.channels();
-        let row = |v: Vec<f64>| Tensor::from_vec(&[1, k], v).to_dtype(x.dtype());
-        let x = elementwise::channel_scale(&x, &broadcast_to(&row(self.std.iter().map(|s| 1.0 / s).collect()), &[n, k])?)?;
-        let shift = row(self.mean.iter().zip(&self.std).map(|(m, s)| -m / s).collect()).reshape(&[k])?;
+        let row = |v: Vec<f64>| Tensor::from_vec(&[1, k], v).to_dtype(x.dtype()).to_device(&x.device());
+        let x = elementwise::channel_scale(&x, &broadcast_to(&row(self.std.iter().map(|s| 1.0 / s).collect())?, &[n, k])?)?;
+        let shift = row(self.mean.iter().zip(&self.std).map(|(m, s)| -m / s).collect())?.reshape(&[k])?;
         bias_act(&x, Some(&shift), None, Activation::LINEAR)
     }
 }

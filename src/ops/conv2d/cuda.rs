@@ -3,10 +3,10 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::{Conv2d, Extent};
-use crate::device::CudaDevice;
 use crate::device::cuda::{Grid, Param};
+use crate::device::{CudaDevice, Precision};
 use crate::error::Result;
-use crate::ops::matmul::cuda::{THREADS, WIDE, parts};
+use crate::ops::matmul::cuda::{ENOUGH_BLOCKS, parts_of};
 use crate::ops::reduce::cuda::add_parts;
 use crate::tensor::Tensor;
 
@@ -29,14 +29,107 @@ fn params(spec: Conv2d, e: Extent, part: usize) -> Param<Conv2dParams> {
     Param(Conv2dParams { n: e.n as i32, x: triple(e.x), g: triple(e.g), k: pair(e.k), stride: pair(spec.stride), padding: pair(spec.padding), part: part as i32 })
 }
 
-/// NarrowTile in kernels/gemm_tile.cuh.
-const NARROW: [usize; 2] = [128, 16];
+/// A kernel's tile of outputs, threads per block, and bytes of dynamic shared memory.
+#[derive(Clone, Copy, Debug)]
+struct Tile {
+    size: [usize; 2],
+    threads: u32,
+    shared: u32,
+}
 
-/// The narrow kernel where the wide one would compute mostly columns that are not there, and the blocks that cover
-/// `rows` by `columns`.
-fn tiling(rows: usize, columns: usize, wide: &'static str, narrow: &'static str) -> (&'static str, [u32; 2]) {
-    let (kernel, tile) = if columns <= 2 * NARROW[1] { (narrow, NARROW) } else { (wide, WIDE) };
-    (kernel, [rows.div_ceil(tile[0]) as u32, columns.div_ceil(tile[1]) as u32])
+/// WideTile and NarrowTile in kernels/gemm_tile.cuh.
+const WIDE: Tile = Tile { size: [64, 64], threads: 256, shared: 0 };
+const NARROW: Tile = Tile { size: [128, 16], threads: 256, shared: 0 };
+/// LargeMmaTile and SmallMmaTile in kernels/mma_tile.cuh.
+const LARGE: Tile = tensor_core(128, 256);
+const SMALL: Tile = tensor_core(64, 128);
+
+const fn tensor_core(side: usize, threads: u32) -> Tile {
+    // kSharedBytes in kernels/mma_tile.cuh: four stages of sixteen and four floats for each row of both operands.
+    Tile { size: [side; 2], threads, shared: (4 * 2 * side * 20 * 4) as u32 }
+}
+
+/// The kernels of one op.
+struct Kernels {
+    wide: &'static str,
+    narrow: Option<&'static str>,
+    /// Large and small tiles: TF32, 3xTF32, bf16.
+    tensor_core: [[&'static str; 2]; 3],
+}
+
+const FORWARD: Kernels = Kernels {
+    wide: "conv2d_f32",
+    narrow: Some("conv2d_narrow_f32"),
+    tensor_core: [["conv2d_tf32", "conv2d_small_tf32"], ["conv2d_tf32x3", "conv2d_small_tf32x3"], ["conv2d_bf16", "conv2d_small_bf16"]],
+};
+const TRANSPOSE: Kernels = Kernels {
+    wide: "conv2d_transpose_f32",
+    narrow: Some("conv2d_transpose_narrow_f32"),
+    tensor_core: [
+        ["conv2d_transpose_tf32", "conv2d_transpose_small_tf32"],
+        ["conv2d_transpose_tf32x3", "conv2d_transpose_small_tf32x3"],
+        ["conv2d_transpose_bf16", "conv2d_transpose_small_bf16"],
+    ],
+};
+const WEIGHT_GRAD: Kernels = Kernels {
+    wide: "conv2d_weight_grad_f32",
+    narrow: None,
+    tensor_core: [
+        ["conv2d_weight_grad_tf32", "conv2d_weight_grad_small_tf32"],
+        ["conv2d_weight_grad_tf32x3", "conv2d_weight_grad_small_tf32x3"],
+        ["conv2d_weight_grad_bf16", "conv2d_weight_grad_small_bf16"],
+    ],
+};
+
+impl Kernels {
+    /// The kernel for that many outputs. Few columns (images, a toy's channels) take the narrow tile whatever the
+    /// precision: a tensor core's would be mostly empty.
+    fn choose(&self, precision: Precision, [rows, columns]: [usize; 2]) -> (&'static str, Tile) {
+        if let Some(narrow) = self.narrow.filter(|_| columns <= 2 * NARROW.size[1]) {
+            return (narrow, NARROW);
+        }
+        let [large, small] = match precision {
+            Precision::F32 => return (self.wide, WIDE),
+            Precision::Tf32 => self.tensor_core[0],
+            Precision::Tf32x3 => self.tensor_core[1],
+            Precision::Bf16 => self.tensor_core[2],
+        };
+        let blocks = rows.div_ceil(LARGE.size[0]) * columns.div_ceil(LARGE.size[1]);
+        if 2 * blocks >= ENOUGH_BLOCKS { (large, LARGE) } else { (small, SMALL) }
+    }
+}
+
+/// How one product is launched: `layers` of blocks, times the parts of a sum over `depth`.
+struct Plan {
+    kernel: &'static str,
+    grid: Grid,
+    part: usize,
+    parts: usize,
+}
+
+impl Plan {
+    fn new(device: &CudaDevice, kernels: &Kernels, outputs: [usize; 2], depth: usize, layers: usize) -> Plan {
+        let (kernel, tile) = kernels.choose(device.precision(), outputs);
+        let blocks = [0, 1].map(|d| outputs[d].div_ceil(tile.size[d]));
+        let (part, parts) = parts_of(blocks[0] * blocks[1] * layers, depth);
+        let grid = Grid { blocks: [blocks[0] as u32, blocks[1] as u32, (layers * parts) as u32], threads: tile.threads, shared: tile.shared };
+        Plan { kernel, grid, part: if parts == 1 { 0 } else { part }, parts }
+    }
+
+    /// Runs it: the first operand's scale comes first.
+    ///
+    /// # Safety
+    /// The operands, their scales and the result's shape are those of the op, checked against `e`.
+    unsafe fn launch(&self, device: &CudaDevice, operands: [&Tensor; 2], scales: [Option<&Tensor>; 2], spec: Conv2d, e: Extent, shape: [usize; 4]) -> Result<Tensor> {
+        let len = shape.iter().product();
+        let result = Tensor::uninitialised_cuda(&[self.parts, len], device)?;
+        let arguments = [operands[0].cuda_pointer(), operands[1].cuda_pointer(), pointer(scales[0]), pointer(scales[1]), result.cuda_pointer()];
+        let [u, v, first, second, to] = &arguments;
+        // SAFETY: the parameters of all entries in kernels/conv2d.cu; the result holds every part.
+        unsafe { device.launch(self.kernel, self.grid, &[u, v, first, second, to, &params(spec, e, self.part)])? };
+        let sum = if self.parts == 1 { result } else { add_parts(device, &result, self.parts, len)? };
+        sum.reshape(&shape)
+    }
 }
 
 fn pointer(scale: Option<&Tensor>) -> u64 {
@@ -45,38 +138,24 @@ fn pointer(scale: Option<&Tensor>) -> u64 {
 
 pub fn conv2d(device: &CudaDevice, x: &Tensor, w: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d, e: Extent) -> Result<Tensor> {
     let [oh, ow, co] = e.g;
-    let y = Tensor::uninitialised_cuda(&[e.n, oh, ow, co], device)?;
-    let (kernel, [rows, columns]) = tiling(e.n * oh * ow, co, "conv2d_f32", "conv2d_narrow_f32");
-    let (grid, params) = (Grid { blocks: [rows, columns, 1], threads: THREADS }, params(spec, e, 0));
-    // SAFETY: the parameters of both entries in kernels/conv2d.cu; the op has checked all shapes against `e`.
-    unsafe { device.launch(kernel, grid, &[&x.cuda_pointer(), &w.cuda_pointer(), &pointer(a), &pointer(b), &y.cuda_pointer(), &params])? };
-    Ok(y)
+    let plan = Plan::new(device, &FORWARD, [e.n * oh * ow, co], e.k[0] * e.k[1] * e.x[2], 1);
+    // SAFETY: the op has checked all shapes against `e`.
+    unsafe { plan.launch(device, [x, w], [a, b], spec, e, [e.n, oh, ow, co]) }
 }
 
 pub fn conv2d_transpose(device: &CudaDevice, g: &Tensor, w: &Tensor, b: Option<&Tensor>, a: Option<&Tensor>, spec: Conv2d, e: Extent) -> Result<Tensor> {
-    let [h, wd, ci] = e.x;
-    let z = Tensor::uninitialised_cuda(&[e.n, h, wd, ci], device)?;
-    let [sy, sx] = spec.stride;
-    // The first residue class is the largest.
-    let largest = e.n * h.div_ceil(sy) * wd.div_ceil(sx);
-    let (kernel, [rows, columns]) = tiling(largest, ci, "conv2d_transpose_f32", "conv2d_transpose_narrow_f32");
-    let (grid, params) = (Grid { blocks: [rows, columns, (sy * sx) as u32], threads: THREADS }, params(spec, e, 0));
-    // SAFETY: the parameters of both entries in kernels/conv2d.cu; the op has checked all shapes against `e`. One layer
-    // of blocks per residue class of the stride covers every pixel of z.
-    unsafe { device.launch(kernel, grid, &[&g.cuda_pointer(), &w.cuda_pointer(), &pointer(b), &pointer(a), &z.cuda_pointer(), &params])? };
-    Ok(z)
+    let ([h, wd, ci], [sy, sx]) = (e.x, spec.stride);
+    // One layer of blocks per residue class of the stride; the first class is the largest, in pixels and in taps.
+    let rows = e.n * h.div_ceil(sy) * wd.div_ceil(sx);
+    let depth = e.k[0].div_ceil(sy) * e.k[1].div_ceil(sx) * e.g[2];
+    let plan = Plan::new(device, &TRANSPOSE, [rows, ci], depth, sy * sx);
+    // SAFETY: the op has checked all shapes against `e`; the layers cover every pixel of the result.
+    unsafe { plan.launch(device, [g, w], [b, a], spec, e, [e.n, h, wd, ci]) }
 }
 
 pub fn conv2d_weight_grad(device: &CudaDevice, x: &Tensor, g: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d, e: Extent) -> Result<Tensor> {
-    let (rows, columns, depth) = (e.g[2], e.k[0] * e.k[1] * e.x[2], e.n * e.g[0] * e.g[1]);
-    let (part, parts) = parts([rows, columns], depth);
-    let v = Tensor::uninitialised_cuda(&[parts, rows, columns], device)?;
-    let blocks = [rows.div_ceil(WIDE[0]) as u32, columns.div_ceil(WIDE[1]) as u32, parts as u32];
-    let (grid, params) = (Grid { blocks, threads: THREADS }, params(spec, e, part));
-    let arguments = [x.cuda_pointer(), g.cuda_pointer(), pointer(a), pointer(b), v.cuda_pointer()];
-    // SAFETY: the parameters of conv2d_weight_grad_f32 in kernels/conv2d.cu; the op has checked all shapes against `e`,
-    // and v holds one weight per part.
-    unsafe { device.launch("conv2d_weight_grad_f32", grid, &[&arguments[0], &arguments[1], &arguments[2], &arguments[3], &arguments[4], &params])? };
-    let v = if parts == 1 { v } else { add_parts(device, &v, parts, rows * columns)? };
-    v.reshape(&[e.g[2], e.k[0], e.k[1], e.x[2]])
+    let ([kh, kw], ci, co) = (e.k, e.x[2], e.g[2]);
+    let plan = Plan::new(device, &WEIGHT_GRAD, [co, kh * kw * ci], e.n * e.g[0] * e.g[1], 1);
+    // SAFETY: the op has checked all shapes against `e`.
+    unsafe { plan.launch(device, [x, g], [a, b], spec, e, [co, kh, kw, ci]) }
 }

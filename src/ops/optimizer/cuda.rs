@@ -117,7 +117,7 @@ impl Chunks {
         Ok(Chunks {
             partials: device.allocate(chunks.len() * size_of::<f64>())?,
             arrivals: device.upload(&[0u32])?,
-            grid: Grid { blocks: [chunks.len() as u32, 1, 1], threads: THREADS },
+            grid: Grid { blocks: [chunks.len() as u32, 1, 1], threads: THREADS, shared: 0 },
             table: device.upload(&chunks)?,
         })
     }

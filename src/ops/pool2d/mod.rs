@@ -4,10 +4,10 @@
 //! differentiation, so the family is closed.
 
 mod cpu;
+mod cuda;
 
 use crate::error::{Error, Result};
-use crate::on_dtype;
-use crate::ops::host_only;
+use crate::ops::on_device;
 use crate::tensor::{DType, Tensor};
 
 /// Geometry of the windows, per axis `[y, x]`.
@@ -70,9 +70,10 @@ fn check_output(op: &'static str, g: &Tensor, window: Window, size: [usize; 2]) 
     Ok(())
 }
 
-fn check_taps(op: &'static str, like: &[usize], taps: &Tensor) -> Result<()> {
-    if taps.shape() != like || taps.dtype() != DType::F32 {
-        return Err(Error::shape(op, format!("taps {:?} of {:?} for windows {like:?}", taps.shape(), taps.dtype())));
+fn check_taps(op: &'static str, like: &[usize], taps: &Tensor, beside: &Tensor) -> Result<()> {
+    if taps.shape() != like || taps.dtype() != DType::F32 || taps.device() != beside.device() {
+        let problem = format!("taps {:?} of {:?} on {} for windows {like:?} on {}", taps.shape(), taps.dtype(), taps.device(), beside.device());
+        return Err(Error::shape(op, problem));
     }
     Ok(())
 }
@@ -80,61 +81,55 @@ fn check_taps(op: &'static str, like: &[usize], taps: &Tensor) -> Result<()> {
 /// Largest element of every window, per channel: `[N, H, W, C]` -> `[N, H_out, W_out, C]`. A NaN wins.
 pub fn max_pool2d(x: &Tensor, window: Window) -> Result<Tensor> {
     const OP: &str = "max_pool2d";
-    host_only(OP, x)?;
     let [_, h, w, _] = rank4(OP, x)?;
     let out = window.output(OP, [h, w])?;
-    Ok(on_dtype!(x.dtype(), T => cpu::max_pool2d::<T>(x, window, out)))
+    on_device!(x, T => cpu::max_pool2d::<T>(x, window, out), d => cuda::over_windows(&d, "max_pool2d_f32", &[x], window, Divisor::Kernel, out))
 }
 
 /// Which element of each window is the largest (the first of equals): `k_y · kernel_x + k_x` as an f32, exact up to
 /// 2^24 elements per window. `[N, H_out, W_out, C]`.
 pub fn max_pool2d_taps(x: &Tensor, window: Window) -> Result<Tensor> {
     const OP: &str = "max_pool2d_taps";
-    host_only(OP, x)?;
     let [_, h, w, _] = rank4(OP, x)?;
     let out = window.output(OP, [h, w])?;
     if window.kernel[0] * window.kernel[1] > 1 << 24 {
         return Err(Error::shape(OP, format!("{window:?} has more elements than f32 counts exactly")));
     }
-    Ok(on_dtype!(x.dtype(), T => cpu::max_pool2d_taps::<T>(x, window, out)))
+    on_device!(x, T => cpu::max_pool2d_taps::<T>(x, window, out), d => cuda::over_windows(&d, "max_pool2d_taps_f32", &[x], window, Divisor::Kernel, out))
 }
 
 /// The element of each window that `taps` (of `max_pool2d_taps`, same window and sizes) names.
 pub fn gather_taps(x: &Tensor, taps: &Tensor, window: Window) -> Result<Tensor> {
     const OP: &str = "gather_taps";
-    host_only(OP, x)?;
     let [n, h, w, c] = rank4(OP, x)?;
     let out = window.output(OP, [h, w])?;
-    check_taps(OP, &[n, out[0], out[1], c], taps)?;
-    Ok(on_dtype!(x.dtype(), T => cpu::gather_taps::<T>(x, taps, window)))
+    check_taps(OP, &[n, out[0], out[1], c], taps, x)?;
+    on_device!(x, T => cpu::gather_taps::<T>(x, taps, window), d => cuda::over_windows(&d, "gather_taps_f32", &[x, taps], window, Divisor::Kernel, out))
 }
 
 /// Adds each element of `g` `[N, H_out, W_out, C]` to the element of its window that `taps` names, in zeros
 /// `[N, H, W, C]` with `[H, W] = size`: the transpose of `gather_taps`.
 pub fn scatter_taps(g: &Tensor, taps: &Tensor, window: Window, size: [usize; 2]) -> Result<Tensor> {
     const OP: &str = "scatter_taps";
-    host_only(OP, g)?;
     check_output(OP, g, window, size)?;
-    check_taps(OP, g.shape(), taps)?;
-    Ok(on_dtype!(g.dtype(), T => cpu::scatter_taps::<T>(g, taps, window, size)))
+    check_taps(OP, g.shape(), taps, g)?;
+    on_device!(g, T => cpu::scatter_taps::<T>(g, taps, window, size), d => cuda::over_images(&d, "scatter_taps_f32", &[g, taps], window, Divisor::Kernel, size))
 }
 
 /// Average of every window, per channel: `[N, H, W, C]` -> `[N, H_out, W_out, C]`.
 pub fn avg_pool2d(x: &Tensor, window: Window, divisor: Divisor) -> Result<Tensor> {
     const OP: &str = "avg_pool2d";
-    host_only(OP, x)?;
     let [_, h, w, _] = rank4(OP, x)?;
     let out = window.output(OP, [h, w])?;
-    Ok(on_dtype!(x.dtype(), T => cpu::avg_pool2d::<T>(x, window, divisor, out)))
+    on_device!(x, T => cpu::avg_pool2d::<T>(x, window, divisor, out), d => cuda::over_windows(&d, "avg_pool2d_f32", &[x], window, divisor, out))
 }
 
 /// Spreads each element of `g` over its window, divided as `avg_pool2d` divides: its transpose, `[N, H, W, C]` with
 /// `[H, W] = size`.
 pub fn avg_pool2d_transpose(g: &Tensor, window: Window, divisor: Divisor, size: [usize; 2]) -> Result<Tensor> {
     const OP: &str = "avg_pool2d_transpose";
-    host_only(OP, g)?;
     check_output(OP, g, window, size)?;
-    Ok(on_dtype!(g.dtype(), T => cpu::avg_pool2d_transpose::<T>(g, window, divisor, size)))
+    on_device!(g, T => cpu::avg_pool2d_transpose::<T>(g, window, divisor, size), d => cuda::over_images(&d, "avg_pool2d_transpose_f32", &[g], window, divisor, size))
 }
 
 #[cfg(test)]

@@ -56,7 +56,7 @@ fn sum_parts(device: &CudaDevice, terms: &[&Tensor], [outer, mid, inner]: [usize
     let mut arguments: Vec<&dyn Argument> = pointers.iter().map(|p| p as &dyn Argument).collect();
     arguments.push(&params);
     let kernel = if terms.len() == 1 { "sum_middle_f32" } else { "channel_dot_f32" };
-    let grid = Grid { blocks: [d.column_blocks as u32, d.parts as u32, 1], threads: THREADS as u32 };
+    let grid = Grid { blocks: [d.column_blocks as u32, d.parts as u32, 1], threads: THREADS as u32, shared: 0 };
     // SAFETY: the parameters of the kernel in kernels/reduce.cu: one or two operands of outer · mid · inner elements, the
     // result with one element per column and part.
     unsafe { device.launch(kernel, grid, &arguments)? };

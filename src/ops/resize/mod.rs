@@ -4,12 +4,12 @@
 //! convention is the same).
 
 mod cpu;
+mod cuda;
 
 use std::fmt;
 
 use crate::error::{Error, Result};
-use crate::on_dtype;
-use crate::ops::host_only;
+use crate::ops::on_device;
 use crate::tensor::Tensor;
 
 /// How an output pixel weighs its neighbours.
@@ -85,7 +85,6 @@ fn filtered(centre: f64, scale: f64, input: usize, support: f64, filter: impl Fn
 
 /// `x` `[N, H, W, C]` at `[H, W] = size`.
 pub fn resize(x: &Tensor, size: [usize; 2], how: Resize) -> Result<Tensor> {
-    host_only("resize", x)?;
     let [_, h, w, _]: [usize; 4] =
         x.shape().try_into().map_err(|_| Error::shape("resize", format!("{:?}: needs rank 4", x.shape())))?;
     if h == 0 || w == 0 || size.contains(&0) {
@@ -95,7 +94,7 @@ pub fn resize(x: &Tensor, size: [usize; 2], how: Resize) -> Result<Tensor> {
         return Ok(x.clone());
     }
     let axes = [Axis::new(how, h, size[0]), Axis::new(how, w, size[1])];
-    Ok(on_dtype!(x.dtype(), T => cpu::resize::<T>(x, size, &axes)))
+    on_device!(x, T => cpu::resize::<T>(x, size, &axes), d => cuda::resize(&d, x, size, &axes))
 }
 
 #[cfg(test)]
