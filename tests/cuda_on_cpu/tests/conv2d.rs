@@ -8,7 +8,7 @@ use cudarc::driver::{CudaSlice, DeviceRepr, PushKernelArg};
 use support::{
     Geometry as Launch, Gpu,
     conv2d::{
-        Conv2dParams, DOWN, Data, Extras, Geometry, Op, UP, one_or_two, powers_of_two, square,
+        Conv2dParams, DOWN, Data, Extras, Geometry, Op, UP, one_or_two, square,
         whole_numbers,
     },
     is_watched, numbers,
