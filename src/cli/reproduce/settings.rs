@@ -83,7 +83,8 @@ pub(super) fn matched(pull: f64, d0: f64) -> [Kind; 3] {
     ]
 }
 
-/// Pull at the start of stage 2 at the small scale, by the rule of `sweep`.
+/// Pull at the start of stage 2 at the small scale: of the size of the demo's. `sweep` has not been run at its real size to
+/// choose it.
 const SMALL_PULL: f64 = 3e-4;
 
 fn note(number: impl Into<String>, source: &str, reason: &str) -> [String; 3] {
@@ -126,7 +127,7 @@ impl Settings {
                 note("700 iterations of stage 2 at half the learning rate", "ours", "at the full one parameters wander further than the adapted models are away"),
                 note("EMA 0.98 in stage 1, 0.995 in stage 2", "ours", "the paper's half-life of 312 iterations would hardly move in so few"),
                 note("distance: the plain squared norm", "paper", "equation 7; the official code weighs small tensors a million times higher"),
-                note(format!("pull {SMALL_PULL:e} at the start: EL2 α = 1/D₀, γ = pull·D₀·e; NL2 γ = pull; IL2 γ = pull·D₀²"), "ours", "the paper's strengths belong to its models; chosen on latents and images that the evaluation does not use (recant reproduce sweep)"),
+                note(format!("pull {SMALL_PULL:e} at the start: EL2 α = 1/D₀, γ = pull·D₀·e; NL2 γ = pull; IL2 γ = pull·D₀²"), "ours", "the paper's strengths belong to its models; this one is of the size of the demo's, and `recant reproduce sweep` can replace it"),
                 note("extrapolation γ 1", "official code", "extrapolate.py's evaluated model"),
                 note("5000 latents, 1000 images for the distance", "ours", "time; the paper takes 15,000 and 10,000"),
             ],
