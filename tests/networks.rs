@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use recant::autograd::gradcheck::gradient_error;
 use recant::autograd::{Var, add, broadcast_to, mean, mul, reshape, scale, square};
+use recant::io::pictures::Pictures;
 use recant::models::classifier::{Architecture, Augment, Classifier, ClassifierConfig, Decision, LabelledImages, Labels, Optimizer, Preprocessing, Recipe, evaluate, train};
 use recant::models::inception::{Block, Inception, SIZE};
 use recant::models::resnet::ResNet;
@@ -212,7 +213,7 @@ fn a_resnet_learns_two_colours() {
         .flat_map(|k| (0..32 * 32 * 3).map(|i| if i % 3 == *k as usize { 200 } else { 40 }).collect::<Vec<usize>>())
         .map(|v| (v + r.below(50)) as u8)
         .collect();
-    let data = LabelledImages { pixels: &pixels, size: [32, 32], channels: 3, labels: Labels::Classes(&labels) };
+    let data = LabelledImages { pictures: &Pictures::from_bytes(pixels, [32, 32, 3]), labels: Labels::Classes(&labels) };
     let config = ClassifierConfig::resnet(ResNet::ResNet18, vec!["red".into(), "green".into()], 32);
     let recipe = Recipe { batch: 8, epochs: 10, augment: Augment { flip: true, shift: 2 }, ..Recipe::celeba() };
     let net = train(&config, data, &recipe, &mut |_| Ok(())).unwrap();
@@ -332,12 +333,13 @@ fn the_afhq_network_equals_plain_loops() {
 fn the_official_networks_learn() {
     let mut r = Random::new(4, 0);
     let mut images = |n: usize, side: usize| (0..n * side * side * 3).map(|i| (if i / (side * side * 3) % 2 == i % 3 { 200 } else { 40 } + r.below(50)) as u8).collect::<Vec<u8>>();
-    let (faces, animals) = (images(8, 32), images(6, 250));
+    let mut pictures = |n: usize, side: usize| Pictures::from_bytes(images(n, side), [side, side, 3]);
+    let (faces, animals) = (pictures(8, 32), pictures(6, 250));
     let attributes: Vec<u8> = (0..8).flat_map(|i| [(i % 2) as u8, 1 - (i % 2) as u8]).collect();
     let labels: Vec<u32> = (0..6).map(|i| i % 2).collect();
     let cases = [
-        (Architecture::CelebaHeads, 32, LabelledImages { pixels: &faces, size: [32, 32], channels: 3, labels: Labels::Attributes(&attributes) }),
-        (Architecture::AfhqCnn, 250, LabelledImages { pixels: &animals, size: [250, 250], channels: 3, labels: Labels::Classes(&labels) }),
+        (Architecture::CelebaHeads, 32, LabelledImages { pictures: &faces, labels: Labels::Attributes(&attributes) }),
+        (Architecture::AfhqCnn, 250, LabelledImages { pictures: &animals, labels: Labels::Classes(&labels) }),
     ];
     for (network, side, data) in cases {
         let config = ClassifierConfig::new(network, vec!["a".into(), "b".into()], Decision::Largest, [side; 2]);

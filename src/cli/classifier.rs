@@ -182,7 +182,7 @@ fn labelled<'a>(data: &'a Dataset) -> Result<LabelledImages<'a>> {
         (None, Some(attributes)) => Labels::Attributes(attributes),
         (None, None) => return Err(Error::config("--data", "has no labels; use class folders, an npz with labels, or celeba:DIR")),
     };
-    Ok(LabelledImages { pixels: &data.images, size: [data.height, data.width], channels: data.channels, labels })
+    Ok(LabelledImages { pictures: &data.pictures, labels })
 }
 
 impl ClassifierArgs {

@@ -1,4 +1,4 @@
-//! Training of classifiers on labelled images in memory.
+//! Training of classifiers on labelled images.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,6 +6,8 @@ use std::sync::Arc;
 use super::{Classifier, ClassifierConfig, Decision};
 use crate::autograd::{Order, Var, grad_or_zero, mean, mul, reshape, scale, softplus, square, sub};
 use crate::error::{Error, Result};
+use crate::io::ahead::ReadAhead;
+use crate::io::pictures::Pictures;
 use crate::nn::batch_norm::{MOMENTUM, Moments, Normalise};
 use crate::nn::softmax::cross_entropy;
 use crate::nn::{AdamState, Adamax, AdamaxState, Layout, ParamSlab};
@@ -19,12 +21,10 @@ const ORDER: u64 = 1;
 const AUGMENT: u64 = 2;
 const DROPOUT: u64 = 3;
 
-/// Labelled images in memory, `[N, H, W, C]`, C 1 or 3, 0 to 255.
+/// Images and what is known about each.
 #[derive(Clone, Copy)]
 pub struct LabelledImages<'a> {
-    pub pixels: &'a [u8],
-    pub size: [usize; 2],
-    pub channels: usize,
+    pub pictures: &'a Pictures,
     pub labels: Labels<'a>,
 }
 
@@ -40,22 +40,22 @@ pub enum Labels<'a> {
 impl LabelledImages<'_> {
     /// Number of images.
     pub fn len(&self) -> usize {
-        self.pixels.len() / (self.size[0] * self.size[1] * self.channels).max(1)
+        self.pictures.len()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.pictures.is_empty()
     }
 
     fn check(&self, config: &ClassifierConfig) -> Result<()> {
-        let ([h, w], k) = (self.size, config.classes.len());
+        let k = config.classes.len();
         let labels = match (self.labels, config.decision) {
             (Labels::Classes(l), Decision::Largest) => l.len(),
             (Labels::Attributes(l), Decision::Signs | Decision::Odds) => l.len() / k,
             _ => return Err(Error::config("labels", "classes go with a classifier of classes, attributes with one of attributes")),
         };
-        if self.is_empty() || self.pixels.len() != labels * h * w * self.channels {
-            return Err(Error::shape("labelled images", format!("{labels} labels for {} bytes of {h}x{w}x{}", self.pixels.len(), self.channels)));
+        if self.is_empty() || self.len() != labels {
+            return Err(Error::shape("labelled images", format!("{labels} labels for {} images", self.len())));
         }
         match self.labels {
             Labels::Classes(l) => l.iter().find(|c| **c as usize >= k).map_or(Ok(()), |c| {
@@ -67,25 +67,48 @@ impl LabelledImages<'_> {
         }
     }
 
-    /// The images at `indices` in [−1, 1], each moved as `augment` draws.
-    fn batch(&self, indices: &[usize], augment: Augment, rng: &mut Random) -> Tensor {
-        let ([h, w], c) = (self.size, self.channels);
-        let mut out = Vec::with_capacity(indices.len() * h * w * c);
-        for i in indices {
-            let image = &self.pixels[i * h * w * c..][..h * w * c];
-            let flip = augment.flip && rng.unit() < 0.5;
-            let [dy, dx] = if augment.shift == 0 { [0, 0] } else { [(); 2].map(|_| rng.below(2 * augment.shift + 1) as isize - augment.shift as isize) };
-            for y in 0..h {
-                let from_y = (y as isize + dy).clamp(0, h as isize - 1) as usize;
-                for x in 0..w {
-                    let x = if flip { w - 1 - x } else { x };
-                    let from_x = (x as isize + dx).clamp(0, w as isize - 1) as usize;
-                    let pixel = &image[(from_y * w + from_x) * c..][..c];
-                    out.extend(pixel.iter().map(|v| *v as f32 / 127.5 - 1.0));
-                }
+    /// Reads the images at `indices`, each as `moves` says, in [−1, 1]; those that follow may be read ahead.
+    fn reader(&self, indices: Vec<usize>, moves: Vec<Move>) -> impl FnOnce() -> Result<Batch> + Send + use<> {
+        let pictures = self.pictures.clone();
+        move || {
+            let [h, w, c] = pictures.shape();
+            let images = pictures.read(&indices)?;
+            let mut out = Vec::with_capacity(images.len());
+            for (image, m) in images.chunks_exact((h * w * c).max(1)).zip(moves) {
+                m.apply(image, [h, w, c], &mut out);
+            }
+            Ok(Batch { images: Tensor::from_vec(&[indices.len(), h, w, c], out), indices })
+        }
+    }
+}
+
+/// Some of the images, in [−1, 1], with their numbers.
+struct Batch {
+    images: Tensor,
+    indices: Vec<usize>,
+}
+
+/// How one image is changed.
+#[derive(Clone, Copy, Default)]
+struct Move {
+    flip: bool,
+    /// Pixels down and right that the image is read from.
+    by: [isize; 2],
+}
+
+impl Move {
+    /// Adds the changed image `[h, w, c]` in [−1, 1] to `out`.
+    fn apply(self, image: &[u8], [h, w, c]: [usize; 3], out: &mut Vec<f32>) {
+        let [dy, dx] = self.by;
+        for y in 0..h {
+            let from_y = (y as isize + dy).clamp(0, h as isize - 1) as usize;
+            for x in 0..w {
+                let x = if self.flip { w - 1 - x } else { x };
+                let from_x = (x as isize + dx).clamp(0, w as isize - 1) as usize;
+                let pixel = &image[(from_y * w + from_x) * c..][..c];
+                out.extend(pixel.iter().map(|v| *v as f32 / 127.5 - 1.0));
             }
         }
-        Tensor::from_vec(&[indices.len(), h, w, c], out)
     }
 }
 
@@ -96,6 +119,14 @@ pub struct Augment {
     pub flip: bool,
     /// Moves by up to this many pixels per axis, the border repeated: a crop of a padded image.
     pub shift: usize,
+}
+
+impl Augment {
+    fn draw(self, rng: &mut Random) -> Move {
+        let flip = self.flip && rng.unit() < 0.5;
+        let by = if self.shift == 0 { [0, 0] } else { [(); 2].map(|_| rng.below(2 * self.shift + 1) as isize - self.shift as isize) };
+        Move { flip, by }
+    }
 }
 
 /// How the parameters move.
@@ -232,41 +263,38 @@ pub fn fine_tune(start: Classifier, data: LabelledImages, recipe: &Recipe, progr
     let [mut order, mut moves, mut dropout] = [ORDER, AUGMENT, DROPOUT].map(|stream| Random::new(recipe.seed, stream));
     let per_epoch = data.len().div_ceil(recipe.batch);
     let steps = recipe.epochs * per_epoch;
-    for epoch in 0..recipe.epochs {
-        for (i, indices) in order.permutation(data.len()).chunks(recipe.batch).enumerate() {
-            let step = epoch * per_epoch + i + 1;
-            let images = data.batch(indices, recipe.augment, &mut moves);
-            let mut moments = BTreeMap::new();
-            let norm = Normalise::Batch { moments: &mut moments, dropout: &mut dropout };
-            let (loss, gradients) = loss_and_gradients(&config, &params, norm, &images, data.labels, indices)?;
-            if !loss.is_finite() {
-                let problem = format!("the loss is {loss}; lower the learning rate");
-                return Err(Error::Diverged { what: "classifier training".into(), step, problem });
-            }
-            state.step(&mut params, &gradients, recipe.schedule.factor(step - 1, steps))?;
-            take_in(&mut buffers, &moments)?;
-            let done = match i + 1 == per_epoch {
-                true => Some(Classifier::new(config.clone(), params.deep_clone()?, buffers.deep_clone()?)?),
-                false => None,
-            };
-            progress(&TrainProgress { epoch_done: done.as_ref(), step, steps, epoch, loss })?;
+    let batches = (0..recipe.epochs).flat_map(|_| {
+        let order = order.permutation(data.len());
+        order.chunks(recipe.batch).map(<[usize]>::to_vec).collect::<Vec<_>>()
+    });
+    let jobs = batches.map(|indices| {
+        let drawn = indices.iter().map(|_| recipe.augment.draw(&mut moves)).collect();
+        data.reader(indices, drawn)
+    });
+    for (done, batch) in ReadAhead::new(jobs).enumerate() {
+        let (batch, step) = (batch?, done + 1);
+        let mut moments = BTreeMap::new();
+        let norm = Normalise::Batch { moments: &mut moments, dropout: &mut dropout };
+        let (loss, gradients) = loss_and_gradients(&config, &params, norm, &batch, data.labels)?;
+        if !loss.is_finite() {
+            let problem = format!("the loss is {loss}; lower the learning rate");
+            return Err(Error::Diverged { what: "classifier training".into(), step, problem });
         }
+        state.step(&mut params, &gradients, recipe.schedule.factor(done, steps))?;
+        take_in(&mut buffers, &moments)?;
+        let whole = match step.is_multiple_of(per_epoch) {
+            true => Some(Classifier::new(config.clone(), params.deep_clone()?, buffers.deep_clone()?)?),
+            false => None,
+        };
+        progress(&TrainProgress { epoch_done: whole.as_ref(), step, steps, epoch: done / per_epoch, loss })?;
     }
     Classifier::new(config, params, buffers)
 }
 
-/// Loss of the images at `indices` and its gradient by every parameter; `norm` takes the batch's statistics of every
-/// normalisation.
-fn loss_and_gradients(
-    config: &ClassifierConfig,
-    params: &ParamSlab,
-    norm: Normalise,
-    images: &Tensor,
-    labels: Labels,
-    indices: &[usize],
-) -> Result<(f64, Vec<Var>)> {
-    let leaves = params.leaves();
-    let x = Var::constant(config.preprocessing.apply(images)?);
+/// Loss of a batch and its gradient by every parameter; `norm` takes the batch's statistics of every normalisation.
+fn loss_and_gradients(config: &ClassifierConfig, params: &ParamSlab, norm: Normalise, batch: &Batch, labels: Labels) -> Result<(f64, Vec<Var>)> {
+    let (leaves, indices) = (params.leaves(), &batch.indices);
+    let x = Var::constant(config.preprocessing.apply(&batch.images)?);
     let (outputs, _) = config.forward(&leaves, norm, &x)?;
     let loss = match labels {
         Labels::Classes(all) => cross_entropy(&outputs, &indices.iter().map(|i| all[*i] as usize).collect::<Vec<_>>())?,
@@ -354,8 +382,10 @@ pub fn evaluate(classifier: &Classifier, data: LabelledImages, batch: usize, pro
         Labels::Attributes(_) => vec![vec![vec![0; 2]; 2]; k],
     };
     let all: Vec<usize> = (0..data.len()).collect();
-    for indices in all.chunks(batch.max(1)) {
-        let said = classifier.judge(&data.batch(indices, Augment::default(), &mut Random::new(0, 0)))?;
+    let jobs = all.chunks(batch.max(1)).map(|indices| data.reader(indices.to_vec(), vec![Move::default(); indices.len()]));
+    for read in ReadAhead::new(jobs) {
+        let Batch { images, indices } = read?;
+        let said = classifier.judge(&images)?;
         match data.labels {
             Labels::Classes(truth) => {
                 for (i, (said, _)) in indices.iter().zip(said.predictions()) {
