@@ -5,6 +5,7 @@ mod common;
 use std::path::PathBuf;
 
 use recant::data::mnist::{Mnist, Split};
+use recant::device::Device;
 use recant::io::pictures::Pictures;
 use recant::models::classifier::{Augment, Classifier, ClassifierConfig, LabelledImages, Labels, Recipe, evaluate, train};
 use recant::models::resnet::ResNet;
@@ -125,7 +126,7 @@ fn training_learns_and_repeats() {
     let config = ClassifierConfig { classes: vec!["left".into(), "right".into()], ..ClassifierConfig::mnist() };
     let recipe = Recipe { batch: 24, epochs: 6, augment: Augment { flip: false, shift: 1 }, ..Recipe::mnist() };
     let mut losses = Vec::new();
-    let first = train(&config, data, &recipe, &mut |p| {
+    let first = train(&config, data, &recipe, &Device::Cpu, &mut |p| {
         losses.push(p.loss);
         assert_eq!((p.steps, p.epoch), (18, (p.step - 1) / 3));
         Ok(())
@@ -134,9 +135,9 @@ fn training_learns_and_repeats() {
     assert_eq!(losses.len(), 18);
     let result = evaluate(&first, data, 10, &mut |_| Ok(())).unwrap();
     assert_eq!(result.accuracy(), 1.0, "{:?}, losses {losses:?}", result.confusion);
-    let again = train(&config, data, &recipe, &mut |_| Ok(())).unwrap();
+    let again = train(&config, data, &recipe, &Device::Cpu, &mut |_| Ok(())).unwrap();
     assert_eq!(first.params().as_slice(), again.params().as_slice());
-    let other = train(&config, data, &Recipe { seed: 1, ..recipe }, &mut |_| Ok(())).unwrap();
+    let other = train(&config, data, &Recipe { seed: 1, ..recipe }, &Device::Cpu, &mut |_| Ok(())).unwrap();
     assert_ne!(first.params().as_slice(), other.params().as_slice());
 }
 
@@ -148,7 +149,7 @@ fn bad_input_is_refused_in_one_line() {
     let mnist = ClassifierConfig::mnist();
     let mut failures = Vec::new();
     let mut refuse = |config: &ClassifierConfig, data: LabelledImages, recipe: Recipe, part: &str| {
-        let error = train(config, data, &recipe, &mut |_| Ok(())).unwrap_err().to_string();
+        let error = train(config, data, &recipe, &Device::Cpu, &mut |_| Ok(())).unwrap_err().to_string();
         if !error.contains(part) || error.contains('\n') {
             failures.push(format!("{error:?} does not say {part:?}"));
         }

@@ -233,7 +233,7 @@ pub(super) fn measure(bench: &Bench, what: &str, params: &ParamSlab, features: O
         let (Some(f), Some(stats)) = (features, &mut stats) else { return Ok(()) };
         let n = images.dim(0).min(f.images.saturating_sub(stats.count()));
         for at in (0..n).step_by(f.batch) {
-            f.extractor.add_images(stats, &images.rows(at, f.batch.min(n - at))?.to_device(&Device::Cpu)?)?;
+            f.extractor.add_images(stats, &images.rows(at, f.batch.min(n - at))?)?;
             run_folder::stop_if_interrupted()?;
         }
         Ok(())
@@ -257,7 +257,7 @@ impl Evaluate {
         let retrained = self.retrained.as_ref().map(same_size).transpose()?;
         let classifier = read_classifier(&self.classifier)?.to_device(&device)?;
         let class = class_of(&classifier, &self.class)?;
-        let extractor = self.inception.extractor(Some(original.config.size))?;
+        let extractor = self.inception.extractor(Some(original.config.size), &device)?;
         let (name, real) = (classifier.config().classes[class].clone(), self.real.as_deref().map(Real::of).transpose()?);
         let real_features = match (&extractor, &real) {
             (Some(extractor), Some(Real::Data(source))) => {

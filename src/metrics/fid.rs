@@ -157,9 +157,9 @@ impl Extractor {
         FeatureStats::new(self.protocol.block.dims())
     }
 
-    /// Adds a batch of images of 0..255, `[N, H, W, 3 or 1]`.
+    /// Adds a batch of images of 0..255, `[N, H, W, 3 or 1]`, prepared where the network is.
     pub fn add_bytes(&self, stats: &mut FeatureStats, bytes: &Tensor) -> Result<()> {
-        self.add_prepared(stats, &self.protocol.prepare(bytes)?)
+        self.add_prepared(stats, &self.protocol.prepare(&bytes.to_device(self.net.device())?)?)
     }
 
     /// Adds a batch of images in [−1, 1], `[N, H, W, 3 or 1]`. They are rounded to 8 bits first, so that a model's

@@ -5,12 +5,15 @@ use std::sync::Arc;
 
 use super::{Classifier, ClassifierConfig, Decision};
 use crate::autograd::{Order, Var, grad_or_zero, mean, mul, reshape, scale, softplus, square, sub};
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::io::ahead::ReadAhead;
 use crate::io::pictures::Pictures;
 use crate::nn::batch_norm::{MOMENTUM, Moments, Normalise};
 use crate::nn::softmax::cross_entropy;
 use crate::nn::{AdamState, Adamax, AdamaxState, Layout, ParamSlab};
+use crate::ops::elementwise::{Map, Zip, map, zip};
+use crate::ops::layout::concat;
 use crate::ops::optimizer::{Adam, Pull};
 use crate::ops::random::Random;
 use crate::tensor::Tensor;
@@ -144,10 +147,10 @@ enum State {
 }
 
 impl Optimizer {
-    fn start(self, layout: &Arc<Layout>) -> State {
+    fn start(self, layout: &Arc<Layout>, device: &Device) -> Result<State> {
         match self {
-            Optimizer::Adam(adam) => State::Adam(AdamState::new(layout, adam)),
-            Optimizer::Adamax(adamax) => State::Adamax(AdamaxState::new(layout, adamax)),
+            Optimizer::Adam(adam) => AdamState::new(layout, adam).to_device(device).map(State::Adam),
+            Optimizer::Adamax(adamax) => AdamaxState::new(layout, adamax).to_device(device).map(State::Adamax),
         }
     }
 }
@@ -244,14 +247,20 @@ pub struct TrainProgress<'a> {
     pub loss: f64,
 }
 
-/// Trains a classifier from its initial values. `progress` is called after every step and ends the run by an error.
-/// The result depends on configuration, data and recipe only.
-pub fn train(config: &ClassifierConfig, data: LabelledImages, recipe: &Recipe, progress: &mut dyn FnMut(&TrainProgress) -> Result<()>) -> Result<Classifier> {
+/// Trains a classifier from its initial values on `device`. `progress` is called after every step and ends the run by an
+/// error. The result depends on configuration, data, recipe and kind of device only.
+pub fn train(
+    config: &ClassifierConfig,
+    data: LabelledImages,
+    recipe: &Recipe,
+    device: &Device,
+    progress: &mut dyn FnMut(&TrainProgress) -> Result<()>,
+) -> Result<Classifier> {
     let start = Classifier::init(config.clone(), &mut Random::new(recipe.seed, INITIAL))?;
-    fine_tune(start, data, recipe, progress)
+    fine_tune(start.to_device(device)?, data, recipe, progress)
 }
 
-/// As `train`, from a given classifier.
+/// As `train`, from a given classifier and where that is.
 pub fn fine_tune(start: Classifier, data: LabelledImages, recipe: &Recipe, progress: &mut dyn FnMut(&TrainProgress) -> Result<()>) -> Result<Classifier> {
     let Classifier { config, params, buffers } = start;
     let (mut params, mut buffers) = (params.deep_clone()?, buffers.deep_clone()?);
@@ -259,7 +268,7 @@ pub fn fine_tune(start: Classifier, data: LabelledImages, recipe: &Recipe, progr
     if recipe.batch == 0 {
         return Err(Error::config("--batch", "0 images per step; ask for at least 1"));
     }
-    let mut state = recipe.optimizer.start(params.layout());
+    let mut state = recipe.optimizer.start(params.layout(), &params.values().device())?;
     let [mut order, mut moves, mut dropout] = [ORDER, AUGMENT, DROPOUT].map(|stream| Random::new(recipe.seed, stream));
     let per_epoch = data.len().div_ceil(recipe.batch);
     let steps = recipe.epochs * per_epoch;
@@ -293,15 +302,15 @@ pub fn fine_tune(start: Classifier, data: LabelledImages, recipe: &Recipe, progr
 
 /// Loss of a batch and its gradient by every parameter; `norm` takes the batch's statistics of every normalisation.
 fn loss_and_gradients(config: &ClassifierConfig, params: &ParamSlab, norm: Normalise, batch: &Batch, labels: Labels) -> Result<(f64, Vec<Var>)> {
-    let (leaves, indices) = (params.leaves(), &batch.indices);
-    let x = Var::constant(config.preprocessing.apply(&batch.images)?);
+    let (leaves, indices, device) = (params.leaves(), &batch.indices, params.values().device());
+    let x = Var::constant(config.preprocessing.apply(&batch.images.to_device(&device)?)?);
     let (outputs, _) = config.forward(&leaves, norm, &x)?;
     let loss = match labels {
         Labels::Classes(all) => cross_entropy(&outputs, &indices.iter().map(|i| all[*i] as usize).collect::<Vec<_>>())?,
         Labels::Attributes(all) => {
             let k = config.classes.len();
             let signs: Vec<f32> = indices.iter().flat_map(|i| &all[i * k..][..k]).map(|v| if *v > 0 { 1.0 } else { -1.0 }).collect();
-            let signs = Var::constant(Tensor::from_vec(&[indices.len(), k], signs));
+            let signs = Var::constant(Tensor::from_vec(&[indices.len(), k], signs).to_device(&device)?);
             match config.decision {
                 Decision::Odds => mean(&softplus(&scale(&mul(&outputs, &signs)?, -1.0)?)?)?,
                 _ => mean(&square(&sub(&outputs, &signs)?)?)?,
@@ -312,18 +321,22 @@ fn loss_and_gradients(config: &ClassifierConfig, params: &ParamSlab, norm: Norma
     Ok((loss.item()?, grad_or_zero(&[&loss], &leaves.all(), Order::Last)?))
 }
 
-/// `running ← (1 − momentum) running + momentum batch`
+/// `running ← running + momentum (batch − running)`
 fn take_in(buffers: &mut ParamSlab, moments: &BTreeMap<String, Moments>) -> Result<()> {
-    let layout = buffers.layout().clone();
-    let running = buffers.values_mut().as_mut_slice::<f32>()?;
-    for (name, of_batch) in moments {
-        for (kind, values) in [("running_mean", &of_batch.mean), ("running_var", &of_batch.var)] {
-            let at = layout.segment(&format!("{name}.{kind}")).expect("every normalisation has running statistics").offset;
-            for (r, v) in running[at..].iter_mut().zip(values.as_slice::<f32>()) {
-                *r += MOMENTUM as f32 * (*v - *r);
-            }
-        }
+    if moments.is_empty() {
+        return Ok(());
     }
+    let of_batch = |name: &str| {
+        let (layer, kind) = name.rsplit_once('.').expect("running statistics belong to a layer");
+        let found = moments.get(layer).expect("every layer with running statistics normalises");
+        if kind == "running_mean" { &found.mean } else { &found.var }
+    };
+    let layout = buffers.layout().clone();
+    let parts: Vec<&Tensor> = layout.segments().iter().map(|s| of_batch(&s.name)).collect();
+    let running = buffers.values();
+    let change = zip(&concat(&parts, 0)?, running, Zip::Sub)?;
+    let moved = zip(running, &map(&change, Map::Affine { scale: MOMENTUM, shift: 0.0 })?, Zip::Add)?;
+    *buffers.values_mut() = moved;
     Ok(())
 }
 
