@@ -131,7 +131,7 @@ fn a_distance_is_printed_with_its_protocol() {
 fn statistics_files_go_both_ways_and_bad_ones_are_refused() {
     let folder = Scratch::new("statistics");
     let path = folder.0.join("stats.npz");
-    let whole = extractor(Preparation::PytorchFid).dataset(&images(5), 5, &mut |_| Ok(())).unwrap();
+    let whole = extractor(Preparation::PytorchFid).dataset(&dataset(pixels(5), 3), 5, &mut |_| Ok(())).unwrap();
     let protocol = FidProtocol { preparation: Preparation::PytorchFid, block: Block::D64, size: None };
     let origin = Origin { protocol: Some(protocol), weights: Some(u64::MAX), fingerprint: None };
     write_statistics(&path, &whole, &origin).unwrap();

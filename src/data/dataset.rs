@@ -239,12 +239,12 @@ impl Dataset {
         if part == Part::All {
             return self.clone();
         }
-        let mut seen = vec![0; self.class_names.len().max(1)];
+        let mut seen = vec![0_usize; self.class_names.len().max(1)];
         let indices: Vec<usize> = (0..self.len())
             .filter(|i| {
                 let count = &mut seen[self.labels.as_ref().map_or(0, |l| l[*i] as usize)];
                 *count += 1;
-                (*count % HELD_OUT == 0) == (part == Part::HeldOut)
+                count.is_multiple_of(HELD_OUT) == (part == Part::HeldOut)
             })
             .collect();
         self.subset(&indices)

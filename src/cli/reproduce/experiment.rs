@@ -8,7 +8,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::lab::{Lab, Method, Outcome, Task};
-use super::paper::Cell;
+use super::paper::{Cell, NOT_RUN, WHY_NOT_RUN};
 use super::settings::{Experiment, Scale, Settings};
 use crate::cli::Global;
 use crate::cli::demo::Embedded;
@@ -389,6 +389,16 @@ fn papers(v: Option<(f64, f64)>) -> String {
     v.map_or("-".into(), |(mean, deviation)| format!("{mean:.2} ± {deviation:.2}"))
 }
 
+const NOT_RUN_HERE: &str = "not run here";
+
+/// The row of a method that has the paper's figures alone; nothing where it has none of this class.
+fn not_run(name: &str, theirs: Option<Cell>) -> String {
+    theirs.map_or(String::new(), |c| {
+        let [pul, fid, ret_fid] = [Some(c.pul), Some(c.fid), c.ret_fid].map(papers);
+        format!("| {name} | {NOT_RUN_HERE} | {pul} | {NOT_RUN_HERE} | {fid} | {NOT_RUN_HERE} | {ret_fid} | {NOT_RUN_HERE} |\n")
+    })
+}
+
 /// The table, the drift of all classes, and where every number comes from.
 fn markdown(experiment: Experiment, scale: Scale, lab: &Lab, classes: &[String], outcomes: &[Outcome]) -> String {
     let (paper, s) = (experiment.table(), &lab.settings);
@@ -405,6 +415,9 @@ fn markdown(experiment: Experiment, scale: Scale, lab: &Lab, classes: &[String],
         for method in std::iter::once(None).chain(Method::ALL.map(Some)) {
             let found: Vec<&Outcome> = outcomes.iter().filter(|o| o.class == *class && o.method == method).collect();
             let name = method.map_or("Original", Method::name);
+            if name == NOT_RUN.1 {
+                NOT_RUN.0.iter().for_each(|name| out += &not_run(name, paper.cell(name, class)));
+            }
             let theirs: Option<Cell> = paper.cell(name, class);
             if found.is_empty() && theirs.is_none() {
                 continue;
@@ -422,6 +435,9 @@ fn markdown(experiment: Experiment, scale: Scale, lab: &Lab, classes: &[String],
             );
         }
         out += &drift(&lab.classifier.config().classes, outcomes.iter().filter(|o| o.class == *class));
+    }
+    if out.contains(NOT_RUN_HERE) {
+        out += &format!("\n{WHY_NOT_RUN}\n");
     }
     out += "\n## Settings\n\n| number | source | why |\n|---|---|---|\n";
     for [number, source, why] in &s.notes {

@@ -131,6 +131,9 @@ pub(super) struct Task<'a> {
     pub retrained: Option<&'a ParamSlab>,
 }
 
+/// What methods left of the original.
+pub(super) type Generators = Vec<(Method, ParamSlab)>;
+
 /// Feedback, adapted models, and the strengths that they give.
 pub(super) struct Stage1 {
     pub feedback: Feedback,
@@ -243,7 +246,7 @@ impl Task<'_> {
     }
 
     /// The generator of each method; retraining has none where no reference is at hand.
-    pub fn generators(&self, methods: &[Method], stage1: &Stage1) -> Result<Vec<(Method, ParamSlab)>> {
+    pub fn generators(&self, methods: &[Method], stage1: &Stage1) -> Result<Generators> {
         let lab = self.lab;
         let methods: Vec<Method> = methods.iter().copied().filter(|m| *m != Method::Retraining || self.retrained.is_some()).collect();
         let watch = Watched::new("unlearn", lab.settings.unlearn_iterations * methods.len() as u64);
@@ -354,7 +357,7 @@ impl Task<'_> {
     }
 
     /// Everything of the run: the original, then each method.
-    pub fn outcomes(&self, methods: &[Method]) -> Result<(Vec<Outcome>, Vec<(Method, ParamSlab)>)> {
+    pub fn outcomes(&self, methods: &[Method]) -> Result<(Vec<Outcome>, Generators)> {
         let stage1 = match methods.iter().any(|m| m.is_repelled() || *m != Method::Retraining) {
             true => self.stage1()?,
             false => return Ok((Vec::new(), Vec::new())),

@@ -142,14 +142,14 @@ pub enum Optimizer {
 
 /// An optimiser at work.
 enum State {
-    Adam(AdamState),
+    Adam(Box<AdamState>),
     Adamax(AdamaxState),
 }
 
 impl Optimizer {
     fn start(self, layout: &Arc<Layout>, device: &Device) -> Result<State> {
         match self {
-            Optimizer::Adam(adam) => AdamState::new(layout, adam).to_device(device).map(State::Adam),
+            Optimizer::Adam(adam) => AdamState::new(layout, adam).to_device(device).map(|s| State::Adam(Box::new(s))),
             Optimizer::Adamax(adamax) => AdamaxState::new(layout, adamax).to_device(device).map(State::Adamax),
         }
     }

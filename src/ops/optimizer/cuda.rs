@@ -215,6 +215,7 @@ fn addresses(op: &'static str, grads: &[Tensor]) -> Result<Param<Gradients>> {
     Ok(Param(Gradients { of }))
 }
 
+#[allow(clippy::too_many_arguments, reason = "the op's arguments, and the device")]
 pub fn adam_step(
     device: &CudaDevice,
     slabs: Slabs,
