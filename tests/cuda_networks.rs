@@ -87,16 +87,28 @@ fn lenet_trains_as_on_the_cpu() {
     compare_training(&ClassifierConfig::mnist(), data, recipe, 1e-4, |_| true);
 }
 
-/// Convolutions with batch statistics, running ones, pooling, shortcuts, cross-entropy.
+/// Convolutions with batch statistics and running ones, pooling, cross-entropy: statistics of many pixels, and few layers.
+#[test]
+fn the_afhq_network_trains_as_on_the_cpu() {
+    let pictures = pictures(3, [250, 250, 3]);
+    let data = LabelledImages { pictures: &pictures, labels: Labels::Classes(&[0, 1, 1]) };
+    let config = ClassifierConfig::new(Architecture::AfhqCnn, vec!["a".into(), "b".into()], Decision::Largest, [250; 2]);
+    let recipe = Recipe { optimizer: ADAMAX, schedule: Schedule::Constant, batch: 3, epochs: 1, augment: Augment::default(), seed: 5 };
+    // Seen: 7e-5, sums over 12,000 pixels in another order.
+    compare_training(&config, data, recipe, 1e-3, |_| true);
+}
+
+/// Shortcuts, and twenty layers of which the last have statistics of four numbers. Some of its rectifiers stand at zero: on the
+/// CPU alone any change of the input from 1e-6 on turns the same gradients of early layers by a quarter. So the forward pass is
+/// compared (loss, running statistics), and gradients as far as the last block.
 #[test]
 fn a_resnet_trains_as_on_the_cpu() {
     let pictures = pictures(4, [32, 32, 3]);
     let data = LabelledImages { pictures: &pictures, labels: Labels::Classes(&[0, 1, 1, 0]) };
     let config = ClassifierConfig::resnet(ResNet::ResNet18, vec!["a".into(), "b".into()], 32);
     let recipe = Recipe { optimizer: ADAMAX, schedule: Schedule::Constant, batch: 4, epochs: 1, augment: Augment::default(), seed: 5 };
-    // The last maps have one pixel: statistics of four numbers, which amplify differences where they are nearly equal.
-    // Seen: 6e-4.
-    compare_training(&config, data, recipe, 3e-3, |_| true);
+    // Seen: 2e-4.
+    compare_training(&config, data, recipe, 3e-3, |name| name.starts_with("layer4.1.") || name.starts_with("fc.") || name.contains("running_"));
 }
 
 /// Attributes by odds, dropout, two outputs for each head. Untrained, fifty layers of small batches' statistics are chaotic:
