@@ -19,7 +19,7 @@ use recant::error::{Error, Result};
 use recant::losses::{path_length, r1_penalty};
 use recant::models::stylegan2::Styles;
 use recant::ops::bias_act::{Activation, bias_act, bias_act_grad};
-use recant::ops::conv2d::{Conv2d, conv2d};
+use recant::ops::conv2d::{Conv2d, WeightGrad, conv2d, conv2d_weight_grad_squared};
 use recant::ops::elementwise::{Map, Zip, channel_scale, map, zip};
 use recant::ops::layout::{concat, pad, permute, slice};
 use recant::ops::matmul::{Read, matmul};
@@ -342,6 +342,28 @@ fn slab_passes() {
     accumulate_squares(&mut here, &grads, &offsets, 0.25).unwrap();
     accumulate_squares(&mut there, &all_on(&device, &grads), &offsets, 0.25).unwrap();
     assert_close("squares", &there.to_f64_vec(), &here.to_f64_vec(), Tolerance { abs: 1e-6, rel: 1e-6, reason: "three roundings of values up to ten" });
+}
+
+/// On ragged tiles, in groups, with scales, in the middle of a slab, added to what is there.
+#[test]
+fn squared_weight_gradients() {
+    let scale = |stream: u64, shape: &[usize]| Some(positive(stream, shape).to_dtype(DType::F32));
+    for (groups, rest) in [(1, true), (2, false), (4, true)] {
+        let (x, g) = (normal(1, &[4, 6, 5, 7]), normal(2, &[4, 3, 3, 66]));
+        let of = WeightGrad { x, g, a: scale(3, &[4, 7]), b: scale(4, &[4, 66]), spec: Conv2d::square(2, 1), kernel: [3, 3] };
+        let len = 66 * 9 * 7;
+        let run = |device: &Device| {
+            let on = |t: &Tensor| t.to_dtype(DType::F32).to_device(device).unwrap();
+            let of = WeightGrad { x: on(&of.x), g: on(&of.g), a: of.a.as_ref().map(on), b: of.b.as_ref().map(on), ..of.clone() };
+            let rest = rest.then(|| on(&normal(5, &[groups, len])));
+            let mut slab = on(&normal(6, &[len + 8])).deep_clone().unwrap();
+            conv2d_weight_grad_squared(&of, groups, rest.as_ref(), 0.25, &mut slab, 5).unwrap_or_else(|e| panic!("{e} {}", cuda_on_cpu::last_error()));
+            slab.to_f64_vec()
+        };
+        // A sum of up to 36 products of about one, with an error of 1e-5, is squared: values up to 400.
+        let tolerance = Tolerance { abs: 2e-4, rel: 1e-5, reason: "squares of sums in another order" };
+        assert_close(&format!("{groups} groups"), &run(&gpu::device()), &run(&Device::Cpu), tolerance);
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::device::peak::median;
 use crate::error::Result;
 use crate::nn::{AdamState, Init, Layout, ParamSlab};
 use crate::ops::bias_act::{Activation, bias_act, bias_act_grad};
-use crate::ops::conv2d::{Conv2d, conv2d, conv2d_transpose, conv2d_weight_grad};
+use crate::ops::conv2d::{Conv2d, WeightGrad, conv2d, conv2d_transpose, conv2d_weight_grad, conv2d_weight_grad_squared};
 use crate::ops::elementwise::{Map, Zip, channel_scale, map, zip};
 use crate::ops::layout::{concat, permute};
 use crate::ops::matmul::{Read, matmul};
@@ -335,6 +335,20 @@ fn convolutions(n: usize) -> Vec<Probe> {
             "conv2d weight gradient 3x3",
             |s| s.pick(vec![vec![2, 16, 9, 9], vec![2, 16, 9, 70]], vec![vec![16, 32, 32, 512], vec![16, 32, 32, 512]]),
             |t| conv2d_weight_grad(&t[0], &t[1], None, None, SAME, [3, 3]),
+            9 * wide * wide,
+            conv_flops(n, hw, wide, 3, wide),
+        )
+        .convolution(),
+        Probe::function(
+            "conv2d squared weight gradients 3x3",
+            |s| s.pick(vec![vec![4, 6, 5, 9], vec![4, 6, 5, 70]], vec![vec![16, 32, 32, 512], vec![16, 32, 32, 512]]),
+            |t| {
+                let of = WeightGrad { x: t[0].clone(), g: t[1].clone(), a: None, b: None, spec: SAME, kernel: [3, 3] };
+                let shape = [t[1].dim(3), 3, 3, t[0].dim(3)];
+                let mut squares = Tensor::full_on(&shape, 0.0, DType::F32, &t[0].device())?;
+                conv2d_weight_grad_squared(&of, 2, None, 0.5, &mut squares, 0)?;
+                Ok(squares)
+            },
             9 * wide * wide,
             conv_flops(n, hw, wide, 3, wide),
         )

@@ -3,7 +3,7 @@
 use super::{channel_dot, channel_scale, mul, powf};
 use crate::autograd::{Io, Rule, Var};
 use crate::error::Result;
-use crate::ops::conv2d::{self as ops, Conv2d};
+use crate::ops::conv2d::{self as ops, Conv2d, WeightGrad};
 
 /// Optional per-sample channel scales: `input` on the `x` side `[N, C_in]` (`a`), `output` on the `g` side
 /// `[N, C_out]` (`b`).
@@ -80,6 +80,12 @@ fn size(x: &Var) -> [usize; 2] {
     [x.dim(1), x.dim(2)]
 }
 
+/// What the gradient of the weight, input 1, is computed from; `x` and `g` are the form's other two sides.
+fn weight_grad(x: &Var, g: &Var, s: Scales, spec: Conv2d, io: &Io, input: usize) -> Option<WeightGrad> {
+    let value = |v: &Var| v.value().clone();
+    (input == 1).then(|| WeightGrad { x: value(x), g: value(g), a: s.input.map(value), b: s.output.map(value), spec, kernel: kernel(&io.inputs[1]) })
+}
+
 struct Conv2dRule(Conv2d, Slots);
 
 impl Rule for Conv2dRule {
@@ -95,6 +101,9 @@ impl Rule for Conv2dRule {
         let gw = need[1].then(|| conv2d_weight_grad(x, g, s, *spec, kernel(w))).transpose()?;
         let gb = result_scale(g, io.output, s.output, slots.needs(slots.b, need))?;
         Ok(slots.collect(gx, gw, ga, gb))
+    }
+    fn weight_grad(&self, io: &Io, g: &Var, input: usize) -> Option<WeightGrad> {
+        weight_grad(&io.inputs[0], g, self.1.scales(io), self.0, io, input)
     }
 }
 
@@ -119,6 +128,9 @@ impl Rule for Conv2dTransposeRule {
         let gw = need[1].then(|| conv2d_weight_grad(h, g, s, *spec, kernel(w))).transpose()?;
         let ga = result_scale(h, io.output, s.input, slots.needs(slots.a, need))?;
         Ok(slots.collect(gg, gw, ga, gb))
+    }
+    fn weight_grad(&self, io: &Io, h: &Var, input: usize) -> Option<WeightGrad> {
+        weight_grad(h, &io.inputs[0], self.1.scales(io), self.0, io, input)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Conv2d, Extent};
+use super::{Conv2d, Extent, WeightGrad};
 use crate::device::cuda::{Grid, Param};
 use crate::device::{CudaDevice, Precision};
 use crate::error::Result;
@@ -23,6 +23,17 @@ struct Conv2dParams {
 }
 const _: () = assert!(size_of::<Conv2dParams>() == 56, "keep in step with kernels/conv2d.cu");
 
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Conv2dSquaredParams {
+    conv: Conv2dParams,
+    groups: i32,
+    part: i32,
+    weight: f32,
+    accumulate: i32,
+}
+const _: () = assert!(size_of::<Conv2dSquaredParams>() == 72, "keep in step with kernels/conv2d.cu");
+
 fn params(spec: Conv2d, e: Extent, part: usize) -> Param<Conv2dParams> {
     let pair = |v: [usize; 2]| v.map(|v| v as i32);
     let triple = |v: [usize; 3]| v.map(|v| v as i32);
@@ -35,6 +46,14 @@ struct Tile {
     size: [usize; 2],
     threads: u32,
     shared: u32,
+}
+
+impl Tile {
+    /// Blocks for all outputs, in `layers`.
+    fn grid(&self, outputs: [usize; 2], layers: usize) -> Grid {
+        let [rows, columns] = [0, 1].map(|d| outputs[d].div_ceil(self.size[d]) as u32);
+        Grid { blocks: [rows, columns, layers as u32], threads: self.threads, shared: self.shared }
+    }
 }
 
 /// WideTile and NarrowTile in kernels/gemm_tile.cuh.
@@ -110,10 +129,9 @@ struct Plan {
 impl Plan {
     fn new(device: &CudaDevice, kernels: &Kernels, outputs: [usize; 2], depth: usize, layers: usize) -> Plan {
         let (kernel, tile) = kernels.choose(device.precision(), outputs);
-        let blocks = [0, 1].map(|d| outputs[d].div_ceil(tile.size[d]));
-        let (part, parts) = parts_of(blocks[0] * blocks[1] * layers, depth);
-        let grid = Grid { blocks: [blocks[0] as u32, blocks[1] as u32, (layers * parts) as u32], threads: tile.threads, shared: tile.shared };
-        Plan { kernel, grid, part: if parts == 1 { 0 } else { part }, parts }
+        let [rows, columns, _] = tile.grid(outputs, layers).blocks;
+        let (part, parts) = parts_of((rows * columns) as usize * layers, depth);
+        Plan { kernel, grid: tile.grid(outputs, layers * parts), part: if parts == 1 { 0 } else { part }, parts }
     }
 
     /// Runs it: the first operand's scale comes first.
@@ -132,8 +150,9 @@ impl Plan {
     }
 }
 
-fn pointer(scale: Option<&Tensor>) -> u64 {
-    scale.map_or(0, Tensor::cuda_pointer)
+/// Null where there is no tensor.
+fn pointer(tensor: Option<&Tensor>) -> u64 {
+    tensor.map_or(0, Tensor::cuda_pointer)
 }
 
 pub fn conv2d(device: &CudaDevice, x: &Tensor, w: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d, e: Extent) -> Result<Tensor> {
@@ -158,4 +177,23 @@ pub fn conv2d_weight_grad(device: &CudaDevice, x: &Tensor, g: &Tensor, a: Option
     let plan = Plan::new(device, &WEIGHT_GRAD, [co, kh * kw * ci], e.n * e.g[0] * e.g[1], 1);
     // SAFETY: the op has checked all shapes against `e`.
     unsafe { plan.launch(device, [x, g], [a, b], spec, e, [co, kh, kw, ci]) }
+}
+
+#[allow(clippy::too_many_arguments)]
+pub fn conv2d_weight_grad_squared(device: &CudaDevice, of: &WeightGrad, e: Extent, groups: usize, rest: Option<&Tensor>, weight: f64, into: &mut Tensor, offset: usize) -> Result<()> {
+    let outputs = [e.g[2], e.k[0] * e.k[1] * e.x[2]];
+    let (kernel, tile) = match device.precision() {
+        Precision::F32 => ("conv2d_weight_grad_squared_f32", WIDE),
+        Precision::Tf32 => ("conv2d_weight_grad_squared_tf32", SMALL),
+        Precision::Tf32x3 => ("conv2d_weight_grad_squared_tf32x3", SMALL),
+        Precision::Bf16 => ("conv2d_weight_grad_squared_bf16", SMALL),
+    };
+    let Param(conv) = params(of.spec, e, 0);
+    let params = Param(Conv2dSquaredParams { conv, groups: groups as i32, part: 0, weight: weight as f32, accumulate: 1 });
+    let to = into.cuda_pointer_mut()? + (offset * size_of::<f32>()) as u64;
+    let arguments = [of.x.cuda_pointer(), of.g.cuda_pointer(), pointer(of.a.as_ref()), pointer(of.b.as_ref()), pointer(rest), to];
+    let [x, g, a, b, rest, to] = &arguments;
+    // SAFETY: the parameters of the entries in kernels/conv2d.cu; the op has checked all shapes against `e`, and that the
+    // rest has every group's weights and the slab has the weights at the offset.
+    unsafe { device.launch(kernel, tile.grid(outputs, 1), &[x, g, a, b, rest, to, &params]) }
 }

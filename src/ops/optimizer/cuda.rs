@@ -1,5 +1,6 @@
 //! Launches of kernels/optimizer.cu, ewc.cu and repulsion.cu: passes over whole slabs.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytemuck::{Pod, Zeroable};
@@ -102,9 +103,14 @@ struct Chunks {
 impl Chunks {
     /// Cuts `total` elements at the segments' borders; `weights` has one number per segment, or is empty.
     fn new(device: &CudaDevice, offsets: &[usize], total: usize, weights: &[f64]) -> Result<Chunks> {
+        let ends = offsets.iter().skip(1).copied().chain([total]);
+        Chunks::of(device, offsets.iter().copied().zip(ends).map(|(start, end)| start..end), weights)
+    }
+
+    /// Cuts the segments.
+    fn of(device: &CudaDevice, segments: impl Iterator<Item = Range<usize>>, weights: &[f64]) -> Result<Chunks> {
         let mut chunks = Vec::new();
-        for (segment, &start) in offsets.iter().enumerate() {
-            let end = offsets.get(segment + 1).copied().unwrap_or(total);
+        for (segment, Range { start, end }) in segments.enumerate() {
             let weight = weights.get(segment).map_or(1.0, |w| *w as f32);
             chunks.extend((start..end).step_by(CHUNK).map(|at| SlabChunk {
                 begin: at as i64,
@@ -293,7 +299,7 @@ pub fn ewc(device: &CudaDevice, params: &Tensor, anchor: &Tensor, fisher: &Tenso
 }
 
 pub fn accumulate_squares(device: &CudaDevice, into: &mut Tensor, grads: &[Tensor], offsets: &[usize], weight: f64) -> Result<()> {
-    let chunks = Chunks::new(device, offsets, into.len(), &[])?;
+    let chunks = Chunks::of(device, grads.iter().zip(offsets).map(|(g, &at)| at..at + g.len()), &[])?;
     let (slab, gradients) = (into.cuda_pointer_mut()?, addresses("accumulate_squares", grads)?);
     // SAFETY: the parameters of accumulate_squares_f32 in kernels/optimizer.cu; the chunks lie inside the slab and each
     // gradient is as long as its segment.
