@@ -375,6 +375,13 @@ fn tiny_generator() {
     let maps = all_on(&device, &tiny::noise(&data, "noise_", ""));
     let image = g.forward(&p, &Styles::One(data["z1"].clone()).to_device(&device).unwrap(), &maps).unwrap();
     assert_near("image", &image.value().to_device(&Device::Cpu).unwrap(), &nhwc(&data["image"]), BOUND);
+    // Without a graph, what follows a convolution is in its kernel: four layers keep their size, four make RGB.
+    let Device::Cuda(gpu) = &device else { unreachable!() };
+    let fused = || gpu.launches().into_iter().filter(|(name, _)| name.starts_with("conv2d_act") || *name == "conv2d_add_parts_act_f32").map(|(_, n)| n).sum::<u64>();
+    let before = fused();
+    let same = g.forward(&slab.to_device(&device).unwrap().constants(), &Styles::One(data["z1"].clone()).to_device(&device).unwrap(), &maps).unwrap();
+    assert_eq!(fused() - before, 4 + 4);
+    assert_near("image without a graph", &same.value().to_device(&Device::Cpu).unwrap(), &nhwc(&data["image"]), BOUND);
     let cotangent = Var::constant(nhwc(&data["cotangent"]).to_device(&device).unwrap());
     let loss = sum(&mul(&image, &cotangent).unwrap()).unwrap();
     tiny::assert_gradients("image · cotangent", &tiny::gradients(&loss, &p), &slab, &weights("generator_grad_of_image_dot_cotangent"), BOUND);

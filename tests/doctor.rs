@@ -11,7 +11,10 @@ use recant::device::{Device, Precision};
 use recant::device::peak::{Effort, copy_bandwidth, fma_rate, median, mma_rate};
 
 /// Kernels that ops choose for a hundred tiles of 128 x 128 and more.
-const LARGE_TILES: [&str; 9] = [
+const LARGE_TILES: [&str; 12] = [
+    "conv2d_act_tf32",
+    "conv2d_act_tf32x3",
+    "conv2d_act_bf16",
     "conv2d_tf32",
     "conv2d_tf32x3",
     "conv2d_bf16",

@@ -7,8 +7,8 @@ use crate::device::cuda::Workspace;
 use crate::device::peak::median;
 use crate::error::Result;
 use crate::nn::{AdamState, Init, Layout, ParamSlab};
-use crate::ops::bias_act::{Activation, bias_act, bias_act_grad};
-use crate::ops::conv2d::{Conv2d, WeightGrad, conv2d, conv2d_transpose, conv2d_weight_grad, conv2d_weight_grad_squared};
+use crate::ops::bias_act::{Activation, Epilogue, bias_act, bias_act_grad};
+use crate::ops::conv2d::{Conv2d, WeightGrad, conv2d, conv2d_act, conv2d_transpose, conv2d_weight_grad, conv2d_weight_grad_squared};
 use crate::ops::elementwise::{Map, Zip, channel_scale, map, zip};
 use crate::ops::layout::{concat, permute};
 use crate::ops::matmul::{Read, matmul};
@@ -313,6 +313,32 @@ fn convolutions(n: usize) -> Vec<Probe> {
             "conv2d 1x1 to RGB",
             |s| s.pick(vec![vec![2, 6, 5, 20], vec![3, 1, 1, 20]], vec![vec![16, 32, 32, 512], vec![3, 1, 1, 512]]),
             |t| conv2d(&t[0], &t[1], None, None, Conv2d::square(1, 0)),
+            n * hw * hw * 3,
+            conv_flops(n, hw, 3, 1, wide),
+        ),
+        Probe::function(
+            "conv2d 3x3, scaled, with noise, bias and leaky ReLU",
+            |s| {
+                let [x, w] = s.pick([[2, 6, 5, 9], [70, 3, 3, 9]], [[16, 32, 32, 512], [512, 3, 3, 512]]);
+                vec![x.into(), w.into(), vec![x[0], x[3]], vec![x[0], w[0]], vec![w[0]], vec![1, x[1], x[2], 1], vec![1]]
+            },
+            |t| conv2d_act(&t[0], &t[1], Some(&t[2]), Some(&t[3]), SAME, Epilogue { bias: Some(&t[4]), noise: Some((&t[5], &t[6])), act: Activation::LEAKY_RELU }),
+            activations,
+            conv_flops(n, hw, wide, 3, wide),
+        )
+        .convolution(),
+        Probe::function(
+            "conv2d 3x3 of a small map, with bias and leaky ReLU",
+            |s| s.pick(vec![vec![1, 4, 3, 40], vec![70, 3, 3, 40], vec![70]], vec![vec![16, 4, 4, 512], vec![512, 3, 3, 512], vec![512]]),
+            |t| conv2d_act(&t[0], &t[1], None, None, SAME, Epilogue { bias: Some(&t[2]), noise: None, act: Activation::LEAKY_RELU }),
+            n * 4 * 4 * wide,
+            conv_flops(n, 4, wide, 3, wide),
+        )
+        .convolution(),
+        Probe::function(
+            "conv2d 1x1 to RGB, with bias",
+            |s| s.pick(vec![vec![2, 6, 5, 20], vec![3, 1, 1, 20], vec![3]], vec![vec![16, 32, 32, 512], vec![3, 1, 1, 512], vec![3]]),
+            |t| conv2d_act(&t[0], &t[1], None, None, Conv2d::square(1, 0), Epilogue { bias: Some(&t[2]), noise: None, act: Activation::LINEAR }),
             n * hw * hw * 3,
             conv_flops(n, hw, 3, 1, wide),
         ),

@@ -1,8 +1,10 @@
-//! Cases of the scaled convolution family: each geometry as convolution, as its transpose and as its weight gradient.
+//! Cases of the scaled convolution family: each geometry as convolution, as its transpose and as its weight gradient;
+//! some with what follows a convolution.
 
 use super::{Case, Tolerance, normal, positive};
 use recant::autograd::{self, Scales, Var};
-use recant::ops::conv2d::{Conv2d, conv2d, conv2d_transpose, conv2d_weight_grad};
+use recant::ops::bias_act::{Activation, Epilogue};
+use recant::ops::conv2d::{Conv2d, conv2d, conv2d_act, conv2d_transpose, conv2d_weight_grad};
 use recant::tensor::Tensor;
 
 /// Sizes of one geometry.
@@ -213,6 +215,68 @@ impl Geometry {
     }
 }
 
+/// Geometries with what follows a convolution: an activation, a bias, noise of so many images.
+const FOLLOWED: &[(Geometry, Activation, bool, Option<usize>)] = &[
+    (square("tiny 3x3", 2, 3, [2, 2], 3, 1, 1), Activation::LEAKY_RELU, true, Some(2)),
+    (scaled(square("tiny input scale", 2, 4, [2, 2], 3, 2, 1), [true, false]), Activation::LEAKY_RELU, true, None),
+    (scaled(square("tiny scaled", 2, 3, [2, 2], 3, 1, 1), [true, true]), Activation::LEAKY_RELU, true, Some(1)),
+    (square("1x1 to few", 3, 7, [16, 3], 1, 1, 0), Activation::LINEAR, true, None),
+    (square("empty batch", 0, 6, [4, 4], 3, 1, 1), Activation::RELU, false, Some(1)),
+    (scaled(square("odd channels", 2, 5, [13, 35], 3, 1, 1), [true, true]), Activation::LEAKY_RELU, false, Some(2)),
+    (scaled(square("several passes", 2, 5, [513, 33], 3, 1, 1), [true, true]), Activation::LEAKY_RELU, true, Some(1)),
+    (square("several passes to few", 2, 3, [300, 9], 3, 1, 1), Activation::RELU, true, None),
+];
+
+impl Geometry {
+    /// `conv2d_act` of this geometry; the bias, the noise and its strength come last among the inputs.
+    fn followed(self, act: Activation, has_bias: bool, noise_images: Option<usize>) -> Case {
+        let [_, oh, ow, co] = self.g_shape();
+        let mut inputs = self.inputs([&self.x_shape(), &self.w_shape()]);
+        let at = inputs.len();
+        if has_bias {
+            inputs.push(normal(4, &[co]));
+        }
+        if let Some(images) = noise_images {
+            inputs.extend([normal(5, &[images, oh, ow, 1]), positive(6, &[1])]);
+        }
+        let terms = self.kernel[0] * self.kernel[1] * self.channels[0];
+        Case::new(
+            format!("conv2d_act {}", self.name),
+            inputs,
+            move |t| {
+                let (a, b) = self.scales(t);
+                conv2d_act(&t[0], &t[1], a, b, self.spec, epilogue(&t[at..], act, has_bias))
+            },
+            move |t| {
+                let then = epilogue(&t[at..], act, has_bias);
+                let bias = then.bias.map_or(vec![0.0; co], Tensor::to_f64_vec);
+                let noise = then.noise.map_or(vec![0.0], |(map, s)| map.to_f64_vec().iter().map(|v| v * s.to_f64_vec()[0]).collect());
+                let mut y = self.reference(t, self.g_shape().iter().product(), |x, w, g| [g, x, w]);
+                for (i, y) in y.iter_mut().enumerate() {
+                    *y += bias[i % co] + noise[i / co % noise.len()];
+                    *y *= act.gain * if *y > 0.0 { 1.0 } else { act.slope };
+                }
+                y
+            },
+            Tolerance { reason: "sum of products in another order, scaled by up to 1.5² and a gain of 1.5", ..Tolerance::sum_of(7 * terms) },
+        )
+        .on_vars(move |v| {
+            let (a, b) = self.scales(v);
+            autograd::conv2d_act(&v[0], &v[1], Scales { input: a, output: b }, self.spec, epilogue(&v[at..], act, has_bias))
+        })
+    }
+}
+
+fn epilogue<T>(inputs: &[T], act: Activation, has_bias: bool) -> Epilogue<'_, T> {
+    let (bias, noise) = inputs.split_at(has_bias as usize);
+    let noise = match noise {
+        [map, strength] => Some((map, strength)),
+        _ => None,
+    };
+    Epilogue { bias: bias.first(), noise, act }
+}
+
 pub fn cases() -> Vec<Case> {
-    GEOMETRIES.iter().flat_map(|g| g.cases()).collect()
+    let followed = FOLLOWED.iter().map(|(g, act, has_bias, noise)| g.followed(*act, *has_bias, *noise));
+    GEOMETRIES.iter().flat_map(|g| g.cases()).chain(followed).collect()
 }

@@ -10,6 +10,7 @@ mod cuda;
 
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::ops::bias_act::{Epilogue, bias_act, check_terms};
 use crate::ops::elementwise::{Zip, zip};
 use crate::ops::layout::gather_rows;
 use crate::ops::optimizer::accumulate_squares;
@@ -62,22 +63,38 @@ fn check_kinds(op: &'static str, u: &Tensor, v: &Tensor, a: Option<&Tensor>, b: 
     same_kind(op, &all)
 }
 
+/// Checks the arguments of a convolution.
+fn extent(op: &'static str, x: &Tensor, w: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d) -> Result<Extent> {
+    let ([n, h, wd, ci], [co, kh, kw, ci2]) = (rank4(op, x)?, rank4(op, w)?);
+    if ci != ci2 {
+        return Err(Error::shape(op, format!("input {:?} has not the channels of weight {:?}", x.shape(), w.shape())));
+    }
+    let (Some(oh), Some(ow)) = (spec.output_len(0, h, kh), spec.output_len(1, wd, kw)) else {
+        return Err(Error::shape(op, format!("input {:?} is smaller than the kernel {kh}x{kw}", x.shape())));
+    };
+    check_scale(op, a, n, ci)?;
+    check_scale(op, b, n, co)?;
+    check_kinds(op, x, w, a, b)?;
+    Ok(Extent { n, x: [h, wd, ci], g: [oh, ow, co], k: [kh, kw] })
+}
+
 /// `y[n,p,o] = b[n,o] · Σ_{t,i} a[n,i] · x[n,q(p,t),i] · w[o,t,i]`.
 /// `x` `[N, H, W, C_in]`, `w` `[C_out, k_h, k_w, C_in]`, `a` `[N, C_in]`, `b` `[N, C_out]` -> `[N, H_out, W_out, C_out]`.
 pub fn conv2d(x: &Tensor, w: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d) -> Result<Tensor> {
-    const OP: &str = "conv2d";
-    let ([n, h, wd, ci], [co, kh, kw, ci2]) = (rank4(OP, x)?, rank4(OP, w)?);
-    if ci != ci2 {
-        return Err(Error::shape(OP, format!("input {:?} has not the channels of weight {:?}", x.shape(), w.shape())));
-    }
-    let (Some(oh), Some(ow)) = (spec.output_len(0, h, kh), spec.output_len(1, wd, kw)) else {
-        return Err(Error::shape(OP, format!("input {:?} is smaller than the kernel {kh}x{kw}", x.shape())));
-    };
-    check_scale(OP, a, n, ci)?;
-    check_scale(OP, b, n, co)?;
-    check_kinds(OP, x, w, a, b)?;
-    let extent = Extent { n, x: [h, wd, ci], g: [oh, ow, co], k: [kh, kw] };
+    let extent = extent("conv2d", x, w, a, b, spec)?;
     on_device!(x, T => cpu::conv2d::<T>(x, w, a, b, spec, extent), d => cuda::conv2d(&d, x, w, a, b, spec, extent))
+}
+
+/// `act(conv2d(…) + strength · noise + bias)`. A GPU stores nothing in between.
+pub fn conv2d_act(x: &Tensor, w: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d, then: Epilogue<Tensor>) -> Result<Tensor> {
+    const OP: &str = "conv2d_act";
+    let extent = extent(OP, x, w, a, b, spec)?;
+    let [oh, ow, co] = extent.g;
+    check_terms(OP, x, &[extent.n, oh, ow, co], then.bias, then.noise)?;
+    match x.device() {
+        Device::Cpu => bias_act(&conv2d(x, w, a, b, spec)?, then.bias, then.noise, then.act),
+        Device::Cuda(device) => cuda::conv2d_act(&device, x, w, a, b, spec, extent, then),
+    }
 }
 
 /// `z[n,q,i] = a[n,i] · Σ_{t,o} b[n,o] · g[n,p,o] · w[o,t,i]` over `q = q(p, t)`: the transpose of `conv2d` in `x`.
