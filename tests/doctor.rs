@@ -42,6 +42,14 @@ fn every_kernel_is_checked_against_the_cpu() {
         }
         unused.retain(|name| gpu.launches()[name] == 0);
     }
+    // A chip that is slow in double precision.
+    let slow = gpu::cuda_of((8, 6), Precision::F32);
+    for probe in probes().iter().filter(|p| p.name == "feature statistics") {
+        let error = probe.error(&Device::Cuda(slow.clone())).unwrap();
+        assert!(error <= probe.tolerance, "{}: {error}", probe.name);
+    }
+    // A real chip is of one kind.
+    unused.retain(|name| slow.launches()[name] == 0 && (cuda_on_cpu::is_emulated() || !name.starts_with("feature_products")));
     let gpu = gpu::cuda();
     for rate in [copy_bandwidth(&gpu, EFFORT), fma_rate(&gpu, EFFORT), mma_rate(&gpu, EFFORT)] {
         assert!(rate.unwrap() > 0.0);

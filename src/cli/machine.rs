@@ -42,7 +42,7 @@ fn cpu_name() -> String {
 
 impl Gpu {
     pub fn of(device: &CudaDevice) -> Result<Gpu> {
-        let (major, minor) = device.compute_capability()?;
+        let (major, minor) = device.compute_capability();
         let (free, total) = device.memory()?;
         Ok(Gpu {
             name: device.name()?,

@@ -6,6 +6,7 @@ use crate::device::{Device, Precision};
 use crate::device::cuda::Workspace;
 use crate::device::peak::median;
 use crate::error::Result;
+use crate::metrics::FeatureStats;
 use crate::nn::{AdamState, Init, Layout, ParamSlab};
 use crate::ops::bias_act::{Activation, Epilogue, bias_act, bias_act_grad};
 use crate::ops::conv2d::{Conv2d, WeightGrad, conv2d, conv2d_act, conv2d_transpose, conv2d_weight_grad, conv2d_weight_grad_squared};
@@ -238,6 +239,7 @@ pub fn probes() -> Vec<Probe> {
     all.extend(products());
     all.extend(pooling());
     all.extend(passes());
+    all.push(feature_statistics());
     all
 }
 
@@ -430,6 +432,25 @@ fn products() -> Vec<Probe> {
         Probe::function("matmul, first transposed", |s| pair(s, [40, 65], [40, 70]), |t| matmul(&t[0], Read::Transposed, &t[1], Read::Plain), M * M, flops),
         Probe::function("matmul, both transposed", |s| pair(s, [40, 65], [70, 40]), |t| matmul(&t[0], Read::Transposed, &t[1], Read::Transposed), M * M, flops),
     ]
+}
+
+/// Mean and covariance of as many features as FID has.
+fn feature_statistics() -> Probe {
+    const LARGE: [usize; 2] = [512, 2048];
+    Probe::function(
+        "feature statistics",
+        |s| vec![s.pick([37, 70], LARGE).to_vec()],
+        |t| {
+            let mut stats = FeatureStats::new(t[0].dim(1));
+            stats.add(&t[0])?;
+            let found = stats.finish()?;
+            let all = found.mu.iter().chain(&found.sigma).map(|v| *v as f32).collect::<Vec<f32>>();
+            Ok(Tensor::from_vec(&[all.len()], all))
+        },
+        2 * 2 * LARGE[1] * LARGE[1],
+        (LARGE[0] * LARGE[1] * LARGE[1]) as f64,
+    )
+    .not_timed()
 }
 
 fn passes() -> Vec<Probe> {

@@ -72,6 +72,7 @@ pub const KERNELS: &[(&str, &[&str])] = &[
     ),
     ("elementwise", &["map_f32", "zip_f32", "channel_scale_f32"]),
     ("ewc", &["ewc_penalty_grad_f32"]),
+    ("feature_stats", &["feature_shift_f32", "feature_products_f64", "feature_products_f32x2", "feature_covariance_f64"]),
     ("layout", &["copy_strided_f32", "copy_strided_f32x4"]),
     ("matmul", &["matmul_nn_f32", "matmul_nt_f32", "matmul_tn_f32", "matmul_tt_f32"]),
     ("optimizer", &["adam_f32", "adam_ewc_f32", "adam_repulsion_f32", "adam_l1_f32", "accumulate_squares_f32"]),
@@ -101,6 +102,7 @@ struct Inner {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
     precision: Precision,
+    capability: (i32, i32),
     functions: HashMap<&'static str, Entry>,
     /// Where allocations come from, if not from the driver.
     workspace: Mutex<Option<Workspace>>,
@@ -164,6 +166,7 @@ impl CudaDevice {
         // SAFETY: all work of this device is on one stream, so no event is needed to order it; nothing is allocated yet.
         unsafe { context.disable_event_tracking() };
         keep_freed_memory(&context)?;
+        let capability = context.compute_capability().map_err(failed("asking for the GPU's compute capability"))?;
         let stream = context.new_stream().map_err(failed("creating a stream"))?;
         let mut functions = HashMap::new();
         for (stem, entries) in KERNELS {
@@ -177,7 +180,7 @@ impl CudaDevice {
                 functions.insert(*entry, Entry { function, launches: AtomicU64::new(0), roomy: AtomicBool::new(false) });
             }
         }
-        let inner = Inner { context, stream, precision, functions, workspace: Mutex::default(), recording: AtomicBool::new(false), late: Mutex::default() };
+        let inner = Inner { context, stream, precision, capability, functions, workspace: Mutex::default(), recording: AtomicBool::new(false), late: Mutex::default() };
         Ok(CudaDevice(Arc::new(inner)))
     }
 
@@ -201,8 +204,8 @@ impl CudaDevice {
     }
 
     /// Major and minor version of what the GPU's kernels are compiled for.
-    pub fn compute_capability(&self) -> Result<(i32, i32)> {
-        self.0.context.compute_capability().map_err(failed("asking for the GPU's compute capability"))
+    pub fn compute_capability(&self) -> (i32, i32) {
+        self.0.capability
     }
 
     fn attribute(&self, attribute: sys::CUdevice_attribute) -> Result<usize> {
