@@ -13,13 +13,13 @@ use common::stylegan2::{self as tiny, BOUND, arrays, weights};
 use common::{assert_near, nhwc};
 use cuda_on_cpu::{orders, with_order};
 use recant::autograd::{Var, mul, sum};
-use recant::device::cuda::KERNELS;
-use recant::device::{Device, Precision};
+use recant::device::cuda::{KERNELS, Workspace};
+use recant::device::{CudaDevice, Device, Precision};
 use recant::error::{Error, Result};
 use recant::losses::{path_length, r1_penalty};
 use recant::models::stylegan2::Styles;
-use recant::ops::bias_act::{Activation, bias_act, bias_act_grad};
-use recant::ops::conv2d::{Conv2d, WeightGrad, conv2d, conv2d_weight_grad_squared};
+use recant::ops::bias_act::{Activation, Epilogue, bias_act, bias_act_grad};
+use recant::ops::conv2d::{Conv2d, WeightGrad, conv2d, conv2d_act, conv2d_transpose, conv2d_weight_grad, conv2d_weight_grad_squared};
 use recant::ops::elementwise::{Map, Zip, channel_scale, map, zip};
 use recant::ops::layout::{concat, pad, permute, slice};
 use recant::ops::matmul::{Read, matmul};
@@ -342,6 +342,79 @@ fn slab_passes() {
     accumulate_squares(&mut here, &grads, &offsets, 0.25).unwrap();
     accumulate_squares(&mut there, &all_on(&device, &grads), &offsets, 0.25).unwrap();
     assert_close("squares", &there.to_f64_vec(), &here.to_f64_vec(), Tolerance { abs: 1e-6, rel: 1e-6, reason: "three roundings of values up to ten" });
+}
+
+/// Values of which bf16 holds every bit and whose sums are exact in f32: only the CPU's results are right.
+fn whole(stream: u64, shape: &[usize], f: fn(f64) -> f64) -> Tensor {
+    Tensor::from_vec(shape, normal(stream, shape).to_f64_vec().into_iter().map(f).collect::<Vec<_>>())
+}
+
+/// The four products of a convolution of `x` `[n, h, w, ci]` by `co` kernels.
+struct Layer {
+    n: usize,
+    size: [usize; 2],
+    channels: [usize; 2],
+    kernel: usize,
+    spec: Conv2d,
+}
+
+impl Layer {
+    /// `x`, `w`, `g`, the scales `a` and `b`, bias, noise and strength.
+    fn inputs(&self) -> Vec<Tensor> {
+        let ([h, w], [ci, co], k) = (self.size, self.channels, self.kernel);
+        let [oh, ow] = [0, 1].map(|d| (self.size[d] + 2 * self.spec.padding[d] - k) / self.spec.stride[d] + 1);
+        let number = |stream: u64, shape: &[usize]| whole(stream, shape, |v| (1.5 * v).round());
+        let power = |stream: u64, shape: &[usize]| whole(stream, shape, |v| v.round().exp2());
+        vec![
+            number(1, &[self.n, h, w, ci]),
+            number(2, &[co, k, k, ci]),
+            number(3, &[self.n, oh, ow, co]),
+            power(4, &[self.n, ci]),
+            power(5, &[self.n, co]),
+            number(6, &[co]),
+            number(7, &[1, oh, ow, 1]),
+            power(8, &[1]),
+        ]
+    }
+
+    /// All results behind each other.
+    fn run(&self, t: &[Tensor]) -> Result<Tensor> {
+        let (x, w, g, a, b) = (&t[0], &t[1], &t[2], Some(&t[3]), Some(&t[4]));
+        let then = Epilogue { bias: Some(&t[5]), noise: Some((&t[6], &t[7])), act: Activation::LEAKY_RELU };
+        let all = [
+            conv2d(x, w, a, None, self.spec)?,
+            conv2d_act(x, w, a, b, self.spec, then)?,
+            conv2d_transpose(g, w, b, a, self.spec, self.size)?,
+            conv2d_weight_grad(x, g, a, b, self.spec, [self.kernel; 2])?,
+        ];
+        let flat = all.iter().map(|t| t.reshape(&[t.len()])).collect::<Result<Vec<_>>>()?;
+        concat(&flat.iter().collect::<Vec<_>>(), 0)
+    }
+}
+
+/// Large layers in bf16 take Hopper's own instructions on Hopper, and no other chip does; recorded they give the same bits.
+#[test]
+fn convolutions_on_hopper() {
+    let layer = |n, size, channels, kernel, stride, padding| Layer { n, size, channels, kernel, spec: Conv2d::square(stride, padding) };
+    // Wide and narrow tiles on either side, ragged all.
+    let layers = [layer(3, [9, 7], [72, 80], 3, 1, 1), layer(3, [17, 17], [64, 264], 1, 2, 0), layer(3, [16, 17], [264, 72], 2, 2, 0)];
+    let hopper = gpu::cuda_with(Precision::Bf16);
+    let device = Device::Cuda(hopper.clone());
+    for layer in &layers {
+        compare(&device, &format!("{:?} channels on Hopper", layer.channels), &layer.inputs(), EXACT, &|t| layer.run(t));
+    }
+    let inputs = all_on(&device, &layers[0].inputs().iter().map(|t| t.to_dtype(DType::F32)).collect::<Vec<_>>());
+    let (workspace, work) = (Workspace::default(), || layers[0].run(&inputs));
+    let queued = hopper.with_workspace(&workspace, || work().unwrap().to_vec::<f32>());
+    let (mut graph, recorded) = hopper.record(&workspace, work).unwrap();
+    graph.launch().unwrap();
+    assert_eq!(recorded.to_vec::<f32>(), queued);
+    let ampere = gpu::cuda_of((8, 0), Precision::Bf16);
+    compare(&Device::Cuda(ampere.clone()), "on Ampere", &layers[0].inputs(), EXACT, &|t| layers[0].run(t));
+    if cuda_on_cpu::is_emulated() {
+        let launches = |gpu: &CudaDevice| gpu.launches().into_iter().filter(|(name, n)| name.contains("sm90") && *n > 0).count();
+        assert_eq!((launches(&hopper), launches(&ampere)), (6, 0));
+    }
 }
 
 /// On ragged tiles, in groups, with scales, in the middle of a slab, added to what is there.

@@ -48,7 +48,7 @@ impl Gpu {
             name: device.name()?,
             driver: device.driver()?,
             compute_capability: format!("{major}.{minor}"),
-            multiprocessors: device.multiprocessors()?,
+            multiprocessors: device.multiprocessors(),
             cache_mib: device.cache()? >> 20,
             memory_mib: total >> 20,
             memory_free_mib: free >> 20,

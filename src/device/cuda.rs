@@ -70,6 +70,18 @@ pub const KERNELS: &[(&str, &[&str])] = &[
             "conv2d_weight_grad_squared_bf16",
         ],
     ),
+    (
+        "conv2d_sm90",
+        &[
+            "conv2d_sm90_bf16",
+            "conv2d_sm90_narrow_bf16",
+            "conv2d_transpose_sm90_bf16",
+            "conv2d_transpose_sm90_narrow_bf16",
+            "conv2d_weight_grad_sm90_bf16",
+            "conv2d_weight_grad_sm90_narrow_bf16",
+            "conv2d_pack_bf16",
+        ],
+    ),
     ("elementwise", &["map_f32", "zip_f32", "channel_scale_f32"]),
     ("ewc", &["ewc_penalty_grad_f32"]),
     ("feature_stats", &["feature_shift_f32", "feature_products_f64", "feature_products_f32x2", "feature_covariance_f64"]),
@@ -103,6 +115,7 @@ struct Inner {
     stream: Arc<CudaStream>,
     precision: Precision,
     capability: (i32, i32),
+    multiprocessors: u32,
     functions: HashMap<&'static str, Entry>,
     /// Where allocations come from, if not from the driver.
     workspace: Mutex<Option<Workspace>>,
@@ -167,6 +180,8 @@ impl CudaDevice {
         unsafe { context.disable_event_tracking() };
         keep_freed_memory(&context)?;
         let capability = context.compute_capability().map_err(failed("asking for the GPU's compute capability"))?;
+        let count = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        let multiprocessors = context.attribute(count).map_err(failed("asking what the GPU is"))?.max(1) as u32;
         let stream = context.new_stream().map_err(failed("creating a stream"))?;
         let mut functions = HashMap::new();
         for (stem, entries) in KERNELS {
@@ -180,7 +195,7 @@ impl CudaDevice {
                 functions.insert(*entry, Entry { function, launches: AtomicU64::new(0), roomy: AtomicBool::new(false) });
             }
         }
-        let inner = Inner { context, stream, precision, capability, functions, workspace: Mutex::default(), recording: AtomicBool::new(false), late: Mutex::default() };
+        let inner = Inner { context, stream, precision, capability, multiprocessors, functions, workspace: Mutex::default(), recording: AtomicBool::new(false), late: Mutex::default() };
         Ok(CudaDevice(Arc::new(inner)))
     }
 
@@ -213,8 +228,13 @@ impl CudaDevice {
         Ok(value.max(0) as usize)
     }
 
-    pub fn multiprocessors(&self) -> Result<u32> {
-        Ok(self.attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32)
+    /// Whether the kernels for Hopper alone are there and run on it.
+    pub(crate) fn has_hopper_code(&self) -> bool {
+        self.0.capability == (9, 0) && embedded::ARCHITECTURES.split(',').any(|arch| arch.trim() == "90a")
+    }
+
+    pub fn multiprocessors(&self) -> u32 {
+        self.0.multiprocessors
     }
 
     /// Bytes of the second-level cache.
@@ -647,6 +667,52 @@ unsafe impl<T: Pod> DeviceRepr for Param<T> {}
 impl<T: Pod> Argument for Param<T> {
     fn push<'a>(&'a self, to: &mut LaunchArgs<'a>) {
         to.arg(self);
+    }
+}
+
+/// How TMA reads a dense bf16 tensor, in boxes that it swizzles over 128 bytes and fills with zeros outside the tensor.
+#[repr(transparent)]
+pub struct TensorMap(sys::CUtensorMap);
+
+// SAFETY: the driver's own type of such a parameter, passed by value.
+unsafe impl DeviceRepr for TensorMap {}
+
+impl Argument for TensorMap {
+    fn push<'a>(&'a self, to: &mut LaunchArgs<'a>) {
+        to.arg(self);
+    }
+}
+
+impl TensorMap {
+    /// Of `N` dimensions from the innermost: the tensor's extents, and of each the elements that a box spans, of which
+    /// every `steps`-th is loaded. The memory must live as long as kernels that get the map.
+    pub fn new<const N: usize>(memory: &CudaBuffer, extents: [usize; N], boxes: [usize; N], steps: [usize; N]) -> Result<TensorMap> {
+        const BF16: u64 = 2;
+        let (extents, boxes, steps) = (extents.map(|v| v as u64), boxes.map(|v| v as u32), steps.map(|v| v as u32));
+        // Bytes from one to the next along each dimension but the innermost.
+        let strides: Vec<u64> = extents.iter().scan(BF16, |bytes, extent| Some(std::mem::replace(bytes, *bytes * extent))).skip(1).collect();
+        let mut map = std::mem::MaybeUninit::zeroed();
+        memory.device().bind()?;
+        // SAFETY: the arrays have as many elements as the rank asks for; a map of zeros is a value, and is overwritten.
+        unsafe {
+            sys::cuTensorMapEncodeTiled(
+                map.as_mut_ptr(),
+                sys::CUtensorMapDataType_enum::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                N as u32,
+                memory.pointer() as *mut _,
+                extents.as_ptr(),
+                strides.as_ptr(),
+                boxes.as_ptr(),
+                steps.as_ptr(),
+                sys::CUtensorMapInterleave_enum::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B,
+                sys::CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                sys::CUtensorMapFloatOOBfill_enum::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+            .result()
+            .map_err(failed("describing a tensor to TMA"))?;
+            Ok(TensorMap(map.assume_init()))
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Launches of kernels/conv2d.cu.
+//! Launches of kernels/conv2d.cu, and where `plan` says so of kernels/conv2d_sm90.cu (`hopper`).
 
 use bytemuck::{Pod, Zeroable};
 
@@ -6,11 +6,12 @@ use super::{Conv2d, Extent, WeightGrad};
 use crate::device::CudaDevice;
 use crate::device::cuda::{Grid, Param};
 use crate::error::Result;
-use crate::ops::bias_act::Epilogue;
+use crate::ops::bias_act::{Activation, Epilogue};
 use crate::ops::reduce::cuda::add_parts;
 use crate::tensor::Tensor;
-use plan::{Direction, Plan};
+use plan::{Direction, Plan, Tiled};
 
+mod hopper;
 mod plan;
 
 #[repr(C)]
@@ -73,7 +74,7 @@ fn act_params(then: Epilogue<Tensor>) -> Param<Conv2dActParams> {
 ///
 /// # Safety
 /// The operands, their scales and the result's shape are those of the op, checked against `e`.
-unsafe fn launch(device: &CudaDevice, plan: &Plan, operands: [&Tensor; 2], scales: [Option<&Tensor>; 2], spec: Conv2d, e: Extent, shape: [usize; 4]) -> Result<Tensor> {
+unsafe fn launch(device: &CudaDevice, plan: &Tiled, operands: [&Tensor; 2], scales: [Option<&Tensor>; 2], spec: Conv2d, e: Extent, shape: [usize; 4]) -> Result<Tensor> {
     let sums = Tensor::uninitialised_cuda(&[&[plan.parts], &shape[..]].concat(), device)?;
     let arguments = [operands[0].cuda_pointer(), operands[1].cuda_pointer(), pointer(scales[0]), pointer(scales[1]), sums.cuda_pointer()];
     let [u, v, first, second, to] = &arguments;
@@ -96,20 +97,24 @@ fn pointer(tensor: Option<&Tensor>) -> u64 {
 
 pub fn conv2d(device: &CudaDevice, x: &Tensor, w: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d, e: Extent) -> Result<Tensor> {
     let shape = [e.n, e.g[0], e.g[1], e.g[2]];
-    let plan = Plan::new(device, Direction::Forward, spec, e);
-    // SAFETY: the op has checked all shapes against `e`.
-    whole(device, unsafe { launch(device, &plan, [x, w], [a, b], spec, e, shape)? }, shape)
+    match Plan::new(device, Direction::Forward, spec, e) {
+        Plan::Hopper(plan) => plan.forward(device, x, w, a, b, spec, e, Epilogue { bias: None, noise: None, act: Activation::LINEAR }),
+        // SAFETY: the op has checked all shapes against `e`.
+        Plan::Tiled(plan) => whole(device, unsafe { launch(device, &plan, [x, w], [a, b], spec, e, shape)? }, shape),
+    }
 }
 
 /// What follows goes with the product's own stores, or with the addition of its parts.
 #[allow(clippy::too_many_arguments)]
 pub fn conv2d_act(device: &CudaDevice, x: &Tensor, w: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d, e: Extent, then: Epilogue<Tensor>) -> Result<Tensor> {
+    let plan = match Plan::new(device, Direction::ForwardAct, spec, e) {
+        Plan::Hopper(plan) => return plan.forward(device, x, w, a, b, spec, e, then),
+        Plan::Tiled(plan) => plan,
+    };
     let shape = [e.n, e.g[0], e.g[1], e.g[2]];
-    let y = Tensor::uninitialised_cuda(&shape, device)?;
-    let act = act_params(then);
-    let plan = Plan::new(device, Direction::ForwardAct, spec, e);
+    let (y, act) = (Tensor::uninitialised_cuda(&shape, device)?, act_params(then));
     if plan.parts > 1 {
-        let plan = Plan::new(device, Direction::Forward, spec, e);
+        let plan = Tiled::new(device.precision(), Direction::Forward, spec, e);
         // SAFETY: the op has checked all shapes against `e`.
         let sums = unsafe { launch(device, &plan, [x, w], [a, b], spec, e, shape)? };
         let numbers = [y.len(), e.g[2], plan.parts].map(|v| Param(v as i32));
@@ -128,21 +133,26 @@ pub fn conv2d_act(device: &CudaDevice, x: &Tensor, w: &Tensor, a: Option<&Tensor
 
 pub fn conv2d_transpose(device: &CudaDevice, g: &Tensor, w: &Tensor, b: Option<&Tensor>, a: Option<&Tensor>, spec: Conv2d, e: Extent) -> Result<Tensor> {
     let shape = [e.n, e.x[0], e.x[1], e.x[2]];
-    let plan = Plan::new(device, Direction::Transpose, spec, e);
-    // SAFETY: the op has checked all shapes against `e`; the layers of blocks cover every pixel of the result.
-    whole(device, unsafe { launch(device, &plan, [g, w], [b, a], spec, e, shape)? }, shape)
+    match Plan::new(device, Direction::Transpose, spec, e) {
+        Plan::Hopper(plan) => plan.transpose(device, g, w, b, a, spec, e),
+        // SAFETY: the op has checked all shapes against `e`; the layers of blocks cover every pixel of the result.
+        Plan::Tiled(plan) => whole(device, unsafe { launch(device, &plan, [g, w], [b, a], spec, e, shape)? }, shape),
+    }
 }
 
 pub fn conv2d_weight_grad(device: &CudaDevice, x: &Tensor, g: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d, e: Extent) -> Result<Tensor> {
     let shape = [e.g[2], e.k[0], e.k[1], e.x[2]];
-    let plan = Plan::new(device, Direction::WeightGrad, spec, e);
-    // SAFETY: the op has checked all shapes against `e`.
-    whole(device, unsafe { launch(device, &plan, [x, g], [a, b], spec, e, shape)? }, shape)
+    let sums = match Plan::new(device, Direction::WeightGrad, spec, e) {
+        Plan::Hopper(plan) => plan.weight_grad(device, x, g, a, b, spec, e)?,
+        // SAFETY: the op has checked all shapes against `e`.
+        Plan::Tiled(plan) => unsafe { launch(device, &plan, [x, g], [a, b], spec, e, shape)? },
+    };
+    whole(device, sums, shape)
 }
 
 #[allow(clippy::too_many_arguments)]
 pub fn conv2d_weight_grad_squared(device: &CudaDevice, of: &WeightGrad, e: Extent, groups: usize, rest: Option<&Tensor>, weight: f64, into: &mut Tensor, offset: usize) -> Result<()> {
-    let plan = Plan::new(device, Direction::WeightGradSquared, of.spec, e);
+    let plan = Tiled::new(device.precision(), Direction::WeightGradSquared, of.spec, e);
     let Param(conv) = params(of.spec, e, 0);
     let params = Param(Conv2dSquaredParams { conv, groups: groups as i32, part: 0, weight: weight as f32, accumulate: 1 });
     let to = into.cuda_pointer_mut()? + (offset * size_of::<f32>()) as u64;
