@@ -285,7 +285,7 @@ impl CudaDevice {
                 None => self.driver_memory(Workspace::block(bytes))?,
             },
         };
-        Ok(CudaBuffer { memory: Some(memory), bytes, home, device: self.clone() })
+        Ok(CudaBuffer { memory: Some(memory), bytes, home, device: self.clone(), shadow_wanted: AtomicBool::new(false), shadow: None })
     }
 
     fn driver_memory(&self, bytes: usize) -> Result<CudaSlice<u8>> {
@@ -614,6 +614,44 @@ pub struct CudaBuffer {
     bytes: usize,
     home: Option<Workspace>,
     device: CudaDevice,
+    /// Whether somebody would have used a bf16 copy of a part of it.
+    shadow_wanted: AtomicBool,
+    shadow: Option<Shadow>,
+}
+
+/// A bf16 copy of parts of a buffer of f32, written by who writes those.
+pub struct Shadow {
+    memory: Box<CudaBuffer>,
+    /// First element and number of elements of each part, and where it begins in the copy.
+    parts: HashMap<(usize, usize), usize>,
+    /// Whether it is a copy of what the buffer holds now.
+    fresh: bool,
+}
+
+impl Shadow {
+    /// Each part begins at a multiple of so many elements, as TMA wants: 16 bytes.
+    const ALIGNED: usize = 8;
+
+    /// For parts of a buffer, given by their first elements and numbers of elements; not written yet.
+    pub fn new(device: &CudaDevice, parts: impl Iterator<Item = (usize, usize)>) -> Result<Shadow> {
+        let mut len = 0;
+        let placed = |part: (usize, usize)| {
+            let begin = len;
+            len = (begin + part.1).next_multiple_of(Shadow::ALIGNED);
+            (part, begin)
+        };
+        let parts = parts.map(placed).collect();
+        Ok(Shadow { memory: Box::new(device.allocate(2 * len)?), parts, fresh: false })
+    }
+
+    /// Where the part of so many elements from `first` on begins in the copy, in elements.
+    pub fn begin_of(&self, first: usize, len: usize) -> Option<usize> {
+        self.parts.get(&(first, len)).copied()
+    }
+
+    pub fn pointer(&self) -> u64 {
+        self.memory.pointer()
+    }
 }
 
 impl Drop for CudaBuffer {
@@ -630,6 +668,33 @@ impl Drop for CudaBuffer {
 impl CudaBuffer {
     pub fn device(&self) -> &CudaDevice {
         &self.device
+    }
+
+    /// Whether `shadow_of` was asked in vain.
+    pub fn wants_shadow(&self) -> bool {
+        self.shadow_wanted.load(Ordering::Relaxed) && self.shadow.is_none()
+    }
+
+    pub fn set_shadow(&mut self, shadow: Shadow) {
+        self.shadow = Some(shadow);
+    }
+
+    pub fn shadow(&self) -> Option<&Shadow> {
+        self.shadow.as_ref()
+    }
+
+    /// Says whether the copy is one of what the buffer will hold after the work queued so far.
+    pub fn set_shadow_fresh(&mut self, fresh: bool) {
+        if let Some(shadow) = &mut self.shadow {
+            shadow.fresh = fresh;
+        }
+    }
+
+    /// The address of the bf16 copy of `len` f32 from `first` on, where there is a fresh one.
+    pub fn shadow_of(&self, first: usize, len: usize) -> Option<u64> {
+        self.shadow_wanted.store(true, Ordering::Relaxed);
+        let shadow = self.shadow.as_ref().filter(|shadow| shadow.fresh)?;
+        Some(shadow.pointer() + 2 * shadow.begin_of(first, len)? as u64)
     }
 
     /// Its address on the device, aligned for any access.
@@ -686,20 +751,20 @@ impl Argument for TensorMap {
 impl TensorMap {
     /// Of `N` dimensions from the innermost: the tensor's extents, and of each the elements that a box spans, of which
     /// every `steps`-th is loaded. The memory must live as long as kernels that get the map.
-    pub fn new<const N: usize>(memory: &CudaBuffer, extents: [usize; N], boxes: [usize; N], steps: [usize; N]) -> Result<TensorMap> {
+    pub fn new<const N: usize>(device: &CudaDevice, address: u64, extents: [usize; N], boxes: [usize; N], steps: [usize; N]) -> Result<TensorMap> {
         const BF16: u64 = 2;
         let (extents, boxes, steps) = (extents.map(|v| v as u64), boxes.map(|v| v as u32), steps.map(|v| v as u32));
         // Bytes from one to the next along each dimension but the innermost.
         let strides: Vec<u64> = extents.iter().scan(BF16, |bytes, extent| Some(std::mem::replace(bytes, *bytes * extent))).skip(1).collect();
         let mut map = std::mem::MaybeUninit::zeroed();
-        memory.device().bind()?;
+        device.bind()?;
         // SAFETY: the arrays have as many elements as the rank asks for; a map of zeros is a value, and is overwritten.
         unsafe {
             sys::cuTensorMapEncodeTiled(
                 map.as_mut_ptr(),
                 sys::CUtensorMapDataType_enum::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
                 N as u32,
-                memory.pointer() as *mut _,
+                address as *mut _,
                 extents.as_ptr(),
                 strides.as_ptr(),
                 boxes.as_ptr(),
