@@ -4,6 +4,7 @@ mod cases;
 
 use cases::{Case, Tolerance, assert_close, families, normal};
 use recant::autograd::gradcheck::op_gradient_errors;
+use recant::ops::conv2d::{Conv2d, conv2d, conv2d_weight_grad};
 use recant::tensor::{DType, Tensor};
 
 fn each(check: impl Fn(&Case)) {
@@ -74,5 +75,31 @@ fn bits_do_not_depend_on_the_number_of_threads() {
     let names: Vec<String> = families().into_iter().flat_map(|(_, cases)| cases).map(|c| c.name).collect();
     for (i, name) in names.iter().enumerate() {
         assert!(one[i] == two[i] && two[i] == five[i], "{name}: other bits with other threads");
+    }
+}
+
+/// More tiles than the weight gradient transforms at a time.
+#[test]
+fn weight_gradients_add_up_over_a_batch() {
+    let (n, channels, spec) = (10, 128, Conv2d::square(1, 1));
+    let [x, g] = [0, 1].map(|stream| normal(stream, &[n, 32, 32, channels]).to_dtype(DType::F32));
+    let grad = |images: std::ops::Range<usize>| -> Vec<f64> {
+        let [x, g] = [&x, &g].map(|t| t.rows(images.start, images.len()).expect("images"));
+        conv2d_weight_grad(&x, &g, None, None, spec, [3, 3]).expect("a gradient").to_f64_vec()
+    };
+    let sum: Vec<f64> = grad(0..4).iter().zip(grad(4..n)).map(|(a, b)| a + b).collect();
+    let direct = Tolerance::sum_of(n * 32 * 32);
+    assert_close("the batch", &grad(0..n), &sum, Tolerance { abs: 8.0 * direct.abs, reason: "as the cases of this size", ..direct });
+}
+
+#[test]
+fn an_image_has_the_same_bits_in_every_batch() {
+    let spec = Conv2d::square(1, 1);
+    for (size, channels) in [(4, [16, 32]), (9, [24, 40]), (32, [32, 16]), (8, [160, 112]), (4, [160, 112]), (16, [3, 16])] {
+        let x = normal(0, &[7, size, size, channels[0]]).to_dtype(DType::F32);
+        let w = normal(1, &[channels[1], 3, 3, channels[0]]).to_dtype(DType::F32);
+        let all = conv2d(&x, &w, None, None, spec).expect("images");
+        let alone = conv2d(&x.rows(4, 1).expect("an image"), &w, None, None, spec).expect("an image");
+        assert_eq!(all.rows(4, 1).expect("an image").to_f64_vec(), alone.to_f64_vec(), "{size} px, {channels:?}");
     }
 }

@@ -73,9 +73,11 @@ impl Options {
         })
     }
 
-    /// Makes the pool of threads that `--threads` asks for.
-    pub fn set_threads(&self) {
-        rayon::ThreadPoolBuilder::new().num_threads(self.number("threads")).build_global().expect("the pool is made once");
+    /// Runs `program` on a thread of the pool that `--threads` asks for, as the command line does: an op then starts
+    /// without a hand-over between threads.
+    pub fn on_threads(&self, program: impl FnOnce() + Send) {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(self.number("threads")).build().expect("threads");
+        pool.install(program);
     }
 }
 

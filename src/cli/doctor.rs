@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::Global;
-use super::machine::{Machine, Number, Report, number_table};
+use super::machine::{Machine, Number, Report, in_precision, number_table};
 use super::output::{Progress, summary, table};
 use super::probes::{Probe, Size, probes};
 use super::run_folder::stop_if_interrupted;
@@ -59,9 +59,15 @@ impl Limits {
     }
 }
 
+/// Probes with the devices to run them on: the first one, and for convolutions the other precisions too.
+pub(super) fn in_every_precision<'a>(probes: &'a [Probe], devices: &'a [Device]) -> impl Iterator<Item = (&'a Probe, &'a Device)> {
+    probes.iter().flat_map(move |probe| devices[..if probe.convolves { devices.len() } else { 1 }].iter().map(move |device| (probe, device)))
+}
+
 /// A probe's time on a device, with its floor there.
 pub(super) fn timed(probe: &Probe, device: &Device, limits: Option<Limits>, repeats: usize) -> Result<Number> {
-    let time = Number::new(probe.name, probe.seconds(Size::Large, device, repeats)? * 1e6, "us");
+    let name = if probe.convolves { in_precision(probe.name, device) } else { probe.name.into() };
+    let time = Number::new(name, probe.seconds(Size::Large, device, repeats)? * 1e6, "us");
     Ok(match limits {
         Some(l) => time.at_least(probe.floor(l.bandwidth, l.rate(probe, device)) * 1e6),
         None => time,
@@ -71,46 +77,47 @@ pub(super) fn timed(probe: &Probe, device: &Device, limits: Option<Limits>, repe
 impl Doctor {
     pub fn run(&self, global: &Global) -> Result<ExitCode> {
         let start = std::time::Instant::now();
-        let (device, no_gpu) = global.device.open(global.precision)?;
-        let machine = Machine::of(&device)?;
+        let (devices, no_gpu) = global.open_all()?;
+        let machine = Machine::of(&devices[0])?;
         println!("{}", machine.describe());
         if let Some(problem) = &no_gpu {
             println!("no GPU is used: {problem}");
         }
-        let (numbers, wrong) = match &device {
+        let (numbers, wrong) = match &devices[0] {
             Device::Cpu => {
                 println!("on a GPU this would be checked against the CPU and timed:\n{}", plan(&probes()));
                 (Vec::new(), Vec::new())
             }
-            Device::Cuda(gpu) => self.examine(gpu)?,
+            Device::Cuda(gpu) => self.examine(gpu, &devices)?,
         };
-        summary(global, &Report { machine: &machine, device: device.to_string(), results: &numbers, seconds: start.elapsed().as_secs_f64() });
+        summary(global, &Report { machine: &machine, device: devices[0].to_string(), results: &numbers, seconds: start.elapsed().as_secs_f64() });
         Ok(if wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) })
     }
 
-    /// Numbers, and names of what is wrong.
-    fn examine(&self, gpu: &CudaDevice) -> Result<(Vec<Number>, Vec<&'static str>)> {
-        let (device, probes) = (Device::Cuda(gpu.clone()), probes());
-        let mut progress = Progress::new("doctor", 0, 2 * probes.len() as u64);
+    /// Numbers, and names of what is wrong: every kernel once, convolutions in every precision.
+    fn examine(&self, gpu: &CudaDevice, devices: &[Device]) -> Result<(Vec<Number>, Vec<String>)> {
+        let probes = probes();
+        let each: Vec<(&Probe, &Device)> = in_every_precision(&probes, devices).collect();
+        let mut progress = Progress::new("doctor", 0, 2 * each.len() as u64);
         let (mut checks, mut wrong) = (Vec::new(), Vec::new());
-        for (i, probe) in probes.iter().enumerate() {
+        for (i, (probe, device)) in each.iter().enumerate() {
             stop_if_interrupted()?;
-            let error = probe.error(&device)?;
-            let allowed = probe.allowed(&device);
+            let name = in_precision(probe.name, device);
+            let (error, allowed) = (probe.error(device)?, probe.allowed(device));
             if error > allowed {
-                wrong.push(probe.name);
+                wrong.push(name.clone());
             }
-            checks.push(Number::new(format!("{} against the CPU", probe.name), error, "relative").at_most(allowed));
-            progress.at(i as u64 + 1, || probe.name.into());
+            checks.push(Number::new(format!("{name}, against the CPU"), error, "relative").at_most(allowed));
+            progress.at(i as u64 + 1, || name.clone());
         }
         let mut times = Vec::new();
         if !self.check_only {
             let limits = Limits::measure(gpu)?;
             times = limits.numbers();
-            for (i, probe) in probes.iter().enumerate().filter(|(_, p)| p.timed) {
+            for (i, (probe, device)) in each.iter().enumerate().filter(|(_, (probe, _))| probe.timed) {
                 stop_if_interrupted()?;
-                times.push(timed(probe, &device, Some(limits), self.repeats)?);
-                progress.at((probes.len() + i + 1) as u64, || probe.name.into());
+                times.push(timed(probe, device, Some(limits), self.repeats)?);
+                progress.at((each.len() + i + 1) as u64, || probe.name.into());
             }
         }
         progress.finish();

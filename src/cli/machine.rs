@@ -94,6 +94,14 @@ impl Machine {
     }
 }
 
+/// A number's name with how its device multiplies, where there is a choice.
+pub(super) fn in_precision(name: &str, device: &Device) -> String {
+    match device {
+        Device::Cpu => name.into(),
+        Device::Cuda(gpu) => format!("{name}, {}", gpu.precision()),
+    }
+}
+
 /// One number. `floor` and `ceiling` are what the machine allows it at least or at most to be, where that is known.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Number {

@@ -44,9 +44,9 @@ pub(crate) struct Global {
     /// Where to run: auto, cpu, cuda or cuda:N
     #[arg(long, global = true, default_value = "auto")]
     device: Choice,
-    /// How convolutions multiply on a GPU
-    #[arg(long, global = true, value_enum, default_value = "f32")]
-    precision: Precision,
+    /// How convolutions multiply on a GPU (default: f32; doctor and bench go through all)
+    #[arg(long, global = true, value_enum)]
+    precision: Option<Precision>,
     /// Threads on the CPU (default: all cores)
     #[arg(long, global = true)]
     threads: Option<usize>,
@@ -58,11 +58,22 @@ pub(crate) struct Global {
 impl Global {
     /// The device to run on. Where there is a driver that `auto` cannot use, its user is told.
     fn open(&self) -> Result<Device> {
-        let (device, problem) = self.device.open(self.precision)?;
+        let (device, problem) = self.device.open(self.precision.unwrap_or_default())?;
         if let Some(problem) = problem.filter(|_| driver_is_present()) {
             eprintln!("warning: this runs on the CPU: {problem}");
         }
         Ok(device)
+    }
+
+    /// The device in each precision that was asked for, or that it has; and why no GPU is used.
+    fn open_all(&self) -> Result<(Vec<Device>, Option<String>)> {
+        let (first, problem) = self.device.open(self.precision.unwrap_or_default())?;
+        let others: &[Precision] = match (&first, self.precision) {
+            (Device::Cuda(_), None) => clap::ValueEnum::value_variants(),
+            _ => &[],
+        };
+        let others = others.iter().filter(|p| **p != Precision::default()).map(|p| Ok(self.device.open(*p)?.0)).collect::<Result<Vec<_>>>()?;
+        Ok((std::iter::once(first).chain(others).collect(), problem))
     }
 }
 

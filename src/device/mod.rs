@@ -35,6 +35,13 @@ pub enum Precision {
     Bf16,
 }
 
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let value = clap::ValueEnum::to_possible_value(self).expect("no precision is hidden");
+        f.write_str(value.get_name())
+    }
+}
+
 /// What was asked for with `--device`; nothing is opened yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Choice {

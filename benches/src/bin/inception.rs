@@ -10,7 +10,10 @@ use recant_benches::{Options, peak_bytes, show};
 
 fn main() {
     let options = Options::parse(&[("weights", ""), ("digits", ""), ("n", "512"), ("batch", "16"), ("dims", "768"), ("threads", "2")]);
-    options.set_threads();
+    options.on_threads(|| measure(&options));
+}
+
+fn measure(options: &Options) {
     let (n, batch) = (options.number("n"), options.number("batch"));
     let fail = |e: recant::error::Error| -> ! {
         eprintln!("{e}");

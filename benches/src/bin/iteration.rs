@@ -7,7 +7,10 @@ use recant_benches::{Iteration, Options, config, peak_bytes, seconds, show};
 
 fn main() {
     let options = Options::parse(&[("width", "demo"), ("threads", "2"), ("batch", "16"), ("repeats", "5")]);
-    options.set_threads();
+    options.on_threads(|| measure(&options));
+}
+
+fn measure(options: &Options) {
     let hyper = Hyper { batch: options.number("batch"), ..Hyper::default() };
     let (r1_every, path_every) = (hyper.r1_every as f64, hyper.path_every as f64);
     let mut run = Iteration::new(config(options.text("width")), hyper.clone());

@@ -13,7 +13,10 @@ use recant_benches::{Options, config, peak_bytes, seconds, show};
 
 fn main() {
     let options = Options::parse(&[("width", "demo"), ("n", "512"), ("threads", "2"), ("repeats", "3")]);
-    options.set_threads();
+    options.on_threads(|| measure(&options));
+}
+
+fn measure(options: &Options) {
     let n = options.number("n");
     let g = Generator::new(config(options.text("width")));
     let params = ParamSlab::init(g.layout(), &mut Random::new(0, 0));

@@ -7,7 +7,10 @@ use recant_benches::{Options, Pass, SlabPass, config, copy, peak_bytes, seconds,
 
 fn main() {
     let options = Options::parse(&[("width", "full"), ("threads", "2"), ("repeats", "15")]);
-    options.set_threads();
+    options.on_threads(|| measure(&options));
+}
+
+fn measure(options: &Options) {
     let repeats = options.number("repeats");
     let mut slab = SlabPass::new(config(options.text("width")));
     let n = slab.parameters();

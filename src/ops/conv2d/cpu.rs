@@ -8,6 +8,7 @@
 
 mod lanes;
 mod tile;
+mod winograd;
 
 use rayon::prelude::*;
 
@@ -57,6 +58,11 @@ impl Phase {
         }
         let at = |i: usize| self.start[axis] + (i * self.stride[axis]) as isize;
         at(from)..at(to - 1) + self.taps[axis] as isize
+    }
+
+    /// Whether all outputs read 3×3 values one pixel apart.
+    fn is_dense_3x3(&self) -> bool {
+        self.taps == [3, 3] && self.stride == [1, 1] && self.every == [1, 1] && self.first == [0, 0]
     }
 
     /// Indices in the class of the outputs in `range` of `axis`.
@@ -235,6 +241,12 @@ fn passes(rows: usize, len: usize, pitch: usize) -> Vec<(usize, Vec<Run>)> {
 fn run_map<T: Scalar + Tiles>(map: &Map, x: &[T], scale_in: Option<&[T]>, panels: &[Vec<T>], scale_out: Option<&[T]>) -> Vec<T> {
     let [h_out, w_out, c_out] = map.output;
     let c_in = map.input[2];
+    if let [phase] = map.phases
+        && phase.is_dense_3x3()
+        && winograd::gains([h_out, w_out], c_in, c_out)
+    {
+        return winograd::run_map(map, x, scale_in, &panels[0], scale_out);
+    }
     let mut out = stale_vec::<T>(map.n * h_out * w_out * c_out);
     if out.is_empty() {
         return out;
@@ -392,6 +404,9 @@ pub fn conv2d_weight_grad<T: Scalar + Tiles>(x: &Tensor, g: &Tensor, a: Option<&
     if size == 0 || pixels == 0 {
         return Tensor::from_vec(&shape, zero_vec::<T>(size));
     }
+    if e.k == [3, 3] && spec.stride == [1, 1] && winograd::gains([h_out, w_out], c_in, c_out) {
+        return Tensor::from_vec(&shape, winograd::weight_grad(xs, gs, a, b, spec.padding, &e));
+    }
     let macs = pixels * size;
     // Few weights: pixels are cut and partial sums added. Many weights: output channels are cut instead, because
     // adding partial sums of many weights would cost more than it spreads.
@@ -418,16 +433,16 @@ pub fn conv2d_weight_grad<T: Scalar + Tiles>(x: &Tensor, g: &Tensor, a: Option<&
             let rows_per_block = (BLOCK_PIXELS / w_out).max(1);
             let all: Vec<(usize, usize)> = part.images.clone().flat_map(|i| part.rows.clone().map(move |y| (i, y))).collect();
             for block in all.chunks(rows_per_block) {
-                runs.clear(spec.stride[1] * c_in);
+                runs.clear(spec.stride[1] * c_in, mr);
                 let mut grad = stale_vec::<T>(count.div_ceil(mr) * mr * block.len() * w_out);
                 match mr {
                     2 => pack_grad::<T, 2>(&mut grad, gs, block, &e, first, count, b),
                     6 => pack_grad::<T, 6>(&mut grad, gs, block, &e, first, count, b),
                     _ => pack_grad::<T, 12>(&mut grad, gs, block, &e, first, count, b),
                 }
-                for &(i, y) in block {
+                for (row, &(i, y)) in block.iter().enumerate() {
                     let top = (y * spec.stride[0]) as isize - spec.padding[0] as isize;
-                    runs.push(window.at(i - part.images.start, top, -(spec.padding[1] as isize), c_in), w_out);
+                    runs.push(window.at(i - part.images.start, top, -(spec.padding[1] as isize), c_in), row * w_out * mr, w_out);
                 }
                 for ty in 0..e.k[0] {
                     for j in (0..line).step_by(panel_width::<T>()) {

@@ -135,71 +135,89 @@ unsafe fn gather_body<L: Lanes, const MR: usize, const NV: usize>(job: &Gather<L
                     panel = panel.add(NV * L::COUNT);
                 }
             }
+            if width == NV * L::COUNT {
+                unroll!(MR, R => {
+                    if let Some(row) = tile.get(R) {
+                        let to = out.start.add(row.output * out.channels + out.first + column);
+                        let scale = job.scale.map(|s| s.as_ptr().add(row.scale + out.first + column));
+                        unroll!(NV, J => { finish(sum[R][J], to.add(J * L::COUNT), job.accumulate, scale.map(|s| s.add(J * L::COUNT))); });
+                    }
+                });
+                continue;
+            }
             let mut lines: Lines<L::Item, MR> = [[L::Item::ZERO; MAX_PANEL]; MR];
             unroll!(MR, R => { unroll!(NV, J => { sum[R][J].store(lines[R].as_mut_ptr().add(J * L::COUNT)); }); });
             for (row, line) in tile.iter().zip(&lines) {
                 let to = out.start.add(row.output * out.channels + out.first + column);
                 let scale = job.scale.map(|s| s.as_ptr().add(row.scale + out.first + column));
-                finish::<L, NV>(line, to, width, job.accumulate, scale);
+                finish_some(&line[..width], to, job.accumulate, scale);
             }
         }
     }
 }
 
-/// Writes `width` sums, after adding what is there and scaling.
+/// Writes a register of sums, after adding what is there and scaling.
 ///
 /// # Safety
-/// `width` elements are valid at `to` and `scale`; the instruction set of `L` is present.
+/// `L::COUNT` elements are valid at `to` and `scale`; the instruction set of `L` is present.
 #[inline(always)]
-unsafe fn finish<L: Lanes, const NV: usize>(sum: &[L::Item; MAX_PANEL], to: *mut L::Item, width: usize, accumulate: bool, scale: Option<*const L::Item>) {
-    // SAFETY: whole registers only when all their elements are valid, single elements otherwise.
+unsafe fn finish<L: Lanes>(sum: L, to: *mut L::Item, accumulate: bool, scale: Option<*const L::Item>) {
+    // SAFETY: the caller's contract.
     unsafe {
-        if width == NV * L::COUNT {
-            for j in 0..NV {
-                let at = j * L::COUNT;
-                let mut v = L::load(sum.as_ptr().add(at));
-                if accumulate {
-                    v = v.add(L::load(to.add(at)));
-                }
-                if let Some(s) = scale {
-                    v = v.mul(L::load(s.add(at)));
-                }
-                v.store(to.add(at));
-            }
-        } else {
-            for (j, v) in sum[..width].iter().enumerate() {
-                let v = if accumulate { *v + *to.add(j) } else { *v };
-                *to.add(j) = scale.map_or(v, |s| v * *s.add(j));
-            }
+        let sum = if accumulate { sum.add(L::load(to)) } else { sum };
+        let sum = scale.map_or(sum, |s| sum.mul(L::load(s)));
+        sum.store(to);
+    }
+}
+
+/// `finish` where less than a register is left.
+///
+/// # Safety
+/// `sum.len()` elements are valid at `to` and `scale`.
+#[inline(always)]
+unsafe fn finish_some<T: Element>(sum: &[T], to: *mut T, accumulate: bool, scale: Option<*const T>) {
+    for (j, v) in sum.iter().enumerate() {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let v = if accumulate { *v + *to.add(j) } else { *v };
+            *to.add(j) = scale.map_or(v, |s| v * *s.add(j));
         }
     }
 }
 
-/// Windows of the pixels that `outer` sums over: runs of `len` windows, the first at `offset`, each `step` values
-/// after the one before.
+/// `len` neighbouring pixels: where the first one's window and its gradients start.
+#[derive(Clone, Copy, Debug)]
+struct PixelRun {
+    input: usize,
+    grad: usize,
+    len: usize,
+}
+
+/// The pixels that `outer` sums over, in runs: windows lie `input_step` values apart, gradients `grad_step`.
 #[derive(Debug, Default)]
 pub struct Pixels {
-    runs: Vec<Run>,
-    step: usize,
-    count: usize,
-    /// After the start of the last window.
-    end: usize,
+    runs: Vec<PixelRun>,
+    input_step: usize,
+    grad_step: usize,
+    /// After the start of the last window, and of the last gradients.
+    input_end: usize,
+    grad_end: usize,
 }
 
 impl Pixels {
-    pub fn clear(&mut self, step: usize) {
+    pub fn clear(&mut self, input_step: usize, grad_step: usize) {
         self.runs.clear();
-        *self = Pixels { runs: std::mem::take(&mut self.runs), step, count: 0, end: 0 };
+        *self = Pixels { runs: std::mem::take(&mut self.runs), input_step, grad_step, ..Pixels::default() };
     }
-    pub fn push(&mut self, offset: usize, len: usize) {
+    pub fn push(&mut self, input: usize, grad: usize, len: usize) {
         if len == 0 {
             return;
         }
-        self.count += len;
-        self.end = self.end.max(offset + (len - 1) * self.step + 1);
+        self.input_end = self.input_end.max(input + (len - 1) * self.input_step + 1);
+        self.grad_end = self.grad_end.max(grad + (len - 1) * self.grad_step + 1);
         match self.runs.last_mut() {
-            Some(last) if last.offset + last.len * self.step == offset => last.len += len,
-            _ => self.runs.push(Run { offset, len }),
+            Some(last) if last.input + last.len * self.input_step == input && last.grad + last.len * self.grad_step == grad => last.len += len,
+            _ => self.runs.push(PixelRun { input, grad, len }),
         }
     }
 }
@@ -208,7 +226,7 @@ impl Pixels {
 pub struct Outer<'a, T> {
     pub input: &'a [T],
     pub pixels: &'a Pixels,
-    /// `[pixels, outer_rows]`
+    /// `outer_rows` values are read per pixel, whatever `rows` is.
     pub grad: &'a [T],
     /// Adds to what `out` holds.
     pub accumulate: bool,
@@ -228,32 +246,212 @@ unsafe fn outer_body<L: Lanes, const MR: usize, const NV: usize>(job: &Outer<L::
     unsafe {
         let mut sum = [[L::splat(L::Item::ZERO); NV]; MR];
         let mut line = [L::splat(L::Item::ZERO); NV];
-        let mut grad = job.grad.as_ptr();
         for run in &job.pixels.runs {
-            let mut window = job.input.as_ptr().add(run.offset);
+            let mut window = job.input.as_ptr().add(run.input);
+            let mut grad = job.grad.as_ptr().add(run.grad);
             for _ in 0..run.len {
                 unroll!(NV, J => { line[J] = L::load(window.add(J * L::COUNT)); });
                 unroll!(MR, R => {
                     let v = L::splat(*grad.add(R));
                     unroll!(NV, J => { sum[R][J] = v.mul_add(line[J], sum[R][J]); });
                 });
-                // Wrapping: after the last pixel the pointer may leave the slice; it is not read there.
-                window = window.wrapping_add(job.pixels.step);
-                grad = grad.add(MR);
+                // Wrapping: after the last pixel the pointers may leave their slices; they are not read there.
+                window = window.wrapping_add(job.pixels.input_step);
+                grad = grad.wrapping_add(job.pixels.grad_step);
             }
+        }
+        if job.width == NV * L::COUNT {
+            unroll!(MR, R => {
+                if R < job.rows {
+                    unroll!(NV, J => { finish(sum[R][J], out.as_mut_ptr().add(R * job.pitch + J * L::COUNT), job.accumulate, None); });
+                }
+            });
+            return;
         }
         let mut lines: Lines<L::Item, MR> = [[L::Item::ZERO; MAX_PANEL]; MR];
         unroll!(MR, R => { unroll!(NV, J => { sum[R][J].store(lines[R].as_mut_ptr().add(J * L::COUNT)); }); });
         for (r, line) in lines.iter().enumerate().take(job.rows) {
-            finish::<L, NV>(line, out.as_mut_ptr().add(r * job.pitch), job.width, job.accumulate, None);
+            finish_some(&line[..job.width], out.as_mut_ptr().add(r * job.pitch), job.accumulate, None);
         }
     }
 }
 
-/// One compiled version of both kernels, for one element type: panels of `$nv` registers with `$mr` rows, and for
+/// The transforms of Winograd's minimal filtering F(4×4, 3×3) (Lavin & Gray 2016, §4.3):
+/// `y = Aᵀ [(G w Gᵀ) ⊙ (Bᵀ d B)] A` for the window `d` of 6×6 and the 4×4 outputs `y` of one tile, and what its
+/// derivative by `w` adds, `Gᵀ [(A g Aᵀ) ⊙ (Bᵀ d B)] G`. The points are 0, 1, −1, 1/2, −2 and ∞, whose rounding error is
+/// half of that of 0, ±1, ±2 and ∞ (Barabasz et al. 2020 search for such points).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Winograd {
+    /// `G w Gᵀ`, 3×3 to 6×6.
+    Weight,
+    /// `Bᵀ d B`, 6×6 to 6×6.
+    Input,
+    /// `Aᵀ m A`, 6×6 to 4×4.
+    Output,
+    /// `A g Aᵀ`, 4×4 to 6×6.
+    Grad,
+    /// `Gᵀ p G`, 6×6 to 3×3.
+    WeightGrad,
+}
+
+impl Winograd {
+    /// Values per axis, before and after.
+    fn sizes(self) -> [usize; 2] {
+        match self {
+            Winograd::Weight => [3, 6],
+            Winograd::Input => [6, 6],
+            Winograd::Output => [6, 4],
+            Winograd::Grad => [4, 6],
+            Winograd::WeightGrad => [6, 3],
+        }
+    }
+}
+
+/// One tile's transform: channel vectors at `y · pitch[0] + x · pitch[1]`.
+pub struct Transform<'a, T> {
+    pub of: Winograd,
+    pub from: &'a [T],
+    pub from_pitch: [usize; 2],
+    pub to_pitch: [usize; 2],
+    pub channels: usize,
+    /// Rows and columns of the result that are written.
+    pub keep: [usize; 2],
+    /// `[channels]`, multiplies the result.
+    pub scale: Option<&'a [T]>,
+}
+
+/// A transform along one axis. A trait, because closures would not be compiled for the instruction set.
+trait Axis<const P: usize, const Q: usize> {
+    /// # Safety
+    /// The instruction set of `L` is present.
+    unsafe fn apply<L: Lanes>(values: [L; P]) -> [L; Q];
+}
+
+/// Applies `A` to the columns and then to the rows.
+///
+/// # Safety
+/// The bounds that `transform` asserts hold, and the instruction set of `L` is present.
+#[inline(always)]
+unsafe fn separable<L: Lanes, A: Axis<P, Q>, const P: usize, const Q: usize>(job: &Transform<L::Item>, to: &mut [L::Item]) {
+    for c in (0..job.channels).step_by(L::COUNT) {
+        // SAFETY: whole registers are valid at every place of `from`, and in `to` and `scale` unless it is the last one.
+        unsafe {
+            let mut middle = [[L::splat(L::Item::ZERO); P]; Q];
+            for x in 0..P {
+                let mut column = [L::splat(L::Item::ZERO); P];
+                let from = job.from.as_ptr().add(x * job.from_pitch[1] + c);
+                unroll!(P, Y => { column[Y] = L::load(from.add(Y * job.from_pitch[0])); });
+                let column = A::apply(column);
+                unroll!(Q, Y => { middle[Y][x] = column[Y]; });
+            }
+            let left = job.channels - c;
+            for (y, row) in middle.into_iter().enumerate().take(job.keep[0]) {
+                let row = A::apply(row);
+                let to = to.as_mut_ptr().add(y * job.to_pitch[0] + c);
+                let scale = job.scale.map(|s| s.as_ptr().add(c));
+                unroll!(Q, X => {
+                    if X < job.keep[1] {
+                        let to = to.add(X * job.to_pitch[1]);
+                        if left >= L::COUNT {
+                            finish(row[X], to, false, scale);
+                        } else {
+                            let mut line = [L::Item::ZERO; MAX_PANEL];
+                            row[X].store(line.as_mut_ptr());
+                            finish_some(&line[..left], to, false, scale);
+                        }
+                    }
+                });
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn constant<L: Lanes>(v: f64) -> L {
+    // SAFETY: the caller's contract.
+    unsafe { L::splat(L::Item::from_f64(v)) }
+}
+
+/// One-dimensional transforms, named as the paper's matrices.
+macro_rules! axes {
+    ($($name:ident, $p:literal to $q:literal: |$v:ident, $k:ident| $body:expr;)*) => {
+        $(struct $name;
+        impl Axis<$p, $q> for $name {
+            #[inline(always)]
+            unsafe fn apply<L: Lanes>($v: [L; $p]) -> [L; $q] {
+                // SAFETY: the caller's contract.
+                unsafe {
+                    let $k = constant::<L>;
+                    $body
+                }
+            }
+        })*
+    };
+}
+axes! {
+    G, 3 to 6: |w, k| {
+        let outer = w[0].add(w[2]).mul(k(1.0 / 3.0));
+        [
+            w[0],
+            w[1].mul_add(k(1.0 / 3.0), outer),
+            w[1].mul_add(k(1.0 / 3.0), outer.mul(k(-1.0))),
+            w[2].mul_add(k(-4.0 / 15.0), w[1].mul_add(k(-8.0 / 15.0), w[0].mul(k(-16.0 / 15.0)))),
+            w[2].mul_add(k(4.0 / 15.0), w[1].mul_add(k(-2.0 / 15.0), w[0].mul(k(1.0 / 15.0)))),
+            w[2],
+        ]
+    };
+    Bt, 6 to 6: |d, k| {
+        // The polynomial (x − 1/2)(x + 2) of the last two finite points, shifted.
+        let [q0, q1] = [d[1].mul_add(k(1.5), d[0].mul_add(k(-1.0), d[2])), d[2].mul_add(k(1.5), d[1].mul_add(k(-1.0), d[3]))];
+        let [q2, q3] = [d[3].mul_add(k(1.5), d[2].mul_add(k(-1.0), d[4])), d[4].mul_add(k(1.5), d[3].mul_add(k(-1.0), d[5]))];
+        let (even, odd) = (d[2].mul_add(k(-1.0), d[4]), d[1].mul_add(k(-1.0), d[3]));
+        [q0.mul_add(k(-1.0), q2), q2.add(q1), q1.mul_add(k(-1.0), q2), odd.mul_add(k(2.0), even), odd.mul_add(k(-0.5), even), q1.mul_add(k(-1.0), q3)]
+    };
+    At, 6 to 4: |m, k| {
+        let (sum, difference) = (m[1].add(m[2]), m[2].mul_add(k(-1.0), m[1]));
+        [
+            m[0].add(sum).add(m[3].add(m[4])),
+            m[3].mul_add(k(0.5), m[4].mul_add(k(-2.0), difference)),
+            m[3].mul_add(k(0.25), m[4].mul_add(k(4.0), sum)),
+            m[3].mul_add(k(0.125), m[4].mul_add(k(-8.0), difference)).add(m[5]),
+        ]
+    };
+    A, 4 to 6: |g, k| {
+        let (even, odd) = (g[0].add(g[2]), g[1].add(g[3]));
+        let half = g[1].mul_add(k(0.5), g[2].mul_add(k(0.25), g[3].mul_add(k(0.125), g[0])));
+        let minus_two = g[1].mul_add(k(-2.0), g[2].mul_add(k(4.0), g[3].mul_add(k(-8.0), g[0])));
+        [g[0], even.add(odd), odd.mul_add(k(-1.0), even), half, minus_two, g[3]]
+    };
+    Gt, 6 to 3: |p, k| {
+        let (sum, difference) = (p[1].add(p[2]), p[2].mul_add(k(-1.0), p[1]));
+        [
+            p[4].mul_add(k(1.0 / 15.0), p[3].mul_add(k(-16.0 / 15.0), difference.mul_add(k(1.0 / 3.0), p[0]))),
+            p[4].mul_add(k(-2.0 / 15.0), p[3].mul_add(k(-8.0 / 15.0), sum.mul(k(1.0 / 3.0)))),
+            p[4].mul_add(k(4.0 / 15.0), p[3].mul_add(k(-4.0 / 15.0), difference.mul_add(k(1.0 / 3.0), p[5]))),
+        ]
+    };
+}
+
+/// # Safety
+/// As `separable`.
+#[inline(always)]
+unsafe fn transform_body<L: Lanes>(job: &Transform<L::Item>, to: &mut [L::Item]) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        match job.of {
+            Winograd::Weight => separable::<L, G, 3, 6>(job, to),
+            Winograd::Input => separable::<L, Bt, 6, 6>(job, to),
+            Winograd::Output => separable::<L, At, 6, 4>(job, to),
+            Winograd::Grad => separable::<L, A, 4, 6>(job, to),
+            Winograd::WeightGrad => separable::<L, Gt, 6, 3>(job, to),
+        }
+    }
+}
+
+/// One compiled version of the kernels, for one element type: panels of `$nv` registers with `$mr` rows, and for
 /// panels that are at most half full `$narrow_nv` registers with `$narrow_mr` rows.
 macro_rules! version {
-    ($gather:ident, $outer:ident, $wide:ty, $mr:literal, $nv:literal, $narrow:ty, $narrow_mr:literal, $narrow_nv:literal $(, $feature:literal)?) => {
+    ($gather:ident, $outer:ident, $transform:ident, $wide:ty, $mr:literal, $nv:literal, $narrow:ty, $narrow_mr:literal, $narrow_nv:literal $(, $feature:literal)?) => {
         /// # Safety
         /// As `gather_body`.
         $(#[target_feature(enable = $feature)])?
@@ -274,20 +472,27 @@ macro_rules! version {
             // SAFETY: the caller's contract.
             unsafe { outer_body::<$wide, $mr, $nv>(job, out) }
         }
+        /// # Safety
+        /// As `transform_body`.
+        $(#[target_feature(enable = $feature)])?
+        pub(super) unsafe fn $transform(job: &Transform<<$narrow as Lanes>::Item>, to: &mut [<$narrow as Lanes>::Item]) {
+            // SAFETY: the caller's contract.
+            unsafe { transform_body::<$narrow>(job, to) }
+        }
     };
 }
-version!(gather_f32, outer_f32, Plain<f32, 4>, 2, 4, Plain<f32, 4>, 4, 2);
-version!(gather_f64, outer_f64, Plain<f64, 2>, 2, 4, Plain<f64, 2>, 4, 2);
+version!(gather_f32, outer_f32, transform_f32, Plain<f32, 4>, 2, 4, Plain<f32, 4>, 4, 2);
+version!(gather_f64, outer_f64, transform_f64, Plain<f64, 2>, 2, 4, Plain<f64, 2>, 4, 2);
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::super::lanes::{F32x8, F32x16, F64x4, F64x8};
     use super::*;
     // 16 registers: 12 sums, a panel line of two, one broadcast value.
-    version!(gather_f32_avx2, outer_f32_avx2, F32x8, 6, 2, F32x8, 12, 1, "avx2,fma");
-    version!(gather_f64_avx2, outer_f64_avx2, F64x4, 6, 2, F64x4, 12, 1, "avx2,fma");
+    version!(gather_f32_avx2, outer_f32_avx2, transform_f32_avx2, F32x8, 6, 2, F32x8, 12, 1, "avx2,fma");
+    version!(gather_f64_avx2, outer_f64_avx2, transform_f64_avx2, F64x4, 6, 2, F64x4, 12, 1, "avx2,fma");
     // 32 registers of twice the size, and products that broadcast from memory by themselves.
-    version!(gather_f32_avx512, outer_f32_avx512, F32x16, 12, 1, F32x8, 12, 1, "avx512f,avx2,fma");
-    version!(gather_f64_avx512, outer_f64_avx512, F64x8, 12, 1, F64x4, 12, 1, "avx512f,avx2,fma");
+    version!(gather_f32_avx512, outer_f32_avx512, transform_f32_avx512, F32x16, 12, 1, F32x8, 12, 1, "avx512f,avx2,fma");
+    version!(gather_f64_avx512, outer_f64_avx512, transform_f64_avx512, F64x8, 12, 1, F64x4, 12, 1, "avx512f,avx2,fma");
 }
 
 /// Elements that kernels are compiled for.
@@ -298,10 +503,14 @@ pub trait Tiles: Element {
     /// # Safety
     /// As `outer_body`; `isa` is present.
     unsafe fn outer_with(isa: Isa, job: &Outer<Self>, out: &mut [Self]);
+    /// # Safety
+    /// As `transform_body`; `isa` is present.
+    unsafe fn transform_with(isa: Isa, job: &Transform<Self>, to: &mut [Self]);
 }
 
 macro_rules! tiles {
-    ($t:ty, $gather:ident, $outer:ident, $gather_avx2:ident, $outer_avx2:ident, $gather_avx512:ident, $outer_avx512:ident) => {
+    ($t:ty, [$gather:ident, $outer:ident, $transform:ident], [$gather_avx2:ident, $outer_avx2:ident, $transform_avx2:ident],
+     [$gather_avx512:ident, $outer_avx512:ident, $transform_avx512:ident]) => {
         impl Tiles for $t {
             unsafe fn gather_with(isa: Isa, job: &Gather<$t>, out: &mut Columns<$t>, column: usize, width: usize) {
                 // SAFETY: the caller's contract.
@@ -327,11 +536,23 @@ macro_rules! tiles {
                     }
                 }
             }
+            unsafe fn transform_with(isa: Isa, job: &Transform<$t>, to: &mut [$t]) {
+                // SAFETY: the caller's contract.
+                unsafe {
+                    match isa {
+                        #[cfg(target_arch = "x86_64")]
+                        Isa::Avx2 => x86::$transform_avx2(job, to),
+                        #[cfg(target_arch = "x86_64")]
+                        Isa::Avx512 => x86::$transform_avx512(job, to),
+                        _ => $transform(job, to),
+                    }
+                }
+            }
         }
     };
 }
-tiles!(f32, gather_f32, outer_f32, gather_f32_avx2, outer_f32_avx2, gather_f32_avx512, outer_f32_avx512);
-tiles!(f64, gather_f64, outer_f64, gather_f64_avx2, outer_f64_avx2, gather_f64_avx512, outer_f64_avx512);
+tiles!(f32, [gather_f32, outer_f32, transform_f32], [gather_f32_avx2, outer_f32_avx2, transform_f32_avx2], [gather_f32_avx512, outer_f32_avx512, transform_f32_avx512]);
+tiles!(f64, [gather_f64, outer_f64, transform_f64], [gather_f64_avx2, outer_f64_avx2, transform_f64_avx2], [gather_f64_avx512, outer_f64_avx512, transform_f64_avx512]);
 
 /// Rows of the outer-product tile of `version`: how `Outer::grad` is packed.
 pub fn outer_rows(isa: Isa) -> usize {
@@ -365,14 +586,32 @@ pub fn gather<T: Tiles>(isa: Isa, job: &Gather<T>, out: &mut Columns<T>, column:
 
 /// Computes one tile at the start of `out`.
 pub fn outer<T: Tiles>(isa: Isa, job: &Outer<T>, out: &mut [T]) {
-    assert!(job.pixels.count == 0 || job.pixels.end + panel_width::<T>() <= job.input.len() + 1, "windows lie inside the input");
-    assert!(job.pixels.count * outer_rows(isa) <= job.grad.len(), "a gradient row per pixel");
+    let some = !job.pixels.runs.is_empty();
+    assert!(!some || job.pixels.input_end + panel_width::<T>() <= job.input.len() + 1, "windows lie inside the input");
+    assert!(!some || job.pixels.grad_end + outer_rows(isa) <= job.grad.len() + 1, "a gradient row per pixel");
     assert!(job.rows <= outer_rows(isa) && job.width <= panel_width::<T>(), "a tile holds its rows and columns");
     assert!(isa.is_present());
     let end = job.rows.saturating_sub(1) * job.pitch + job.width;
     assert!(end <= out.len(), "rows lie inside the output");
     // SAFETY: asserted above.
     unsafe { T::outer_with(isa, job, out) }
+}
+
+/// Values that `transform` may read after the last channel.
+pub const fn transform_slack<T>(channels: usize) -> usize {
+    channels.next_multiple_of(panel_width::<T>() / 2) - channels
+}
+
+/// Transforms one tile; the result goes to the start of `to`.
+pub fn transform<T: Tiles>(isa: Isa, job: &Transform<T>, to: &mut [T]) {
+    let [p, q] = job.of.sizes();
+    let last = |pitch: [usize; 2], n: [usize; 2]| n[0].saturating_sub(1) * pitch[0] + n[1].saturating_sub(1) * pitch[1] + job.channels;
+    assert!(last(job.from_pitch, [p, p]) + transform_slack::<T>(job.channels) <= job.from.len(), "tiles lie inside the input");
+    assert!(job.keep[0] <= q && job.keep[1] <= q && last(job.to_pitch, job.keep) <= to.len(), "tiles lie inside the output");
+    assert!(job.scale.is_none_or(|s| job.channels <= s.len()), "a scale per channel");
+    assert!(isa.is_present());
+    // SAFETY: asserted above; registers have at most half a panel.
+    unsafe { T::transform_with(isa, job, to) }
 }
 
 #[cfg(test)]
@@ -432,9 +671,9 @@ mod tests {
             let mr = outer_rows(isa);
             for (rows, width, accumulate) in [(mr, 16, false), (mr, 16, true), (1, 7, true), (mr - 1, 1, false)] {
                 let mut pixels = Pixels::default();
-                pixels.clear(step);
-                for (offset, len) in [(0, 5), (15, 4), (70, 6)] {
-                    pixels.push(offset, len);
+                pixels.clear(step, mr);
+                for (input, pixel, len) in [(0, 0, 5), (15, 5, 4), (70, 9, 6)] {
+                    pixels.push(input, pixel * mr, len);
                 }
                 let grad = numbers(1, 15 * mr);
                 let before = numbers(2, mr * pitch);
@@ -450,6 +689,68 @@ mod tests {
                         *before
                     };
                     assert!((got - expected).abs() < 2e-5, "{isa:?}, {rows} by {width}: {got} and {expected}");
+                }
+            }
+        }
+    }
+
+    /// The matrices by the points' definition, row by row: powers of each point (`Aᵀ`, and `G` over the product of the
+    /// distances to all others), and the coefficients of the polynomial that is zero at all others (`Bᵀ`).
+    fn matrix(of: Winograd) -> Vec<Vec<f64>> {
+        let points = [0.0_f64, 1.0, -1.0, 0.5, -2.0];
+        let powers = |n: usize| -> Vec<Vec<f64>> {
+            let infinity = (0..n).map(|j| if j + 1 == n { 1.0 } else { 0.0 }).collect();
+            points.iter().map(|p| (0..n as i32).map(|j| p.powi(j)).collect()).chain([infinity]).collect()
+        };
+        let others = |i: usize| (0..5).filter(move |j| *j != i);
+        let mut g = powers(3);
+        for (i, row) in g.iter_mut().enumerate().take(5) {
+            let distances: f64 = others(i).map(|j| points[i] - points[j]).product();
+            row.iter_mut().for_each(|v| *v /= distances);
+        }
+        let bt: Vec<Vec<f64>> = (0..6)
+            .map(|i| {
+                others(i).fold(vec![1.0, 0.0, 0.0, 0.0, 0.0, 0.0], |polynomial, j| {
+                    (0..6).map(|k| if k > 0 { polynomial[k - 1] } else { 0.0 } - points[j] * polynomial[k]).collect()
+                })
+            })
+            .collect();
+        let transposed = |m: &[Vec<f64>]| (0..m[0].len()).map(|j| m.iter().map(|row| row[j]).collect()).collect();
+        match of {
+            Winograd::Weight => g,
+            Winograd::Input => bt,
+            Winograd::Output => transposed(&powers(4)),
+            Winograd::Grad => powers(4),
+            Winograd::WeightGrad => transposed(&g),
+        }
+    }
+
+    #[test]
+    fn transform_on_every_instruction_set() {
+        for isa in present() {
+            for of in [Winograd::Weight, Winograd::Input, Winograd::Output, Winograd::Grad, Winograd::WeightGrad] {
+                let (m, [p, q]) = (matrix(of), of.sizes());
+                for (channels, keep, scaled) in [(16, [q, q], false), (21, [q, q - 1], true), (3, [1, q], false)] {
+                    let (from_pitch, to_pitch) = ([p * 40 + 3, 40], [q * 24 + 1, 24]);
+                    let from = numbers(0, p * from_pitch[0]);
+                    let scale = numbers(1, channels);
+                    let before = numbers(2, q * to_pitch[0]);
+                    let mut to = before.clone();
+                    transform(isa, &Transform { of, from: &from, from_pitch, to_pitch, channels, keep, scale: scaled.then_some(&scale) }, &mut to);
+                    let mut want: Vec<f64> = before.iter().map(|v| *v as f64).collect();
+                    for y in 0..keep[0] {
+                        for x in 0..keep[1] {
+                            for c in 0..channels {
+                                let value = |i: usize, j: usize| from[i * from_pitch[0] + j * from_pitch[1] + c] as f64;
+                                let sum: f64 = (0..p).flat_map(|i| (0..p).map(move |j| (i, j))).map(|(i, j)| m[y][i] * value(i, j) * m[x][j]).sum();
+                                want[y * to_pitch[0] + x * to_pitch[1] + c] = sum * if scaled { scale[c] as f64 } else { 1.0 };
+                            }
+                        }
+                    }
+                    for (at, (got, want)) in to.iter().zip(&want).enumerate() {
+                        // Roundings of sums near 100.
+                        assert!((*got as f64 - want).abs() < 1e-4, "{isa:?}, {of:?}, {channels} channels, {at}: {got} and {want}");
+                    }
                 }
             }
         }
