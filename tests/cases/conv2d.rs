@@ -96,6 +96,20 @@ impl Geometry {
         self.kernel == [3, 3] && self.spec.stride == [1, 1] && self.channels.iter().all(|c| *c >= 16)
     }
 
+    /// Of sums of so many terms.
+    fn tolerance(&self, terms: usize) -> Tolerance {
+        // Scales multiply terms by up to 1.5 each.
+        let direct = Tolerance { reason: "sum of products in another order, scaled by up to 1.5²", ..Tolerance::sum_of(3 * terms) };
+        match self.in_tiles() {
+            false => direct,
+            true => Tolerance {
+                abs: 8.0 * direct.abs,
+                reason: "Winograd's F(4×4, 3×3): about three times the direct sum's rounding, and its worst of 8,000 outputs is 5 times the direct bound",
+                ..direct
+            },
+        }
+    }
+
     /// Visits every (x, w, g) index triple of the trilinear form, with sample, input and output channel.
     fn visit(&self, mut f: impl FnMut(usize, usize, usize, [usize; 3])) {
         let ([n, gh, gw, co], [_, kh, kw, ci], [h, w]) = (self.g_shape(), self.w_shape(), self.size);
@@ -167,16 +181,6 @@ impl Geometry {
             let (a, b) = self.scales(t);
             (a.cloned(), b.cloned())
         };
-        // Scales multiply terms by up to 1.5 each.
-        let direct = |terms: usize| Tolerance { reason: "sum of products in another order, scaled by up to 1.5²", ..Tolerance::sum_of(3 * terms) };
-        let tolerance = |terms: usize| match self.in_tiles() {
-            false => direct(terms),
-            true => Tolerance {
-                abs: 8.0 * direct(terms).abs,
-                reason: "Winograd's F(4×4, 3×3): about three times the direct sum's rounding, and its worst of 8,000 outputs is 5 times the direct bound",
-                ..direct(terms)
-            },
-        };
         let forward = move |t: &[Tensor]| {
             let (a, b) = with(t);
             conv2d(&t[0], &t[1], a.as_ref(), b.as_ref(), self.spec)
@@ -191,7 +195,7 @@ impl Geometry {
                 self.inputs([&x, &w]),
                 forward,
                 move |t| self.reference(t, len(&g), |x, w, g| [g, x, w]),
-                tolerance(self.kernel[0] * self.kernel[1] * self.channels[0]),
+                self.tolerance(self.kernel[0] * self.kernel[1] * self.channels[0]),
             )
             .adjoint(transpose)
             .on_vars(move |v| {
@@ -203,7 +207,7 @@ impl Geometry {
                 self.inputs([&g, &w]),
                 transpose,
                 move |t| self.reference(t, len(&x), |x, w, g| [x, g, w]),
-                tolerance(self.kernel[0] * self.kernel[1] * self.channels[1]),
+                self.tolerance(self.kernel[0] * self.kernel[1] * self.channels[1]),
             )
             .adjoint(forward)
             .on_vars(move |v| {
@@ -218,7 +222,7 @@ impl Geometry {
                     conv2d_weight_grad(&t[0], &t[1], a.as_ref(), b.as_ref(), self.spec, self.kernel)
                 },
                 move |t| self.reference(t, len(&w), |x, w, g| [w, x, g]),
-                tolerance(self.n * self.output()[0] * self.output()[1]),
+                self.tolerance(self.n * self.output()[0] * self.output()[1]),
             )
             // In `x`: the inner product of weights with the result is that of `x` with the transpose of `g`.
             .adjoint(move |t| {
@@ -257,7 +261,8 @@ impl Geometry {
         if let Some(images) = noise_images {
             inputs.extend([normal(5, &[images, oh, ow, 1]), positive(6, &[1])]);
         }
-        let terms = self.kernel[0] * self.kernel[1] * self.channels[0];
+        // The gain is at most 1.5.
+        let sums = self.tolerance(self.kernel[0] * self.kernel[1] * self.channels[0]);
         Case::new(
             format!("conv2d_act {}", self.name),
             inputs,
@@ -276,7 +281,7 @@ impl Geometry {
                 }
                 y
             },
-            Tolerance { reason: "sum of products in another order, scaled by up to 1.5² and a gain of 1.5", ..Tolerance::sum_of(7 * terms) },
+            Tolerance { abs: 1.5 * sums.abs, ..sums },
         )
         .on_vars(move |v| {
             let (a, b) = self.scales(v);
