@@ -84,6 +84,9 @@ fn build() -> Result<(), Failure> {
         .map(|source| stem(source))
         .collect();
     println!("cargo::rustc-env=RECANT_KERNEL_BUILD={}", out.display());
+    // Other tools of the same toolkit lie beside nvcc.
+    let nvcc = compiler.as_ref().map_or(Path::new(""), |nvcc| &nvcc.path);
+    println!("cargo::rustc-env=RECANT_KERNEL_NVCC={}", nvcc.display());
     println!(
         "cargo::rustc-env=RECANT_KERNEL_REPORTS={}",
         reports.join(",")

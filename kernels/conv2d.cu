@@ -4,14 +4,15 @@
 //   conv2d_transpose    z[n,q,i] = a[n,i] sum_{t,o} (b[n,o] g[n,p,o]) w[o,t,i]         rows (n,q), columns i, k = (t,o)
 //   conv2d_weight_grad  v[o,t,i] = sum_{n,p} (b[n,o] g[n,p,o]) (a[n,i] x[n,q(p,t),i])  rows o, columns (t,i), k = (n,p)
 //   conv2d_act          act(conv2d + (strength noise[p] + bias[o]))                    act(v) = v (v > 0 ? up : down)
-//   conv2d_weight_grad_squared  s[o,t,i] = weight sum_j (sum_{n in group j,p} ...)^2    rows and columns as above
-// x [N,H,W,I], g and y [N,Ho,Wo,O], w [O,kh,kw,I]; the scales a [N,I] and b [N,O], bias and noise may be null.
+//   conv2d_weight_grad_squared  s[o,t,i] = weight sum_j (sum_{n in group j,p} ... + rest[j,o,t,i])^2     as above
+// x [N,H,W,I], g and y [N,Ho,Wo,O], w [O,kh,kw,I]; the scales a [N,I] and b [N,O], bias, noise and rest may be null.
 // The transpose visits the pixels of each residue class q mod stride by themselves (blockIdx.z mod classes), with the
 // taps that reach them: no product with an inserted zero is made. A long k is cut into parts (blockIdx.z, in the
 // transpose divided by the number of classes): part q is v[q,o,t,i] and so on, and reduce.cu, or add_parts_act with an
 // activation behind it, adds the parts in their order. The squared gradient is that of diagonal Fisher information: a
 // sample's gradient, or that of a group of samples that a loss joins (group j of J: samples j, j + J, ...), is squared
-// in registers, so that no gradient but their sum is ever stored; its parts are parts of the groups.
+// in registers, so that no gradient but their sum is ever stored; its parts are parts of the groups. rest is what else
+// the loss owes to the weight (demodulation): what is squared is the whole.
 //
 // Threads: one block per tile of outputs. _f32 entries: 64 x 64 (128 x 16 in the narrow ones, for few channels), 256
 // threads, gemm_tile.cuh. _tf32, _tf32x3 and _bf16 entries (operands rounded to that format, f32 in memory): 128 x 128,
@@ -476,7 +477,8 @@ __device__ __forceinline__ void add_squares(T (&squares)[kCount], const T (&sums
 
 template <typename Tile>
 __device__ __forceinline__ void conv2d_weight_grad_squared(const float* x, const float* g, const float* a,
-                                                           const float* b, float* s, const Conv2dSquaredParams& q) {
+                                                           const float* b, const float* rest, float* s,
+                                                           const Conv2dSquaredParams& q) {
   const Conv2dParams& p = q.conv;
   const int row = int(blockIdx.x) * Tile::kM, column = int(blockIdx.y) * Tile::kN;
   const int columns = p.k_h * p.k_w * p.x_c, part = int(blockIdx.z);
@@ -487,6 +489,12 @@ __device__ __forceinline__ void conv2d_weight_grad_squared(const float* x, const
   for (int group = groups.begin; group < groups.end; group++) {
     const Samples members{group, q.groups};
     multiply(tile, OutputChannels(g, b, p, members), InputColumns(x, a, p, members), row, column, k, vectors);
+    if (rest) {
+      const float* own = rest + int64_t(group) * p.g_c * columns;
+      tile.for_each(row, column, p.g_c, columns, [&](int r, int c, float& sum) {
+        sum += __ldcg(own + int64_t(r) * columns + c);
+      });
+    }
     add_squares(squares.sums, tile.sums);
   }
   const SquaredOutput output{s + int64_t(part) * p.g_c * columns, columns, q.weight, q.accumulate != 0};
@@ -494,22 +502,22 @@ __device__ __forceinline__ void conv2d_weight_grad_squared(const float* x, const
 }
 
 extern "C" __global__ void __launch_bounds__(kTileThreads)
-    conv2d_weight_grad_squared_f32(const float* x, const float* g, const float* a, const float* b, float* s,
-                                   Conv2dSquaredParams q) {
-  conv2d_weight_grad_squared<WideTile>(x, g, a, b, s, q);
+    conv2d_weight_grad_squared_f32(const float* x, const float* g, const float* a, const float* b,
+                                   const float* rest, float* s, Conv2dSquaredParams q) {
+  conv2d_weight_grad_squared<WideTile>(x, g, a, b, rest, s, q);
 }
 extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Tf32>::kThreads, SmallMmaTile<Math::Tf32>::kBlocks)
-    conv2d_weight_grad_squared_tf32(const float* x, const float* g, const float* a, const float* b, float* s,
-                                    Conv2dSquaredParams q) {
-  conv2d_weight_grad_squared<SmallMmaTile<Math::Tf32>>(x, g, a, b, s, q);
+    conv2d_weight_grad_squared_tf32(const float* x, const float* g, const float* a, const float* b,
+                                    const float* rest, float* s, Conv2dSquaredParams q) {
+  conv2d_weight_grad_squared<SmallMmaTile<Math::Tf32>>(x, g, a, b, rest, s, q);
 }
 extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Tf32x3>::kThreads, SmallMmaTile<Math::Tf32x3>::kBlocks)
-    conv2d_weight_grad_squared_tf32x3(const float* x, const float* g, const float* a, const float* b, float* s,
-                                      Conv2dSquaredParams q) {
-  conv2d_weight_grad_squared<SmallMmaTile<Math::Tf32x3>>(x, g, a, b, s, q);
+    conv2d_weight_grad_squared_tf32x3(const float* x, const float* g, const float* a, const float* b,
+                                      const float* rest, float* s, Conv2dSquaredParams q) {
+  conv2d_weight_grad_squared<SmallMmaTile<Math::Tf32x3>>(x, g, a, b, rest, s, q);
 }
 extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Bf16>::kThreads, SmallMmaTile<Math::Bf16>::kBlocks)
-    conv2d_weight_grad_squared_bf16(const float* x, const float* g, const float* a, const float* b, float* s,
-                                    Conv2dSquaredParams q) {
-  conv2d_weight_grad_squared<SmallMmaTile<Math::Bf16>>(x, g, a, b, s, q);
+    conv2d_weight_grad_squared_bf16(const float* x, const float* g, const float* a, const float* b,
+                                    const float* rest, float* s, Conv2dSquaredParams q) {
+  conv2d_weight_grad_squared<SmallMmaTile<Math::Bf16>>(x, g, a, b, rest, s, q);
 }

@@ -17,14 +17,14 @@
 // Numerics: _f64 adds the images of all batches in groups of four in their order: batches whose sizes are multiples of
 // four may be cut differently with equal results. _f32x2 keeps products and sums of a batch as the sum of two f32, to
 // about 2^-45 of the sum of absolute values, and adds batches in f64.
-// Launched by src/metrics/feature_stats.rs.
+// Launched by src/metrics/feature_stats/cuda.rs.
 #include "common.cuh"
 
 struct FeatureParams {
   int32_t count;  // images of the batch (feature_covariance: of all batches)
   int32_t dims;
 };
-static_assert(sizeof(FeatureParams) == 8, "keep in step with src/metrics/feature_stats.rs");
+static_assert(sizeof(FeatureParams) == 8, "keep in step with src/metrics/feature_stats/cuda.rs");
 
 constexpr int kTile = 64;
 constexpr int kImages = 16;  // per slice

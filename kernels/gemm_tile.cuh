@@ -128,6 +128,18 @@ struct Tile {
     }
   }
 
+  // Calls visit(row, column, sum) for the thread's outputs inside [rows, columns].
+  template <typename Visit>
+  __device__ __forceinline__ void for_each(int row, int column, int rows, int columns, Visit visit) {
+#pragma unroll
+    for (int m = 0; m < kThreadM; m++)
+#pragma unroll
+      for (int n = 0; n < kThreadN; n++) {
+        const int r = row + first_m() + m, c = column + first_n() + n;
+        if (r < rows && c < columns) visit(r, c, sums[m][n]);
+      }
+  }
+
   // Stores the thread's outputs inside [rows, columns].
   template <typename Output>
   __device__ __forceinline__ void store(const Output& output, int row, int column, int rows, int columns) const {

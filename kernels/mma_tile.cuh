@@ -314,6 +314,22 @@ struct MmaTile {
     }
   }
 
+  // Calls visit(row, column, sum) for the thread's outputs inside [rows, columns].
+  template <typename Visit>
+  __device__ __forceinline__ void for_each(int row, int column, int rows, int columns, Visit visit) {
+    const int lane = int(threadIdx.x) % kWarp;
+#pragma unroll
+    for (int m = 0; m < kAtomsM; m++)
+#pragma unroll
+      for (int n = 0; n < kAtomsN; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          const int r = row + first_m() + m * 16 + i / 2 * 8 + lane / 4;
+          const int c = column + first_n() + n * 8 + lane % 4 * 2 + i % 2;
+          if (r < rows && c < columns) visit(r, c, sums[m][n][i]);
+        }
+  }
+
   // Stores the thread's outputs inside [rows, columns], two neighbours at once where they are 8-byte aligned.
   template <typename Output>
   __device__ __forceinline__ void store(const Output& output, int row, int column, int rows, int columns) const {

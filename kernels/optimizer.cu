@@ -6,7 +6,7 @@
 //   v      = beta2 v + (1 - beta2) g^2
 //   theta -= learning_rate / (1 - beta1^t) m / (sqrt(v / (1 - beta2^t)) + epsilon)
 //   ema    = decay ema + (1 - decay) theta                 where there is an average
-//   shadow = bf16(theta)                                   where there is a low-precision copy
+//   shadow = bf16(theta)                                   of the tensors that have a low-precision copy
 // and, while theta is in registers, the regulariser's value: at the new theta what the next step needs (repulsion), at
 // the old one what belongs to this step's loss (EWC, L1).
 //   accumulate_squares   sum_i += weight grad_i^2          how squared gradients of samples become a Fisher diagonal
@@ -137,10 +137,33 @@ struct AdamSlabs {
   __nv_bfloat16* shadow;
 };
 
+// The low-precision copy of one chunk, by the slab's indices. Its tensors begin where TMA can read them, so four elements
+// of the slab need not be aligned in it.
+struct ChunkShadow {
+  __nv_bfloat16* origin;
+  bool wide;
+
+  __device__ __forceinline__ ChunkShadow(__nv_bfloat16* shadow, const SlabChunk& chunk)
+      : origin(shadow && chunk.shadow >= 0 ? shadow + (chunk.shadow - chunk.begin) : nullptr),
+        wide(reinterpret_cast<uintptr_t>(origin) % (4 * sizeof(__nv_bfloat16)) == 0) {}
+
+  template <int N>
+  __device__ __forceinline__ void store(int64_t i, const Lanes<N>& lanes) const {
+    if (!origin) return;
+    if (N == 1 || wide) {
+      store_bf16<N>(origin, i, lanes);
+    } else {
+#pragma unroll
+      for (int lane = 0; lane < N; lane++) store_bf16<1>(origin, i + lane, Lanes<1>{{lanes.v[lane]}});
+    }
+  }
+};
+
 template <typename Regulariser>
 struct AdamPass {
   AdamSlabs slabs;
   ChunkGradient gradient;
+  ChunkShadow shadow;
   Regulariser regulariser;
   AdamParams p;
   float step_size, sqrt_correction2, ema_decay;
@@ -170,7 +193,7 @@ struct AdamPass {
     store_lanes<N>(slabs.v, i, v);
     if (slabs.m) store_lanes<N>(slabs.m, i, m);
     if (slabs.ema) store_lanes<N>(slabs.ema, i, ema);
-    if (slabs.shadow) store_bf16<N>(slabs.shadow, i, theta);
+    shadow.store<N>(i, theta);
   }
 };
 
@@ -181,6 +204,7 @@ __device__ __forceinline__ float step(const AdamSlabs& slabs, const Gradients& g
                                       const AdamParams& p) {
   AdamPass<Regulariser> pass{slabs,
                              ChunkGradient(gradients, chunk),
+                             ChunkShadow(slabs.shadow, chunk),
                              regulariser,
                              p,
                              state.learning_rate * state.correction1,

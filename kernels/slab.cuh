@@ -19,8 +19,9 @@ struct SlabChunk {
   float weight;    // of this chunk's tensor in the repulsion distance
   int32_t tensor;  // which tensor it lies in
   int32_t first;   // and where it begins there
+  int64_t shadow;  // where it begins in the slab's low-precision copy; negative: it is not in it
 };
-static_assert(sizeof(SlabChunk) == 24, "keep in step with src/ops/optimizer/cuda.rs");
+static_assert(sizeof(SlabChunk) == 32, "keep in step with src/ops/optimizer/cuda.rs");
 
 // Calls pass.template visit<N>(i) for all elements of the chunk, with N = 4 at multiples of four and N = 1 elsewhere.
 template <typename Pass>

@@ -13,13 +13,13 @@ use common::stylegan2::{self as tiny, BOUND, arrays, weights};
 use common::{assert_near, nhwc};
 use cuda_on_cpu::{orders, with_order};
 use recant::autograd::{Var, mul, sum};
-use recant::device::cuda::KERNELS;
-use recant::device::{Device, Precision};
+use recant::device::cuda::{KERNELS, Workspace};
+use recant::device::{CudaDevice, Device, Precision};
 use recant::error::{Error, Result};
 use recant::losses::{path_length, r1_penalty};
 use recant::models::stylegan2::Styles;
-use recant::ops::bias_act::{Activation, bias_act, bias_act_grad};
-use recant::ops::conv2d::{Conv2d, conv2d};
+use recant::ops::bias_act::{Activation, Epilogue, bias_act, bias_act_grad};
+use recant::ops::conv2d::{Conv2d, WeightGrad, conv2d, conv2d_act, conv2d_transpose, conv2d_weight_grad, conv2d_weight_grad_squared};
 use recant::ops::elementwise::{Map, Zip, channel_scale, map, zip};
 use recant::ops::layout::{concat, pad, permute, slice};
 use recant::ops::matmul::{Read, matmul};
@@ -344,6 +344,140 @@ fn slab_passes() {
     assert_close("squares", &there.to_f64_vec(), &here.to_f64_vec(), Tolerance { abs: 1e-6, rel: 1e-6, reason: "three roundings of values up to ten" });
 }
 
+/// Values of which bf16 holds every bit and whose sums are exact in f32: only the CPU's results are right.
+fn whole(stream: u64, shape: &[usize], f: fn(f64) -> f64) -> Tensor {
+    Tensor::from_vec(shape, normal(stream, shape).to_f64_vec().into_iter().map(f).collect::<Vec<_>>())
+}
+
+/// The four products of a convolution of `x` `[n, h, w, ci]` by `co` kernels.
+struct Layer {
+    n: usize,
+    size: [usize; 2],
+    channels: [usize; 2],
+    kernel: usize,
+    spec: Conv2d,
+}
+
+impl Layer {
+    /// `x`, `w`, `g`, the scales `a` and `b`, bias, noise and strength.
+    fn inputs(&self) -> Vec<Tensor> {
+        let ([h, w], [ci, co], k) = (self.size, self.channels, self.kernel);
+        let [oh, ow] = [0, 1].map(|d| (self.size[d] + 2 * self.spec.padding[d] - k) / self.spec.stride[d] + 1);
+        let number = |stream: u64, shape: &[usize]| whole(stream, shape, |v| (1.5 * v).round());
+        let power = |stream: u64, shape: &[usize]| whole(stream, shape, |v| v.round().exp2());
+        vec![
+            number(1, &[self.n, h, w, ci]),
+            number(2, &[co, k, k, ci]),
+            number(3, &[self.n, oh, ow, co]),
+            power(4, &[self.n, ci]),
+            power(5, &[self.n, co]),
+            number(6, &[co]),
+            number(7, &[1, oh, ow, 1]),
+            power(8, &[1]),
+        ]
+    }
+
+    /// All results behind each other.
+    fn run(&self, t: &[Tensor]) -> Result<Tensor> {
+        let (x, w, g, a, b) = (&t[0], &t[1], &t[2], Some(&t[3]), Some(&t[4]));
+        let then = Epilogue { bias: Some(&t[5]), noise: Some((&t[6], &t[7])), act: Activation::LEAKY_RELU };
+        let all = [
+            conv2d(x, w, a, None, self.spec)?,
+            conv2d_act(x, w, a, b, self.spec, then)?,
+            conv2d_transpose(g, w, b, a, self.spec, self.size)?,
+            conv2d_weight_grad(x, g, a, b, self.spec, [self.kernel; 2])?,
+        ];
+        let flat = all.iter().map(|t| t.reshape(&[t.len()])).collect::<Result<Vec<_>>>()?;
+        concat(&flat.iter().collect::<Vec<_>>(), 0)
+    }
+}
+
+/// Large layers in bf16 take Hopper's own instructions on Hopper, and no other chip does; recorded they give the same bits.
+#[test]
+fn convolutions_on_hopper() {
+    let layer = |n, size, channels, kernel, stride, padding| Layer { n, size, channels, kernel, spec: Conv2d::square(stride, padding) };
+    // Wide and narrow tiles on either side, ragged all. No 3x3: there the CPU's own sums are not exact.
+    let layers = [layer(3, [9, 7], [72, 80], 2, 1, 1), layer(3, [17, 17], [64, 264], 1, 2, 0), layer(3, [16, 17], [264, 72], 2, 2, 0)];
+    let hopper = gpu::cuda_with(Precision::Bf16);
+    let device = Device::Cuda(hopper.clone());
+    for layer in &layers {
+        compare(&device, &format!("{:?} channels on Hopper", layer.channels), &layer.inputs(), EXACT, &|t| layer.run(t));
+    }
+    let inputs = all_on(&device, &layers[0].inputs().iter().map(|t| t.to_dtype(DType::F32)).collect::<Vec<_>>());
+    let (workspace, work) = (Workspace::default(), || layers[0].run(&inputs));
+    let queued = hopper.with_workspace(&workspace, || work().unwrap().to_vec::<f32>());
+    let (mut graph, recorded) = hopper.record(&workspace, work).unwrap();
+    graph.launch().unwrap();
+    assert_eq!(recorded.to_vec::<f32>(), queued);
+    let ampere = gpu::cuda_of((8, 0), Precision::Bf16);
+    compare(&Device::Cuda(ampere.clone()), "on Ampere", &layers[0].inputs(), EXACT, &|t| layers[0].run(t));
+    if cuda_on_cpu::is_emulated() {
+        let launches = |gpu: &CudaDevice| gpu.launches().into_iter().filter(|(name, n)| name.contains("sm90") && *n > 0).count();
+        assert_eq!((launches(&hopper), launches(&ampere)), (6, 0));
+    }
+}
+
+/// A weight that convolutions on Hopper have read once comes with every optimiser step in bf16, from where its slab's
+/// other writers do not go: the same bits as rounding it in every call.
+#[test]
+fn the_optimiser_leaves_weights_in_bf16() {
+    let gpu = gpu::cuda_with(Precision::Bf16);
+    let device = Device::Cuda(gpu.clone());
+    let on = |t: Tensor| t.to_dtype(DType::F32).to_device(&device).unwrap();
+    // The weight lies at an odd element of its slab, behind another one.
+    let shapes: [&[usize]; 4] = [&[5], &[16, 1, 1, 8], &[72, 3, 3, 64], &[3]];
+    let offsets: Vec<usize> = shapes.iter().scan(0, |at, s| Some(std::mem::replace(at, *at + s.iter().product::<usize>()))).collect();
+    let total = offsets[3] + 3;
+    let grads: Vec<Tensor> = shapes.iter().zip(0..).map(|(s, i)| on(normal(10 + i, s))).collect();
+    let (mut params, mut v) = (on(normal(1, &[total])), on(positive(2, &[total])));
+    let (x, g) = (on(normal(3, &[4, 8, 8, 64])), on(normal(4, &[4, 8, 8, 72])));
+    let spec = Conv2d::square(1, 1);
+    let products = |w: &Tensor| {
+        let (y, z) = (conv2d(&x, w, None, None, spec).unwrap(), conv2d_transpose(&g, w, None, None, spec, [8, 8]).unwrap());
+        [y, z].map(|t| t.to_vec::<f32>())
+    };
+    let packs = || gpu.launches()["conv2d_pack_bf16"];
+    let (adam, mut resident) = (Adam { lr: 0.01, beta1: 0.0, beta2: 0.99, eps: 1e-8 }, Resident::default());
+    // Copies of weights that this round must make: none after a step, since the first round has asked for them.
+    let round = |params: &Tensor, copies: u64| {
+        let w = params.segment(offsets[2], shapes[2]).unwrap();
+        let before = packs();
+        let got = products(&w);
+        assert!(!cuda_on_cpu::is_emulated() || packs() - before == 2 + copies, "{} copies, {copies} of weights", packs() - before);
+        assert!(got == products(&w.deep_clone().unwrap()), "other bits with {copies} copies of weights");
+    };
+    round(&params, 2);
+    for step in 1..=2 {
+        let slabs = Slabs { params: &mut params, first_moment: None, second_moment: &mut v, ema: None };
+        adam_step(slabs, &grads, &offsets, Pull::None, adam, step, &mut resident).unwrap();
+        round(&params, 0);
+    }
+    params.assign(&on(normal(5, &[total]))).unwrap();
+    round(&params, 2);
+}
+
+/// On ragged tiles, in groups, with scales, in the middle of a slab, added to what is there.
+#[test]
+fn squared_weight_gradients() {
+    let scale = |stream: u64, shape: &[usize]| Some(positive(stream, shape).to_dtype(DType::F32));
+    for (groups, rest) in [(1, true), (2, false), (4, true)] {
+        let (x, g) = (normal(1, &[4, 6, 5, 7]), normal(2, &[4, 3, 3, 66]));
+        let of = WeightGrad { x, g, a: scale(3, &[4, 7]), b: scale(4, &[4, 66]), spec: Conv2d::square(2, 1), kernel: [3, 3] };
+        let len = 66 * 9 * 7;
+        let run = |device: &Device| {
+            let on = |t: &Tensor| t.to_dtype(DType::F32).to_device(device).unwrap();
+            let of = WeightGrad { x: on(&of.x), g: on(&of.g), a: of.a.as_ref().map(on), b: of.b.as_ref().map(on), ..of.clone() };
+            let rest = rest.then(|| on(&normal(5, &[groups, len])));
+            let mut slab = on(&normal(6, &[len + 8])).deep_clone().unwrap();
+            conv2d_weight_grad_squared(&of, groups, rest.as_ref(), 0.25, &mut slab, 5).unwrap_or_else(|e| panic!("{e} {}", cuda_on_cpu::last_error()));
+            slab.to_f64_vec()
+        };
+        // A sum of up to 36 products of about one, with an error of 1e-5, is squared: values up to 400.
+        let tolerance = Tolerance { abs: 2e-4, rel: 1e-5, reason: "squares of sums in another order" };
+        assert_close(&format!("{groups} groups"), &run(&gpu::device()), &run(&Device::Cpu), tolerance);
+    }
+}
+
 #[test]
 fn tiny_generator() {
     let device = gpu::device();
@@ -353,6 +487,13 @@ fn tiny_generator() {
     let maps = all_on(&device, &tiny::noise(&data, "noise_", ""));
     let image = g.forward(&p, &Styles::One(data["z1"].clone()).to_device(&device).unwrap(), &maps).unwrap();
     assert_near("image", &image.value().to_device(&Device::Cpu).unwrap(), &nhwc(&data["image"]), BOUND);
+    // Without a graph, what follows a convolution is in its kernel: four layers keep their size, four make RGB.
+    let Device::Cuda(gpu) = &device else { unreachable!() };
+    let fused = || gpu.launches().into_iter().filter(|(name, _)| name.starts_with("conv2d_act") || *name == "conv2d_add_parts_act_f32").map(|(_, n)| n).sum::<u64>();
+    let before = fused();
+    let same = g.forward(&slab.to_device(&device).unwrap().constants(), &Styles::One(data["z1"].clone()).to_device(&device).unwrap(), &maps).unwrap();
+    assert_eq!(fused() - before, 4 + 4);
+    assert_near("image without a graph", &same.value().to_device(&Device::Cpu).unwrap(), &nhwc(&data["image"]), BOUND);
     let cotangent = Var::constant(nhwc(&data["cotangent"]).to_device(&device).unwrap());
     let loss = sum(&mul(&image, &cotangent).unwrap()).unwrap();
     tiny::assert_gradients("image · cotangent", &tiny::gradients(&loss, &p), &slab, &weights("generator_grad_of_image_dot_cotangent"), BOUND);

@@ -10,8 +10,18 @@ use recant::cli::probes::{Size, probes};
 use recant::device::{Device, Precision};
 use recant::device::peak::{Effort, copy_bandwidth, fma_rate, median, mma_rate};
 
-/// Kernels that ops choose for a hundred tiles of 128 x 128 and more.
-const LARGE_TILES: [&str; 9] = [
+/// Kernels that ops choose for a hundred tiles of 128 x 128 and more, or on Hopper for half as many as multiprocessors.
+const LARGE_TILES: [&str; 19] = [
+    "conv2d_sm90_bf16",
+    "conv2d_sm90_narrow_bf16",
+    "conv2d_transpose_sm90_bf16",
+    "conv2d_transpose_sm90_narrow_bf16",
+    "conv2d_weight_grad_sm90_bf16",
+    "conv2d_weight_grad_sm90_narrow_bf16",
+    "conv2d_pack_bf16",
+    "conv2d_act_tf32",
+    "conv2d_act_tf32x3",
+    "conv2d_act_bf16",
     "conv2d_tf32",
     "conv2d_tf32x3",
     "conv2d_bf16",
@@ -39,12 +49,21 @@ fn every_kernel_is_checked_against_the_cpu() {
         }
         unused.retain(|name| gpu.launches()[name] == 0);
     }
+    // A chip that is slow in double precision.
+    let slow = gpu::cuda_of((8, 6), Precision::F32);
+    for probe in probes().iter().filter(|p| p.name == "feature statistics") {
+        let error = probe.error(&Device::Cuda(slow.clone())).unwrap();
+        assert!(error <= probe.tolerance, "{}: {error}", probe.name);
+    }
+    // A real chip is of one kind.
+    unused.retain(|name| slow.launches()[name] == 0 && (cuda_on_cpu::is_emulated() || !name.starts_with("feature_products")));
     let gpu = gpu::cuda();
     for rate in [copy_bandwidth(&gpu, EFFORT), fma_rate(&gpu, EFFORT), mma_rate(&gpu, EFFORT)] {
         assert!(rate.unwrap() > 0.0);
     }
     unused.retain(|name| gpu.launches()[name] == 0);
-    // The large tiles are for more outputs than the emulator computes in a test; tests/cuda_on_cpu has them.
+    // The large tiles are for more outputs than the emulator computes in a test; tests/cuda.rs and tests/cuda_on_cpu have
+    // them.
     unused.retain(|name| !LARGE_TILES.contains(name));
     assert!(unused.is_empty(), "no probe launches {unused:?}");
 }

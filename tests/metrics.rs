@@ -2,6 +2,7 @@
 
 mod common;
 
+use recant::device::{Device, Precision};
 use recant::metrics::{FeatureStats, Statistics, frechet_distance};
 use recant::ops::random::Random;
 use recant::tensor::{DType, Tensor};
@@ -109,6 +110,47 @@ fn statistics_do_not_depend_on_batches() {
     }
     for i in 0..5 {
         assert!((whole.sigma[i * 6] / 1e-6 - 1.0).abs() < 0.2, "variance {}", whole.sigma[i * 6]);
+    }
+}
+
+/// On a GPU with fast double precision, and on one with pairs of f32: the host's numbers, whatever the batches, also of
+/// features with a large mean.
+#[test]
+fn a_gpu_has_the_same_statistics() {
+    let (n, dims) = (1100, 67);
+    let noise = Random::new(5, 0).normal(&[n, dims]);
+    let offset = noise.as_slice::<f32>().iter().enumerate().map(|(i, v)| v * 0.25 + (i % dims) as f32).collect::<Vec<f32>>();
+    let x = Tensor::from_vec(&[n, dims], offset);
+    let run = |device: &Device, batch: usize| {
+        let x = x.to_device(device).unwrap();
+        let mut stats = FeatureStats::new(dims);
+        for at in (0..n).step_by(batch) {
+            stats.add(&x.rows(at, batch.min(n - at)).unwrap()).unwrap();
+            assert_eq!(stats.count(), n.min(at + batch));
+        }
+        stats.finish().unwrap_or_else(|e| panic!("{e} {}", cuda_on_cpu::last_error()))
+    };
+    let want = run(&Device::Cpu, n);
+    for capability in [(9, 0), (8, 6)] {
+        let gpu = common::gpu::cuda_of(capability, Precision::F32);
+        let device = Device::Cuda(gpu.clone());
+        let got = run(&device, n);
+        assert_eq!(got.count, want.count);
+        // Sums of 1100 products to 2^-45 of their absolute values, and a shift that is rounded to f32.
+        near(dims, &got, &want, 1e-11);
+        for batch in [1, 37, 600] {
+            assert_eq!(run(&device, batch), got, "batches of {batch} on {capability:?}");
+        }
+        let mut mixed = FeatureStats::new(dims);
+        mixed.add(&x.to_device(&device).unwrap()).unwrap();
+        assert!(mixed.add(&x).unwrap_err().to_string().contains("on cpu"));
+        let mut broken = FeatureStats::new(2);
+        broken.add(&Tensor::from_vec(&[2, 2], vec![0.0_f32, 1.0, f32::NAN, 0.0]).to_device(&device).unwrap()).unwrap();
+        assert!(broken.finish().unwrap_err().to_string().contains("feature 0"));
+        if cuda_on_cpu::is_emulated() {
+            let kernel = if capability == (9, 0) { "feature_products_f64" } else { "feature_products_f32x2" };
+            assert!(gpu.launches()[kernel] > 0, "{capability:?}");
+        }
     }
 }
 

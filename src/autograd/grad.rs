@@ -1,9 +1,12 @@
 //! The engine: gradients of outputs by targets, as `Var`s.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::{Io, Var, add, rules};
 use crate::error::{Error, Result};
+use crate::ops::conv2d::{WeightGrad, conv2d_weight_grad_squared};
+use crate::ops::elementwise::{Zip, zip};
+use crate::ops::optimizer::accumulate_squares;
 use crate::tensor::Tensor;
 
 /// Whether the gradients will be differentiated again.
@@ -26,6 +29,14 @@ pub fn grad(outputs: &[&Var], targets: &[&Var], order: Order) -> Result<Vec<Opti
 
 /// As `grad`, with given gradients of the outputs instead of ones.
 pub fn grad_seeded(outputs: &[&Var], seeds: &[Var], targets: &[&Var], order: Order) -> Result<Vec<Option<Var>>> {
+    backward(outputs, seeds, targets, order, None)
+}
+
+/// Weight gradients that were left to be computed, by the target's id.
+type Deferred = HashMap<u64, Vec<WeightGrad>>;
+
+/// Gradients of the targets. With `deferred`, what is a convolution's weight gradient of a leaf goes there instead.
+fn backward(outputs: &[&Var], seeds: &[Var], targets: &[&Var], order: Order, mut deferred: Option<&mut Deferred>) -> Result<Vec<Option<Var>>> {
     for (o, s) in outputs.iter().zip(seeds) {
         if o.shape() != s.shape() {
             return Err(Error::shape("grad", format!("seed {:?} for output {:?}", s.shape(), o.shape())));
@@ -46,7 +57,7 @@ pub fn grad_seeded(outputs: &[&Var], seeds: &[Var], targets: &[&Var], order: Ord
             done.insert(id, gradient.clone());
         }
         let Some(history) = &var.0.history else { continue };
-        let need: Vec<bool> = history.inputs.iter().map(|i| leading.contains(&i.id())).collect();
+        let mut need: Vec<bool> = history.inputs.iter().map(|i| leading.contains(&i.id())).collect();
         if !need.contains(&true) {
             continue;
         }
@@ -58,7 +69,16 @@ pub fn grad_seeded(outputs: &[&Var], seeds: &[Var], targets: &[&Var], order: Ord
                 (&detached, var.detach())
             }
         };
-        let gradients = history.rule.vjp(&Io { inputs, output: &output }, &gradient, &need)?;
+        let io = Io { inputs, output: &output };
+        if let Some(deferred) = &mut deferred {
+            for (i, input) in history.inputs.iter().enumerate().filter(|(_, input)| wanted.contains(&input.id()) && input.0.history.is_none()) {
+                if let Some(left) = history.rule.weight_grad(&io, &gradient, i) {
+                    deferred.entry(input.id()).or_default().push(left);
+                    need[i] = false;
+                }
+            }
+        }
+        let gradients = history.rule.vjp(&io, &gradient, &need)?;
         drop(gradient);
         for ((input, gradient), needed) in history.inputs.iter().zip(gradients).zip(&need) {
             let Some(gradient) = gradient.filter(|_| *needed) else { continue };
@@ -69,6 +89,33 @@ pub fn grad_seeded(outputs: &[&Var], seeds: &[Var], targets: &[&Var], order: Ord
         }
     }
     Ok(targets.iter().map(|t| done.get(&t.id()).cloned()).collect())
+}
+
+/// Adds `weight · (∂ output / ∂ target)²` to `into`, for each target from its element `offsets[i]` on. On a GPU the
+/// gradient of a convolution's weight is squared where it is computed, and never stored.
+pub fn accumulate_squared_grads(output: &Var, targets: &[&Var], offsets: &[usize], weight: f64, into: &mut Tensor) -> Result<()> {
+    let one = Var::constant(Tensor::full_on(output.shape(), 1.0, output.dtype(), &output.value().device())?);
+    let mut deferred = Deferred::new();
+    let found = backward(&[output], &[one], targets, Order::Last, Some(&mut deferred))?;
+    let (mut dense, mut places) = (Vec::new(), Vec::new());
+    for ((target, gradient), &offset) in targets.iter().zip(found).zip(offsets) {
+        let gradient = gradient.map(|g| g.value().clone());
+        match (deferred.remove(&target.id()).as_deref(), gradient) {
+            (Some([left]), rest) => conv2d_weight_grad_squared(left, 1, rest.as_ref(), weight, into, offset)?,
+            // A weight of several convolutions: their sum is squared.
+            (Some(several), rest) => {
+                let all = several.iter().map(WeightGrad::compute).chain(rest.map(Ok));
+                dense.push(all.reduce(|sum, next| zip(&sum?, &next?, Zip::Add)).expect("several")?);
+                places.push(offset);
+            }
+            (None, Some(gradient)) => {
+                dense.push(gradient);
+                places.push(offset);
+            }
+            (None, None) => {}
+        }
+    }
+    accumulate_squares(into, &dense, &places, weight)
 }
 
 fn accumulate(pending: &mut BTreeMap<u64, (Var, Var)>, at: &Var, gradient: Var) -> Result<()> {
@@ -120,6 +167,33 @@ mod tests {
     use crate::autograd::{Rule, Scales, conv2d, mul, square, sum};
     use crate::ops::conv2d::Conv2d;
     use crate::ops::random::Random;
+    use crate::tensor::DType;
+
+    /// Squares of gradients that are left to be computed are those of gradients that are computed: a weight of one
+    /// convolution that the loss also reaches otherwise, one of two convolutions, one without a convolution.
+    #[test]
+    fn squared_gradients_are_the_squares_of_gradients() {
+        let mut random = Random::new(4, 0);
+        let x = Var::constant(random.normal(&[2, 4, 4, 3]));
+        let [one, two] = [[5, 3, 3, 3], [3, 3, 3, 3]].map(|shape| Var::leaf(random.normal(&shape)));
+        let plain = Var::leaf(random.normal(&[2, 4, 4, 5]));
+        let y = conv2d(&x, &two, Scales::NONE, SPEC).and_then(|y| conv2d(&y, &two, Scales::NONE, SPEC)).unwrap();
+        let y = mul(&conv2d(&y, &one, Scales::NONE, SPEC).unwrap(), &plain).unwrap();
+        let loss = add(&sum(&y).unwrap(), &sum(&square(&one).unwrap()).unwrap()).unwrap();
+        let targets = [&plain, &one, &two];
+        let lengths = targets.map(|t| t.value().len());
+        let offsets = [2, 2 + lengths[0], 2 + lengths[0] + lengths[1]];
+        let mut squares = Tensor::zeros(&[offsets[2] + lengths[2]], DType::F32);
+        accumulate_squared_grads(&loss, &targets, &offsets, 0.5, &mut squares).unwrap();
+        let mut want = vec![0.0; 2];
+        for gradient in grad_or_zero(&[&loss], &targets, Order::Last).unwrap() {
+            want.extend(gradient.value().as_slice::<f32>().iter().map(|g| 0.5 * g * g));
+        }
+        for (i, (got, want)) in squares.as_slice::<f32>().iter().zip(&want).enumerate() {
+            // Sums of a few hundred products in f32.
+            assert!((got - want).abs() <= 1e-4 * want.abs().max(1.0), "{i}: {got} for {want}");
+        }
+    }
 
     /// A convolution that writes down which gradients it is asked for.
     struct Probe {

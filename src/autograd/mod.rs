@@ -6,13 +6,14 @@ mod grad;
 pub mod gradcheck;
 mod rules;
 
-pub use grad::{Order, grad, grad_or_zero, grad_seeded};
+pub use grad::{Order, accumulate_squared_grads, grad, grad_or_zero, grad_seeded};
 pub use rules::*;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::Result;
+use crate::ops::conv2d::WeightGrad;
 use crate::tensor::{DType, Tensor};
 
 /// How one op's output depends on its inputs.
@@ -22,6 +23,11 @@ pub trait Rule: Send + Sync {
 
     /// The gradient of each input for which `need` holds, given the gradient `g` of the output.
     fn vjp(&self, io: &Io, g: &Var, need: &[bool]) -> Result<Vec<Option<Var>>>;
+
+    /// The gradient of one input as a convolution's weight gradient that is still to be computed, where it is one.
+    fn weight_grad(&self, _io: &Io, _g: &Var, _input: usize) -> Option<WeightGrad> {
+        None
+    }
 }
 
 /// What a rule sees of its node.

@@ -42,13 +42,13 @@ fn cpu_name() -> String {
 
 impl Gpu {
     pub fn of(device: &CudaDevice) -> Result<Gpu> {
-        let (major, minor) = device.compute_capability()?;
+        let (major, minor) = device.compute_capability();
         let (free, total) = device.memory()?;
         Ok(Gpu {
             name: device.name()?,
             driver: device.driver()?,
             compute_capability: format!("{major}.{minor}"),
-            multiprocessors: device.multiprocessors()?,
+            multiprocessors: device.multiprocessors(),
             cache_mib: device.cache()? >> 20,
             memory_mib: total >> 20,
             memory_free_mib: free >> 20,

@@ -6,9 +6,10 @@ use crate::device::{Device, Precision};
 use crate::device::cuda::Workspace;
 use crate::device::peak::median;
 use crate::error::Result;
+use crate::metrics::FeatureStats;
 use crate::nn::{AdamState, Init, Layout, ParamSlab};
-use crate::ops::bias_act::{Activation, bias_act, bias_act_grad};
-use crate::ops::conv2d::{Conv2d, conv2d, conv2d_transpose, conv2d_weight_grad};
+use crate::ops::bias_act::{Activation, Epilogue, bias_act, bias_act_grad};
+use crate::ops::conv2d::{Conv2d, WeightGrad, conv2d, conv2d_act, conv2d_transpose, conv2d_weight_grad, conv2d_weight_grad_squared};
 use crate::ops::elementwise::{Map, Zip, channel_scale, map, zip};
 use crate::ops::layout::{concat, permute};
 use crate::ops::matmul::{Read, matmul};
@@ -238,6 +239,7 @@ pub fn probes() -> Vec<Probe> {
     all.extend(products());
     all.extend(pooling());
     all.extend(passes());
+    all.push(feature_statistics());
     all
 }
 
@@ -317,6 +319,32 @@ fn convolutions(n: usize) -> Vec<Probe> {
             conv_flops(n, hw, 3, 1, wide),
         ),
         Probe::function(
+            "conv2d 3x3, scaled, with noise, bias and leaky ReLU",
+            |s| {
+                let [x, w] = s.pick([[2, 6, 5, 9], [70, 3, 3, 9]], [[16, 32, 32, 512], [512, 3, 3, 512]]);
+                vec![x.into(), w.into(), vec![x[0], x[3]], vec![x[0], w[0]], vec![w[0]], vec![1, x[1], x[2], 1], vec![1]]
+            },
+            |t| conv2d_act(&t[0], &t[1], Some(&t[2]), Some(&t[3]), SAME, Epilogue { bias: Some(&t[4]), noise: Some((&t[5], &t[6])), act: Activation::LEAKY_RELU }),
+            activations,
+            conv_flops(n, hw, wide, 3, wide),
+        )
+        .convolution(),
+        Probe::function(
+            "conv2d 3x3 of a small map, with bias and leaky ReLU",
+            |s| s.pick(vec![vec![1, 4, 3, 40], vec![70, 3, 3, 40], vec![70]], vec![vec![16, 4, 4, 512], vec![512, 3, 3, 512], vec![512]]),
+            |t| conv2d_act(&t[0], &t[1], None, None, SAME, Epilogue { bias: Some(&t[2]), noise: None, act: Activation::LEAKY_RELU }),
+            n * 4 * 4 * wide,
+            conv_flops(n, 4, wide, 3, wide),
+        )
+        .convolution(),
+        Probe::function(
+            "conv2d 1x1 to RGB, with bias",
+            |s| s.pick(vec![vec![2, 6, 5, 20], vec![3, 1, 1, 20], vec![3]], vec![vec![16, 32, 32, 512], vec![3, 1, 1, 512], vec![3]]),
+            |t| conv2d_act(&t[0], &t[1], None, None, Conv2d::square(1, 0), Epilogue { bias: Some(&t[2]), noise: None, act: Activation::LINEAR }),
+            n * hw * hw * 3,
+            conv_flops(n, hw, 3, 1, wide),
+        ),
+        Probe::function(
             "conv2d transpose 3x3, stride 2",
             |s| s.pick(vec![vec![2, 4, 5, 9], vec![9, 3, 3, 70]], vec![vec![16, 16, 16, 512], vec![512, 3, 3, 512]]),
             |t| conv2d_transpose(&t[0], &t[1], None, None, UP, [2 * t[0].dim(1) + 1, 2 * t[0].dim(2) + 1]),
@@ -335,6 +363,20 @@ fn convolutions(n: usize) -> Vec<Probe> {
             "conv2d weight gradient 3x3",
             |s| s.pick(vec![vec![2, 16, 9, 9], vec![2, 16, 9, 70]], vec![vec![16, 32, 32, 512], vec![16, 32, 32, 512]]),
             |t| conv2d_weight_grad(&t[0], &t[1], None, None, SAME, [3, 3]),
+            9 * wide * wide,
+            conv_flops(n, hw, wide, 3, wide),
+        )
+        .convolution(),
+        Probe::function(
+            "conv2d squared weight gradients 3x3",
+            |s| s.pick(vec![vec![4, 6, 5, 9], vec![4, 6, 5, 70]], vec![vec![16, 32, 32, 512], vec![16, 32, 32, 512]]),
+            |t| {
+                let of = WeightGrad { x: t[0].clone(), g: t[1].clone(), a: None, b: None, spec: SAME, kernel: [3, 3] };
+                let shape = [t[1].dim(3), 3, 3, t[0].dim(3)];
+                let mut squares = Tensor::full_on(&shape, 0.0, DType::F32, &t[0].device())?;
+                conv2d_weight_grad_squared(&of, 2, None, 0.5, &mut squares, 0)?;
+                Ok(squares)
+            },
             9 * wide * wide,
             conv_flops(n, hw, wide, 3, wide),
         )
@@ -390,6 +432,25 @@ fn products() -> Vec<Probe> {
         Probe::function("matmul, first transposed", |s| pair(s, [40, 65], [40, 70]), |t| matmul(&t[0], Read::Transposed, &t[1], Read::Plain), M * M, flops),
         Probe::function("matmul, both transposed", |s| pair(s, [40, 65], [70, 40]), |t| matmul(&t[0], Read::Transposed, &t[1], Read::Transposed), M * M, flops),
     ]
+}
+
+/// Mean and covariance of as many features as FID has.
+fn feature_statistics() -> Probe {
+    const LARGE: [usize; 2] = [512, 2048];
+    Probe::function(
+        "feature statistics",
+        |s| vec![s.pick([37, 70], LARGE).to_vec()],
+        |t| {
+            let mut stats = FeatureStats::new(t[0].dim(1));
+            stats.add(&t[0])?;
+            let found = stats.finish()?;
+            let all = found.mu.iter().chain(&found.sigma).map(|v| *v as f32).collect::<Vec<f32>>();
+            Ok(Tensor::from_vec(&[all.len()], all))
+        },
+        2 * 2 * LARGE[1] * LARGE[1],
+        (LARGE[0] * LARGE[1] * LARGE[1]) as f64,
+    )
+    .not_timed()
 }
 
 fn passes() -> Vec<Probe> {

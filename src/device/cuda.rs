@@ -40,6 +40,15 @@ pub const KERNELS: &[(&str, &[&str])] = &[
             "conv2d_small_tf32x3",
             "conv2d_bf16",
             "conv2d_small_bf16",
+            "conv2d_act_f32",
+            "conv2d_act_narrow_f32",
+            "conv2d_act_tf32",
+            "conv2d_act_small_tf32",
+            "conv2d_act_tf32x3",
+            "conv2d_act_small_tf32x3",
+            "conv2d_act_bf16",
+            "conv2d_act_small_bf16",
+            "conv2d_add_parts_act_f32",
             "conv2d_transpose_f32",
             "conv2d_transpose_narrow_f32",
             "conv2d_transpose_tf32",
@@ -55,10 +64,27 @@ pub const KERNELS: &[(&str, &[&str])] = &[
             "conv2d_weight_grad_small_tf32x3",
             "conv2d_weight_grad_bf16",
             "conv2d_weight_grad_small_bf16",
+            "conv2d_weight_grad_squared_f32",
+            "conv2d_weight_grad_squared_tf32",
+            "conv2d_weight_grad_squared_tf32x3",
+            "conv2d_weight_grad_squared_bf16",
+        ],
+    ),
+    (
+        "conv2d_sm90",
+        &[
+            "conv2d_sm90_bf16",
+            "conv2d_sm90_narrow_bf16",
+            "conv2d_transpose_sm90_bf16",
+            "conv2d_transpose_sm90_narrow_bf16",
+            "conv2d_weight_grad_sm90_bf16",
+            "conv2d_weight_grad_sm90_narrow_bf16",
+            "conv2d_pack_bf16",
         ],
     ),
     ("elementwise", &["map_f32", "zip_f32", "channel_scale_f32"]),
     ("ewc", &["ewc_penalty_grad_f32"]),
+    ("feature_stats", &["feature_shift_f32", "feature_products_f64", "feature_products_f32x2", "feature_covariance_f64"]),
     ("layout", &["copy_strided_f32", "copy_strided_f32x4"]),
     ("matmul", &["matmul_nn_f32", "matmul_nt_f32", "matmul_tn_f32", "matmul_tt_f32"]),
     ("optimizer", &["adam_f32", "adam_ewc_f32", "adam_repulsion_f32", "adam_l1_f32", "accumulate_squares_f32"]),
@@ -88,6 +114,8 @@ struct Inner {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
     precision: Precision,
+    capability: (i32, i32),
+    multiprocessors: u32,
     functions: HashMap<&'static str, Entry>,
     /// Where allocations come from, if not from the driver.
     workspace: Mutex<Option<Workspace>>,
@@ -151,6 +179,9 @@ impl CudaDevice {
         // SAFETY: all work of this device is on one stream, so no event is needed to order it; nothing is allocated yet.
         unsafe { context.disable_event_tracking() };
         keep_freed_memory(&context)?;
+        let capability = context.compute_capability().map_err(failed("asking for the GPU's compute capability"))?;
+        let count = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        let multiprocessors = context.attribute(count).map_err(failed("asking what the GPU is"))?.max(1) as u32;
         let stream = context.new_stream().map_err(failed("creating a stream"))?;
         let mut functions = HashMap::new();
         for (stem, entries) in KERNELS {
@@ -164,7 +195,7 @@ impl CudaDevice {
                 functions.insert(*entry, Entry { function, launches: AtomicU64::new(0), roomy: AtomicBool::new(false) });
             }
         }
-        let inner = Inner { context, stream, precision, functions, workspace: Mutex::default(), recording: AtomicBool::new(false), late: Mutex::default() };
+        let inner = Inner { context, stream, precision, capability, multiprocessors, functions, workspace: Mutex::default(), recording: AtomicBool::new(false), late: Mutex::default() };
         Ok(CudaDevice(Arc::new(inner)))
     }
 
@@ -188,8 +219,8 @@ impl CudaDevice {
     }
 
     /// Major and minor version of what the GPU's kernels are compiled for.
-    pub fn compute_capability(&self) -> Result<(i32, i32)> {
-        self.0.context.compute_capability().map_err(failed("asking for the GPU's compute capability"))
+    pub fn compute_capability(&self) -> (i32, i32) {
+        self.0.capability
     }
 
     fn attribute(&self, attribute: sys::CUdevice_attribute) -> Result<usize> {
@@ -197,8 +228,13 @@ impl CudaDevice {
         Ok(value.max(0) as usize)
     }
 
-    pub fn multiprocessors(&self) -> Result<u32> {
-        Ok(self.attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32)
+    /// Whether the kernels for Hopper alone are there and run on it.
+    pub(crate) fn has_hopper_code(&self) -> bool {
+        self.0.capability == (9, 0) && embedded::ARCHITECTURES.split(',').any(|arch| arch.trim() == "90a")
+    }
+
+    pub fn multiprocessors(&self) -> u32 {
+        self.0.multiprocessors
     }
 
     /// Bytes of the second-level cache.
@@ -249,7 +285,7 @@ impl CudaDevice {
                 None => self.driver_memory(Workspace::block(bytes))?,
             },
         };
-        Ok(CudaBuffer { memory: Some(memory), bytes, home, device: self.clone() })
+        Ok(CudaBuffer { memory: Some(memory), bytes, home, device: self.clone(), shadow_wanted: AtomicBool::new(false), shadow: None })
     }
 
     fn driver_memory(&self, bytes: usize) -> Result<CudaSlice<u8>> {
@@ -578,6 +614,44 @@ pub struct CudaBuffer {
     bytes: usize,
     home: Option<Workspace>,
     device: CudaDevice,
+    /// Whether somebody would have used a bf16 copy of a part of it.
+    shadow_wanted: AtomicBool,
+    shadow: Option<Shadow>,
+}
+
+/// A bf16 copy of parts of a buffer of f32, written by who writes those.
+pub struct Shadow {
+    memory: Box<CudaBuffer>,
+    /// First element and number of elements of each part, and where it begins in the copy.
+    parts: HashMap<(usize, usize), usize>,
+    /// Whether it is a copy of what the buffer holds now.
+    fresh: bool,
+}
+
+impl Shadow {
+    /// Each part begins at a multiple of so many elements, as TMA wants: 16 bytes.
+    const ALIGNED: usize = 8;
+
+    /// For parts of a buffer, given by their first elements and numbers of elements; not written yet.
+    pub fn new(device: &CudaDevice, parts: impl Iterator<Item = (usize, usize)>) -> Result<Shadow> {
+        let mut len = 0;
+        let placed = |part: (usize, usize)| {
+            let begin = len;
+            len = (begin + part.1).next_multiple_of(Shadow::ALIGNED);
+            (part, begin)
+        };
+        let parts = parts.map(placed).collect();
+        Ok(Shadow { memory: Box::new(device.allocate(2 * len)?), parts, fresh: false })
+    }
+
+    /// Where the part of so many elements from `first` on begins in the copy, in elements.
+    pub fn begin_of(&self, first: usize, len: usize) -> Option<usize> {
+        self.parts.get(&(first, len)).copied()
+    }
+
+    pub fn pointer(&self) -> u64 {
+        self.memory.pointer()
+    }
 }
 
 impl Drop for CudaBuffer {
@@ -594,6 +668,33 @@ impl Drop for CudaBuffer {
 impl CudaBuffer {
     pub fn device(&self) -> &CudaDevice {
         &self.device
+    }
+
+    /// Whether `shadow_of` was asked in vain.
+    pub fn wants_shadow(&self) -> bool {
+        self.shadow_wanted.load(Ordering::Relaxed) && self.shadow.is_none()
+    }
+
+    pub fn set_shadow(&mut self, shadow: Shadow) {
+        self.shadow = Some(shadow);
+    }
+
+    pub fn shadow(&self) -> Option<&Shadow> {
+        self.shadow.as_ref()
+    }
+
+    /// Says whether the copy is one of what the buffer will hold after the work queued so far.
+    pub fn set_shadow_fresh(&mut self, fresh: bool) {
+        if let Some(shadow) = &mut self.shadow {
+            shadow.fresh = fresh;
+        }
+    }
+
+    /// The address of the bf16 copy of `len` f32 from `first` on, where there is a fresh one.
+    pub fn shadow_of(&self, first: usize, len: usize) -> Option<u64> {
+        self.shadow_wanted.store(true, Ordering::Relaxed);
+        let shadow = self.shadow.as_ref().filter(|shadow| shadow.fresh)?;
+        Some(shadow.pointer() + 2 * shadow.begin_of(first, len)? as u64)
     }
 
     /// Its address on the device, aligned for any access.
@@ -631,6 +732,52 @@ unsafe impl<T: Pod> DeviceRepr for Param<T> {}
 impl<T: Pod> Argument for Param<T> {
     fn push<'a>(&'a self, to: &mut LaunchArgs<'a>) {
         to.arg(self);
+    }
+}
+
+/// How TMA reads a dense bf16 tensor, in boxes that it swizzles over 128 bytes and fills with zeros outside the tensor.
+#[repr(transparent)]
+pub struct TensorMap(sys::CUtensorMap);
+
+// SAFETY: the driver's own type of such a parameter, passed by value.
+unsafe impl DeviceRepr for TensorMap {}
+
+impl Argument for TensorMap {
+    fn push<'a>(&'a self, to: &mut LaunchArgs<'a>) {
+        to.arg(self);
+    }
+}
+
+impl TensorMap {
+    /// Of `N` dimensions from the innermost: the tensor's extents, and of each the elements that a box spans, of which
+    /// every `steps`-th is loaded. The memory must live as long as kernels that get the map.
+    pub fn new<const N: usize>(device: &CudaDevice, address: u64, extents: [usize; N], boxes: [usize; N], steps: [usize; N]) -> Result<TensorMap> {
+        const BF16: u64 = 2;
+        let (extents, boxes, steps) = (extents.map(|v| v as u64), boxes.map(|v| v as u32), steps.map(|v| v as u32));
+        // Bytes from one to the next along each dimension but the innermost.
+        let strides: Vec<u64> = extents.iter().scan(BF16, |bytes, extent| Some(std::mem::replace(bytes, *bytes * extent))).skip(1).collect();
+        let mut map = std::mem::MaybeUninit::zeroed();
+        device.bind()?;
+        // SAFETY: the arrays have as many elements as the rank asks for; a map of zeros is a value, and is overwritten.
+        unsafe {
+            sys::cuTensorMapEncodeTiled(
+                map.as_mut_ptr(),
+                sys::CUtensorMapDataType_enum::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                N as u32,
+                address as *mut _,
+                extents.as_ptr(),
+                strides.as_ptr(),
+                boxes.as_ptr(),
+                steps.as_ptr(),
+                sys::CUtensorMapInterleave_enum::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B,
+                sys::CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                sys::CUtensorMapFloatOOBfill_enum::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+            .result()
+            .map_err(failed("describing a tensor to TMA"))?;
+            Ok(TensorMap(map.assume_init()))
+        }
     }
 }
 

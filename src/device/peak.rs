@@ -47,7 +47,7 @@ pub fn copy_bandwidth(device: &CudaDevice, effort: Effort) -> Result<f64> {
 }
 
 fn grid(device: &CudaDevice) -> Result<Grid> {
-    Ok(Grid { blocks: [device.multiprocessors()? * WAVES, 1, 1], threads: THREADS, shared: 0 })
+    Ok(Grid { blocks: [device.multiprocessors() * WAVES, 1, 1], threads: THREADS, shared: 0 })
 }
 
 /// Floating-point operations per second of the f32 units.

@@ -1,5 +1,9 @@
 //! Mean and covariance of features, streamed: memory is one `D × D` matrix and one block of rows, however many images.
+//! Where the features are on a GPU, so are the sums, until they are finished.
 
+mod cuda;
+
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::ops::layout::slice;
 use crate::ops::matmul::{Read, matmul};
@@ -31,6 +35,62 @@ impl Statistics {
 /// smaller than the squared mean keep their digits.
 pub struct FeatureStats {
     dims: usize,
+    sums: Option<Sums>,
+}
+
+enum Sums {
+    Host(HostSums),
+    Cuda(cuda::Sums),
+}
+
+impl FeatureStats {
+    /// For features of `dims` numbers.
+    pub fn new(dims: usize) -> FeatureStats {
+        FeatureStats { dims, sums: None }
+    }
+
+    /// Number of images so far.
+    pub fn count(&self) -> usize {
+        match &self.sums {
+            None => 0,
+            Some(Sums::Host(sums)) => sums.count(),
+            Some(Sums::Cuda(sums)) => sums.count(),
+        }
+    }
+
+    /// Adds a batch `[N, D]`, all of them on one device. A feature that is not a number is refused: on a GPU by `finish`.
+    pub fn add(&mut self, features: &Tensor) -> Result<()> {
+        if features.rank() != 2 || features.dim(1) != self.dims || self.dims == 0 {
+            return Err(Error::shape("feature statistics", format!("features {:?} where [N, {}] is needed", features.shape(), self.dims)));
+        }
+        let device = features.device();
+        if self.sums.is_none() {
+            self.sums = Some(match &device {
+                Device::Cpu => Sums::Host(HostSums::new(self.dims)),
+                Device::Cuda(gpu) => Sums::Cuda(cuda::Sums::new(gpu, self.dims)?),
+            });
+        }
+        match (self.sums.as_mut().expect("just made"), device) {
+            (Sums::Host(sums), Device::Cpu) => sums.add(features),
+            (Sums::Cuda(sums), Device::Cuda(gpu)) if *sums.device() == gpu => sums.add(features),
+            (_, device) => Err(Error::shape("feature statistics", format!("features on {device} after others elsewhere"))),
+        }
+    }
+
+    /// The statistics of all images added; at least two are needed.
+    pub fn finish(self) -> Result<Statistics> {
+        let count = self.count();
+        match self.sums {
+            Some(Sums::Host(sums)) if count >= 2 => sums.finish(),
+            Some(Sums::Cuda(sums)) if count >= 2 => sums.finish(),
+            _ => Err(Error::config("images", format!("{count} image: a covariance needs at least 2"))),
+        }
+    }
+}
+
+/// The sums on the host.
+struct HostSums {
+    dims: usize,
     count: usize,
     shift: Vec<f64>,
     sum: Vec<f64>,
@@ -39,22 +99,16 @@ pub struct FeatureStats {
     pending: Vec<f64>,
 }
 
-impl FeatureStats {
-    /// For features of `dims` numbers.
-    pub fn new(dims: usize) -> FeatureStats {
-        FeatureStats { dims, count: 0, shift: Vec::new(), sum: vec![0.0; dims], products: vec![0.0; dims * dims], pending: Vec::new() }
+impl HostSums {
+    fn new(dims: usize) -> HostSums {
+        HostSums { dims, count: 0, shift: Vec::new(), sum: vec![0.0; dims], products: vec![0.0; dims * dims], pending: Vec::new() }
     }
 
-    /// Number of images so far.
-    pub fn count(&self) -> usize {
-        self.count + self.pending.len() / self.dims.max(1)
+    fn count(&self) -> usize {
+        self.count + self.pending.len() / self.dims
     }
 
-    /// Adds a batch `[N, D]`.
-    pub fn add(&mut self, features: &Tensor) -> Result<()> {
-        if features.rank() != 2 || features.dim(1) != self.dims || self.dims == 0 {
-            return Err(Error::shape("feature statistics", format!("features {:?} where [N, {}] is needed", features.shape(), self.dims)));
-        }
+    fn add(&mut self, features: &Tensor) -> Result<()> {
         let rows = features.to_f64_vec();
         if let Some(i) = rows.iter().position(|v| !v.is_finite()) {
             return Err(Error::Diverged {
@@ -103,16 +157,12 @@ impl FeatureStats {
         Ok(())
     }
 
-    /// The statistics of all images added; at least two are needed.
-    pub fn finish(mut self) -> Result<Statistics> {
+    fn finish(mut self) -> Result<Statistics> {
         let rest = std::mem::take(&mut self.pending);
         if !rest.is_empty() {
             self.add_block(&rest)?;
         }
         let (d, n) = (self.dims, self.count as f64);
-        if self.count < 2 {
-            return Err(Error::config("images", format!("{} image: a covariance needs at least 2", self.count)));
-        }
         let mu = self.sum.iter().zip(&self.shift).map(|(s, shift)| s / n + shift).collect();
         let mut sigma = self.products;
         for i in 0..d {

@@ -4,12 +4,12 @@
 use std::sync::Arc;
 
 use super::resnet::running_statistics;
-use crate::autograd::{Scales, Var, bias_act, conv2d, matmul, max_pool2d, reshape};
+use crate::autograd::{Scales, Var, bias_act, conv2d_act, matmul, max_pool2d, reshape};
 use crate::error::{Error, Result};
 use crate::nn::batch_norm::Normalise;
 use crate::nn::softmax::log_softmax;
 use crate::nn::{Init, Layout, Params};
-use crate::ops::bias_act::Activation;
+use crate::ops::bias_act::{Activation, Epilogue};
 use crate::ops::conv2d::Conv2d;
 use crate::ops::matmul::Read;
 use crate::ops::pool2d::Window;
@@ -68,8 +68,8 @@ pub fn forward(p: &Params, mut norm: Normalise, x: &Var) -> Result<(Var, Var)> {
     }
     let mut y = x.clone();
     for i in 1..=4 {
-        let conv = conv2d(&y, p.get(&format!("conv{i}.weight")), Scales::NONE, Conv2d::square(2, 1))?;
-        y = bias_act(&conv, Some(p.get(&format!("conv{i}.bias"))), None, Activation::RELU)?;
+        let then = Epilogue { bias: Some(p.get(&format!("conv{i}.bias"))), noise: None, act: Activation::RELU };
+        y = conv2d_act(&y, p.get(&format!("conv{i}.weight")), Scales::NONE, Conv2d::square(2, 1), then)?;
         if i > 1 {
             y = norm.apply(p, &format!("batchnorm{}", i - 1), &y, Activation::LINEAR)?;
             y = max_pool2d(&y, Window::square(2, 2, 0))?;

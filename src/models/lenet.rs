@@ -3,11 +3,10 @@
 
 use std::sync::Arc;
 
-use crate::autograd::{Var, bias_act, conv2d, matmul, max_pool2d, reshape};
-use crate::autograd::Scales;
+use crate::autograd::{Scales, Var, bias_act, conv2d_act, matmul, max_pool2d, reshape};
 use crate::error::{Error, Result};
 use crate::nn::{Init, Layout, Params, softmax::log_softmax};
-use crate::ops::bias_act::Activation;
+use crate::ops::bias_act::{Activation, Epilogue};
 use crate::ops::conv2d::Conv2d;
 use crate::ops::matmul::Read;
 use crate::ops::pool2d::Window;
@@ -42,8 +41,8 @@ pub fn forward(p: &Params, x: &Var) -> Result<(Var, Var)> {
         return Err(Error::shape("LeNet", format!("images {:?} where [N, {SIZE}, {SIZE}, 1] is needed", x.shape())));
     }
     let conv = |x: &Var, name: &str| {
-        let y = conv2d(x, p.get(&format!("convnet.{name}.weight")), Scales::NONE, Conv2d::square(1, 0))?;
-        bias_act(&y, Some(p.get(&format!("convnet.{name}.bias"))), None, Activation::RELU)
+        let then = Epilogue { bias: Some(p.get(&format!("convnet.{name}.bias"))), noise: None, act: Activation::RELU };
+        conv2d_act(x, p.get(&format!("convnet.{name}.weight")), Scales::NONE, Conv2d::square(1, 0), then)
     };
     let linear = |x: &Var, name: &str, act| {
         let y = matmul(x, Read::Plain, p.get(&format!("fc.{name}.weight")), Read::Transposed)?;

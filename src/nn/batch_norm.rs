@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::Params;
-use crate::autograd::{Scales, Var, add_scalar, bias_act, broadcast_to, channel_dot, channel_scale, conv2d, mean_to, mul, powf, reshape, scale, sub};
+use crate::autograd::{Scales, Var, add_scalar, bias_act, broadcast_to, channel_dot, channel_scale, conv2d, conv2d_act, mean_to, mul, powf, reshape, scale, sub};
 use crate::error::Result;
-use crate::ops::bias_act::Activation;
+use crate::ops::bias_act::{Activation, Epilogue};
 use crate::ops::conv2d::Conv2d;
 use crate::ops::random::Random;
 use crate::tensor::Tensor;
@@ -110,8 +110,7 @@ pub fn conv_batch_norm_eval(x: &Var, w: &Var, spec: Conv2d, affine: Affine, [mea
     let (factor, shift) = folded(affine, [mean, var])?;
     let c = factor.dim(0);
     let per_sample = broadcast_to(&reshape(&factor, &[1, c])?, &[x.dim(0), c])?;
-    let y = conv2d(x, w, Scales { input: None, output: Some(&per_sample) }, spec)?;
-    bias_act(&y, Some(&shift), None, act)
+    conv2d_act(x, w, Scales { input: None, output: Some(&per_sample) }, spec, Epilogue { bias: Some(&shift), noise: None, act })
 }
 
 /// `act(γ (x − mean) / √(var + eps) + β)` with running statistics `[C]`.

@@ -218,14 +218,24 @@ impl Tensor {
         }
     }
 
-    /// The same for writing in place, when nothing else refers to the memory.
+    /// The same for writing in place, when nothing else refers to the memory. A bf16 copy of it is stale from then on.
     pub(crate) fn cuda_pointer_mut(&mut self) -> Result<u64> {
-        if let Storage::Cuda(buffer) = &mut self.storage
-            && Arc::get_mut(buffer).is_none()
-        {
-            return Err(Error::shape("cuda_pointer_mut", "the memory is still referred to by a graph or a view"));
-        }
+        self.cuda_buffer_mut()?.set_shadow_fresh(false);
         Ok(self.cuda_pointer())
+    }
+
+    /// The buffer that the tensor lies in, when nothing else refers to it. Panics for a host tensor, as `cuda_pointer`.
+    pub(crate) fn cuda_buffer_mut(&mut self) -> Result<&mut CudaBuffer> {
+        let Storage::Cuda(buffer) = &mut self.storage else { panic!("dispatch on device() before asking for a buffer") };
+        Arc::get_mut(buffer).ok_or(Error::Shape { op: "cuda_buffer_mut", problem: "the memory is still referred to by a graph or a view".into() })
+    }
+
+    /// The address of a bf16 copy of the elements, rounded to nearest, where whoever wrote them has left one.
+    pub(crate) fn cuda_shadow(&self) -> Option<u64> {
+        match &self.storage {
+            Storage::Cuda(buffer) => buffer.shadow_of(self.offset, self.len()),
+            _ => None,
+        }
     }
 
     /// Takes the elements of `from`. On a GPU they are copied to where these lie, so that the address stays.

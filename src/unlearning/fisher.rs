@@ -4,14 +4,13 @@
 //! official estimator runs through all images of its group. Groups are evaluated alone: one forward pass and as many
 //! backward passes as members, each over the group only, which is 1/8 of the official loop's work at 32 samples.
 
-use crate::autograd::{Order, Var, grad_or_zero, scale, slice, softplus};
+use crate::autograd::{Var, accumulate_squared_grads, scale, slice, softplus};
 use crate::error::{Error, Result};
 use crate::models::stylegan2::{Generator, Styles};
 use crate::nn::ParamSlab;
 use crate::ops::layout::gather_rows;
-use crate::ops::optimizer::accumulate_squares;
 use crate::ops::random::Random;
-use crate::tensor::{DType, Tensor, all_on};
+use crate::tensor::{Tensor, all_on};
 use crate::training::Trainer;
 
 /// The function whose per-sample gradient is squared.
@@ -91,27 +90,18 @@ pub fn fisher_of(nets: &Trainer, g: &ParamSlab, d: &ParamSlab, spec: FisherSpec,
     let groups = n / members;
     let device = g.values().device();
     let mut fisher = ParamSlab::zeros(g.layout()).to_device(&device)?;
-    let segments = g.layout().segments();
-    let covered = |name: &str| spec.coverage == Coverage::All || Generator::is_conv(name);
-    let offsets = g.layout().offsets();
+    let covered: Vec<bool> = g.layout().segments().iter().map(|s| spec.coverage == Coverage::All || Generator::is_conv(&s.name)).collect();
+    let offsets: Vec<usize> = g.layout().offsets().into_iter().zip(&covered).filter(|(_, covered)| **covered).map(|(at, _)| at).collect();
     for group in 0..groups {
         let indices: Vec<usize> = (0..members).map(|m| group + m * groups).collect();
         let params = g.leaves();
         let maps = noise.iter().map(|t| gather_rows(t, &indices)).collect::<Result<Vec<_>>>()?;
         let images = nets.generator.forward(&params, &styles.rows(&indices)?, &maps)?;
         let logits = nets.discriminator.forward(&d.constants(), &images, 1)?;
-        let targets: Vec<&Var> = params.all().into_iter().zip(segments).filter(|(_, s)| covered(&s.name)).map(|(v, _)| v).collect();
+        let targets: Vec<&Var> = params.all().into_iter().zip(&covered).filter(|(_, covered)| **covered).map(|(v, _)| v).collect();
         for m in 0..members {
             let objective = spec.estimator.objective(slice(&logits, 0, m, 1)?)?;
-            let mut found = grad_or_zero(&[&objective], &targets, Order::Last)?.into_iter();
-            let grads: Vec<Tensor> = segments
-                .iter()
-                .map(|s| match covered(&s.name) {
-                    true => Ok(found.next().expect("one gradient per target").value().clone()),
-                    false => Tensor::full_on(&s.shape, 0.0, DType::F32, &device),
-                })
-                .collect::<Result<_>>()?;
-            accumulate_squares(fisher.values_mut(), &grads, &offsets, 1.0 / n as f64)?;
+            accumulate_squared_grads(&objective, &targets, &offsets, 1.0 / n as f64, fisher.values_mut())?;
         }
     }
     Ok(fisher)

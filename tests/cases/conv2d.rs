@@ -1,8 +1,10 @@
-//! Cases of the scaled convolution family: each geometry as convolution, as its transpose and as its weight gradient.
+//! Cases of the scaled convolution family: each geometry as convolution, as its transpose and as its weight gradient;
+//! some with what follows a convolution.
 
 use super::{Case, Tolerance, normal, positive};
 use recant::autograd::{self, Scales, Var};
-use recant::ops::conv2d::{Conv2d, conv2d, conv2d_transpose, conv2d_weight_grad};
+use recant::ops::bias_act::{Activation, Epilogue};
+use recant::ops::conv2d::{Conv2d, conv2d, conv2d_act, conv2d_transpose, conv2d_weight_grad};
 use recant::tensor::Tensor;
 
 /// Sizes of one geometry.
@@ -94,6 +96,20 @@ impl Geometry {
         self.kernel == [3, 3] && self.spec.stride == [1, 1] && self.channels.iter().all(|c| *c >= 16)
     }
 
+    /// Of sums of so many terms.
+    fn tolerance(&self, terms: usize) -> Tolerance {
+        // Scales multiply terms by up to 1.5 each.
+        let direct = Tolerance { reason: "sum of products in another order, scaled by up to 1.5²", ..Tolerance::sum_of(3 * terms) };
+        match self.in_tiles() {
+            false => direct,
+            true => Tolerance {
+                abs: 8.0 * direct.abs,
+                reason: "Winograd's F(4×4, 3×3): about three times the direct sum's rounding, and its worst of 8,000 outputs is 5 times the direct bound",
+                ..direct
+            },
+        }
+    }
+
     /// Visits every (x, w, g) index triple of the trilinear form, with sample, input and output channel.
     fn visit(&self, mut f: impl FnMut(usize, usize, usize, [usize; 3])) {
         let ([n, gh, gw, co], [_, kh, kw, ci], [h, w]) = (self.g_shape(), self.w_shape(), self.size);
@@ -165,16 +181,6 @@ impl Geometry {
             let (a, b) = self.scales(t);
             (a.cloned(), b.cloned())
         };
-        // Scales multiply terms by up to 1.5 each.
-        let direct = |terms: usize| Tolerance { reason: "sum of products in another order, scaled by up to 1.5²", ..Tolerance::sum_of(3 * terms) };
-        let tolerance = |terms: usize| match self.in_tiles() {
-            false => direct(terms),
-            true => Tolerance {
-                abs: 8.0 * direct(terms).abs,
-                reason: "Winograd's F(4×4, 3×3): about three times the direct sum's rounding, and its worst of 8,000 outputs is 5 times the direct bound",
-                ..direct(terms)
-            },
-        };
         let forward = move |t: &[Tensor]| {
             let (a, b) = with(t);
             conv2d(&t[0], &t[1], a.as_ref(), b.as_ref(), self.spec)
@@ -189,7 +195,7 @@ impl Geometry {
                 self.inputs([&x, &w]),
                 forward,
                 move |t| self.reference(t, len(&g), |x, w, g| [g, x, w]),
-                tolerance(self.kernel[0] * self.kernel[1] * self.channels[0]),
+                self.tolerance(self.kernel[0] * self.kernel[1] * self.channels[0]),
             )
             .adjoint(transpose)
             .on_vars(move |v| {
@@ -201,7 +207,7 @@ impl Geometry {
                 self.inputs([&g, &w]),
                 transpose,
                 move |t| self.reference(t, len(&x), |x, w, g| [x, g, w]),
-                tolerance(self.kernel[0] * self.kernel[1] * self.channels[1]),
+                self.tolerance(self.kernel[0] * self.kernel[1] * self.channels[1]),
             )
             .adjoint(forward)
             .on_vars(move |v| {
@@ -216,7 +222,7 @@ impl Geometry {
                     conv2d_weight_grad(&t[0], &t[1], a.as_ref(), b.as_ref(), self.spec, self.kernel)
                 },
                 move |t| self.reference(t, len(&w), |x, w, g| [w, x, g]),
-                tolerance(self.n * self.output()[0] * self.output()[1]),
+                self.tolerance(self.n * self.output()[0] * self.output()[1]),
             )
             // In `x`: the inner product of weights with the result is that of `x` with the transpose of `g`.
             .adjoint(move |t| {
@@ -231,6 +237,69 @@ impl Geometry {
     }
 }
 
+/// Geometries with what follows a convolution: an activation, a bias, noise of so many images.
+const FOLLOWED: &[(Geometry, Activation, bool, Option<usize>)] = &[
+    (square("tiny 3x3", 2, 3, [2, 2], 3, 1, 1), Activation::LEAKY_RELU, true, Some(2)),
+    (scaled(square("tiny input scale", 2, 4, [2, 2], 3, 2, 1), [true, false]), Activation::LEAKY_RELU, true, None),
+    (scaled(square("tiny scaled", 2, 3, [2, 2], 3, 1, 1), [true, true]), Activation::LEAKY_RELU, true, Some(1)),
+    (square("1x1 to few", 3, 7, [16, 3], 1, 1, 0), Activation::LINEAR, true, None),
+    (square("empty batch", 0, 6, [4, 4], 3, 1, 1), Activation::RELU, false, Some(1)),
+    (scaled(square("odd channels", 2, 5, [13, 35], 3, 1, 1), [true, true]), Activation::LEAKY_RELU, false, Some(2)),
+    (scaled(square("several passes", 2, 5, [513, 33], 3, 1, 1), [true, true]), Activation::LEAKY_RELU, true, Some(1)),
+    (square("several passes to few", 2, 3, [300, 9], 3, 1, 1), Activation::RELU, true, None),
+];
+
+impl Geometry {
+    /// `conv2d_act` of this geometry; the bias, the noise and its strength come last among the inputs.
+    fn followed(self, act: Activation, has_bias: bool, noise_images: Option<usize>) -> Case {
+        let [_, oh, ow, co] = self.g_shape();
+        let mut inputs = self.inputs([&self.x_shape(), &self.w_shape()]);
+        let at = inputs.len();
+        if has_bias {
+            inputs.push(normal(4, &[co]));
+        }
+        if let Some(images) = noise_images {
+            inputs.extend([normal(5, &[images, oh, ow, 1]), positive(6, &[1])]);
+        }
+        // The gain is at most 1.5.
+        let sums = self.tolerance(self.kernel[0] * self.kernel[1] * self.channels[0]);
+        Case::new(
+            format!("conv2d_act {}", self.name),
+            inputs,
+            move |t| {
+                let (a, b) = self.scales(t);
+                conv2d_act(&t[0], &t[1], a, b, self.spec, epilogue(&t[at..], act, has_bias))
+            },
+            move |t| {
+                let then = epilogue(&t[at..], act, has_bias);
+                let bias = then.bias.map_or(vec![0.0; co], Tensor::to_f64_vec);
+                let noise = then.noise.map_or(vec![0.0], |(map, s)| map.to_f64_vec().iter().map(|v| v * s.to_f64_vec()[0]).collect());
+                let mut y = self.reference(t, self.g_shape().iter().product(), |x, w, g| [g, x, w]);
+                for (i, y) in y.iter_mut().enumerate() {
+                    *y += bias[i % co] + noise[i / co % noise.len()];
+                    *y *= act.gain * if *y > 0.0 { 1.0 } else { act.slope };
+                }
+                y
+            },
+            Tolerance { abs: 1.5 * sums.abs, ..sums },
+        )
+        .on_vars(move |v| {
+            let (a, b) = self.scales(v);
+            autograd::conv2d_act(&v[0], &v[1], Scales { input: a, output: b }, self.spec, epilogue(&v[at..], act, has_bias))
+        })
+    }
+}
+
+fn epilogue<T>(inputs: &[T], act: Activation, has_bias: bool) -> Epilogue<'_, T> {
+    let (bias, noise) = inputs.split_at(has_bias as usize);
+    let noise = match noise {
+        [map, strength] => Some((map, strength)),
+        _ => None,
+    };
+    Epilogue { bias: bias.first(), noise, act }
+}
+
 pub fn cases() -> Vec<Case> {
-    GEOMETRIES.iter().flat_map(|g| g.cases()).collect()
+    let followed = FOLLOWED.iter().map(|(g, act, has_bias, noise)| g.followed(*act, *has_bias, *noise));
+    GEOMETRIES.iter().flat_map(|g| g.cases()).chain(followed).collect()
 }

@@ -7,9 +7,26 @@ use crate::error::Result;
 use crate::ops::bias_act::{self as ops, Activation};
 
 /// Inputs: `x`, then `bias` if any, then `noise` and `strength` if any.
-struct BiasActRule {
-    act: Activation,
-    has_bias: bool,
+pub(super) struct BiasActRule {
+    pub act: Activation,
+    pub has_bias: bool,
+}
+
+impl BiasActRule {
+    /// Gradients of the inputs after `x`, given that of their sum with it.
+    pub fn terms(&self, g: &Var, inputs: &[Var], need: &[bool]) -> Result<Vec<Option<Var>>> {
+        let mut out = Vec::new();
+        let at = self.has_bias as usize;
+        if self.has_bias {
+            out.push(need[0].then(|| bias_grad(g)).transpose()?);
+        }
+        if let [noise, strength] = &inputs[at..] {
+            let per_pixel = |like: &[usize]| sum_to(g, &[like[0], like[1], like[2], 1]);
+            out.push(need[at].then(|| mul(&per_pixel(noise.shape())?, &super::broadcast_to(&reshape(strength, &[1, 1, 1, 1])?, noise.shape())?)).transpose()?);
+            out.push(need[at + 1].then(|| reshape(&sum(&mul(&per_pixel(noise.shape())?, noise)?)?, strength.shape())).transpose()?);
+        }
+        Ok(out)
+    }
 }
 
 impl Rule for BiasActRule {
@@ -19,16 +36,7 @@ impl Rule for BiasActRule {
     fn vjp(&self, io: &Io, g: &Var, need: &[bool]) -> Result<Vec<Option<Var>>> {
         let gx = bias_act_grad(g, io.output, self.act)?;
         let mut out = vec![need[0].then(|| gx.clone())];
-        let mut at = 1;
-        if self.has_bias {
-            out.push(need[at].then(|| bias_grad(&gx)).transpose()?);
-            at += 1;
-        }
-        if let [noise, strength] = &io.inputs[at..] {
-            let per_pixel = |like: &[usize]| sum_to(&gx, &[like[0], like[1], like[2], 1]);
-            out.push(need[at].then(|| mul(&per_pixel(noise.shape())?, &super::broadcast_to(&reshape(strength, &[1, 1, 1, 1])?, noise.shape())?)).transpose()?);
-            out.push(need[at + 1].then(|| reshape(&sum(&mul(&per_pixel(noise.shape())?, noise)?)?, strength.shape())).transpose()?);
-        }
+        out.extend(self.terms(&gx, &io.inputs[1..], &need[1..])?);
         Ok(out)
     }
 }

@@ -1,9 +1,11 @@
 //! The scaled convolution family: derivatives of one trilinear form, so each op's rule is made of the others.
 
-use super::{channel_dot, channel_scale, mul, powf};
+use super::bias_act::BiasActRule;
+use super::{bias_act, bias_act_grad, channel_dot, channel_scale, mul, powf};
 use crate::autograd::{Io, Rule, Var};
 use crate::error::Result;
-use crate::ops::conv2d::{self as ops, Conv2d};
+use crate::ops::bias_act::{Activation, Epilogue};
+use crate::ops::conv2d::{self as ops, Conv2d, WeightGrad};
 
 /// Optional per-sample channel scales: `input` on the `x` side `[N, C_in]` (`a`), `output` on the `g` side
 /// `[N, C_out]` (`b`).
@@ -80,6 +82,12 @@ fn size(x: &Var) -> [usize; 2] {
     [x.dim(1), x.dim(2)]
 }
 
+/// What the gradient of the weight, input 1, is computed from; `x` and `g` are the form's other two sides.
+fn weight_grad(x: &Var, g: &Var, s: Scales, spec: Conv2d, io: &Io, input: usize) -> Option<WeightGrad> {
+    let value = |v: &Var| v.value().clone();
+    (input == 1).then(|| WeightGrad { x: value(x), g: value(g), a: s.input.map(value), b: s.output.map(value), spec, kernel: kernel(&io.inputs[1]) })
+}
+
 struct Conv2dRule(Conv2d, Slots);
 
 impl Rule for Conv2dRule {
@@ -96,12 +104,63 @@ impl Rule for Conv2dRule {
         let gb = result_scale(g, io.output, s.output, slots.needs(slots.b, need))?;
         Ok(slots.collect(gx, gw, ga, gb))
     }
+    fn weight_grad(&self, io: &Io, g: &Var, input: usize) -> Option<WeightGrad> {
+        weight_grad(&io.inputs[0], g, self.1.scales(io), self.0, io, input)
+    }
 }
 
 /// Convolution; see `ops::conv2d`.
 pub fn conv2d(x: &Var, w: &Var, s: Scales, spec: Conv2d) -> Result<Var> {
     let y = ops::conv2d(x.value(), w.value(), s.input.map(Var::value), s.output.map(Var::value), spec)?;
     Ok(Var::from_op(y, &Slots::inputs(x, w, s), Conv2dRule(spec, Slots::of(s))))
+}
+
+/// Inputs: those of the convolution, then those that are added. The convolution's own result is not kept, so its output
+/// scale must not be asked for a gradient.
+struct Conv2dActRule {
+    conv: Conv2dRule,
+    then: BiasActRule,
+}
+
+impl Conv2dActRule {
+    /// How many inputs are the convolution's.
+    fn convolved(&self) -> usize {
+        let Slots { a, b } = self.conv.1;
+        2 + a.is_some() as usize + b.is_some() as usize
+    }
+}
+
+impl Rule for Conv2dActRule {
+    fn op(&self) -> &'static str {
+        "conv2d_act"
+    }
+    fn vjp(&self, io: &Io, g: &Var, need: &[bool]) -> Result<Vec<Option<Var>>> {
+        let at = self.convolved();
+        let between = bias_act_grad(g, io.output, self.then.act)?;
+        let mut out = self.conv.vjp(&Io { inputs: &io.inputs[..at], output: io.output }, &between, &need[..at])?;
+        out.extend(self.then.terms(&between, &io.inputs[at..], &need[at..])?);
+        Ok(out)
+    }
+    fn weight_grad(&self, io: &Io, g: &Var, input: usize) -> Option<WeightGrad> {
+        // Of another activation, `vjp` would have to take its gradient a second time.
+        (self.then.act == Activation::LINEAR).then(|| self.conv.weight_grad(io, g, input)).flatten()
+    }
+}
+
+/// `act(conv2d(…) + strength · noise + bias)`; see `ops::conv2d_act`. Two nodes where a gradient by the output scale may
+/// be asked for, which needs what lies between; else one, and nothing lies between.
+pub fn conv2d_act(x: &Var, w: &Var, s: Scales, spec: Conv2d, then: Epilogue<Var>) -> Result<Var> {
+    let Epilogue { bias, noise, act } = then;
+    if s.output.is_some_and(Var::is_tracked) {
+        return bias_act(&conv2d(x, w, s, spec)?, bias, noise, act);
+    }
+    let values = Epilogue { bias: bias.map(Var::value), noise: noise.map(|(n, s)| (n.value(), s.value())), act };
+    let y = ops::conv2d_act(x.value(), w.value(), s.input.map(Var::value), s.output.map(Var::value), spec, values)?;
+    let mut inputs = Slots::inputs(x, w, s);
+    inputs.extend(bias);
+    inputs.extend(noise.map(|(n, s)| [n, s]).into_iter().flatten());
+    let rule = Conv2dActRule { conv: Conv2dRule(spec, Slots::of(s)), then: BiasActRule { act, has_bias: bias.is_some() } };
+    Ok(Var::from_op(y, &inputs, rule))
 }
 
 struct Conv2dTransposeRule(Conv2d, Slots);
@@ -119,6 +178,9 @@ impl Rule for Conv2dTransposeRule {
         let gw = need[1].then(|| conv2d_weight_grad(h, g, s, *spec, kernel(w))).transpose()?;
         let ga = result_scale(h, io.output, s.input, slots.needs(slots.a, need))?;
         Ok(slots.collect(gg, gw, ga, gb))
+    }
+    fn weight_grad(&self, io: &Io, h: &Var, input: usize) -> Option<WeightGrad> {
+        weight_grad(h, &io.inputs[0], self.1.scales(io), self.0, io, input)
     }
 }
 

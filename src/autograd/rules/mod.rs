@@ -10,7 +10,7 @@ mod reduce;
 mod upfirdn2d;
 
 pub use bias_act::{bias_act, bias_act_grad};
-pub use conv2d::{Scales, conv2d, conv2d_transpose, conv2d_weight_grad};
+pub use conv2d::{Scales, conv2d, conv2d_act, conv2d_transpose, conv2d_weight_grad};
 pub use elementwise::*;
 pub use layout::*;
 pub use matmul::matmul;

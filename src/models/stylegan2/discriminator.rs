@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use super::config::{IMAGE_CHANNELS, StyleGan2Config};
-use crate::autograd::{Scales, Var, add, bias_act, broadcast_to, concat, conv2d, mean_to, reshape, scale, std_to, upfirdn2d};
+use crate::autograd::{Scales, Var, add, broadcast_to, concat, conv2d, conv2d_act, mean_to, reshape, scale, std_to, upfirdn2d};
 use crate::error::{Error, Result};
 use crate::nn::layers::equal_linear;
 use crate::nn::params::{Init, Layout, Params};
-use crate::ops::bias_act::Activation;
+use crate::ops::bias_act::{Activation, Epilogue};
 use crate::ops::conv2d::Conv2d;
 use crate::ops::upfirdn2d::{RESAMPLE_TAPS, Upfirdn2d};
 
@@ -91,8 +91,8 @@ fn equalised(w: &Var) -> Result<Var> {
 }
 
 fn conv_act(p: &Params, weight: &str, bias: &str, x: &Var, spec: Conv2d) -> Result<Var> {
-    let y = conv2d(x, &equalised(p.get(weight))?, Scales::NONE, spec)?;
-    bias_act(&y, Some(p.get(bias)), None, Activation::LEAKY_RELU)
+    let then = Epilogue { bias: Some(p.get(bias)), noise: None, act: Activation::LEAKY_RELU };
+    conv2d_act(x, &equalised(p.get(weight))?, Scales::NONE, spec, then)
 }
 
 /// Standard deviation over groups of up to four samples, averaged over pixels and channels, as one more channel

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use super::config::{IMAGE_CHANNELS, StyleGan2Config};
 use crate::autograd::{
-    Scales, Var, add, add_scalar, alias, bias_act, concat, conv2d, conv2d_transpose, matmul, powf, reshape, scale, slice, square, sub, sum_to, upfirdn2d,
+    Scales, Var, add, add_scalar, alias, bias_act, concat, conv2d_act, conv2d_transpose, matmul, powf, reshape, scale, slice, square, sub, sum_to, upfirdn2d,
 };
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::nn::layers::{equal_linear, pixel_norm};
 use crate::nn::params::{Init, Layout, Params};
-use crate::ops::bias_act::Activation;
+use crate::ops::bias_act::{Activation, Epilogue};
 use crate::ops::conv2d::Conv2d;
 use crate::ops::layout::gather_rows;
 use crate::ops::matmul::Read;
@@ -99,16 +99,17 @@ impl Modulated<'_> {
         reshape(&sum_to(&square(self.weight)?, &[d, 1, 1, e])?, &[d, e])
     }
 
-    /// 3×3 with demodulation, same size. `x` `[N, H, W, C_in]`, `w` `[N, latent]`.
-    fn same(&self, x: &Var, w: &Var) -> Result<Var> {
+    /// 3×3 with demodulation, same size, and what follows. `x` `[N, H, W, C_in]`, `w` `[N, latent]`.
+    fn same(&self, x: &Var, w: &Var, then: Epilogue<Var>) -> Result<Var> {
         let (kh, kw, ci) = (self.weight.dim(1), self.weight.dim(2), self.weight.dim(3));
         let a = self.input_scale(w, kh * kw * ci)?;
         let b = Self::demodulation(&a, &self.energy()?, Read::Transposed)?;
-        conv2d(x, self.weight, Scales { input: Some(&a), output: Some(&b) }, Conv2d::square(1, kh / 2))
+        conv2d_act(x, self.weight, Scales { input: Some(&a), output: Some(&b) }, Conv2d::square(1, kh / 2), then)
     }
 
-    /// 3×3 transposed with stride 2, then the blur: twice the size. Its weight is kept as `[C_in, k, k, C_out]`.
-    fn up(&self, x: &Var, w: &Var) -> Result<Var> {
+    /// 3×3 transposed with stride 2, then the blur: twice the size, and what follows. Its weight is kept as
+    /// `[C_in, k, k, C_out]`.
+    fn up(&self, x: &Var, w: &Var, then: Epilogue<Var>) -> Result<Var> {
         let (ci, kh, kw) = (self.weight.dim(0), self.weight.dim(1), self.weight.dim(2));
         let a = self.input_scale(w, kh * kw * ci)?;
         let b = Self::demodulation(&a, &self.energy()?, Read::Plain)?;
@@ -116,13 +117,15 @@ impl Modulated<'_> {
         // The transposed convolution reads `x` from the form's `g` side, so the style scales that side.
         let scales = Scales { input: Some(&b), output: Some(&a) };
         let y = conv2d_transpose(x, self.weight, scales, Conv2d::square(2, 0), size)?;
-        upfirdn2d(&y, &Upfirdn2d::new(&RESAMPLE_TAPS, 1, 1, [1, 1], 4.0))
+        let y = upfirdn2d(&y, &Upfirdn2d::new(&RESAMPLE_TAPS, 1, 1, [1, 1], 4.0))?;
+        bias_act(&y, then.bias, then.noise, then.act)
     }
 
-    /// 1×1 without demodulation.
-    fn to_rgb(&self, x: &Var, w: &Var) -> Result<Var> {
+    /// 1×1 without demodulation, and a bias.
+    fn to_rgb(&self, x: &Var, w: &Var, bias: &Var) -> Result<Var> {
         let a = self.input_scale(w, self.weight.dim(3))?;
-        conv2d(x, self.weight, Scales { input: Some(&a), output: None }, Conv2d::square(1, 0))
+        let then = Epilogue { bias: Some(bias), noise: None, act: Activation::LINEAR };
+        conv2d_act(x, self.weight, Scales { input: Some(&a), output: None }, Conv2d::square(1, 0), then)
     }
 }
 
@@ -231,12 +234,13 @@ impl Generator {
         let n = ws[0].dim(0);
         let constant = p.get("input.input");
         let x = crate::autograd::broadcast_to(constant, &[n, 4, 4, c.channels_at(4)])?;
-        let mut x = finish(p, "conv1", &modulated(p, "conv1.conv").same(&x, &ws[0])?, &noise[0])?;
+        let maps: Vec<Var> = noise.iter().map(|map| Var::constant(map.to_dtype(x.dtype()))).collect();
+        let mut x = modulated(p, "conv1.conv").same(&x, &ws[0], finish(p, "conv1", &maps[0]))?;
         let mut rgb = to_rgb(p, "to_rgb1", &x, &ws[1])?;
         for (block, _) in c.blocks().enumerate() {
             let (up, same, layer) = (format!("convs.{}", 2 * block), format!("convs.{}", 2 * block + 1), 1 + 2 * block);
-            x = finish(p, &up, &modulated(p, &format!("{up}.conv")).up(&x, &ws[layer])?, &noise[layer])?;
-            x = finish(p, &same, &modulated(p, &format!("{same}.conv")).same(&x, &ws[layer + 1])?, &noise[layer + 1])?;
+            x = modulated(p, &format!("{up}.conv")).up(&x, &ws[layer], finish(p, &up, &maps[layer]))?;
+            x = modulated(p, &format!("{same}.conv")).same(&x, &ws[layer + 1], finish(p, &same, &maps[layer + 1]))?;
             let skip = upfirdn2d(&rgb, &Upfirdn2d::new(&RESAMPLE_TAPS, 2, 1, [2, 1], 4.0))?;
             rgb = add(&skip, &to_rgb(p, &format!("to_rgbs.{block}"), &x, &ws[layer + 2])?)?;
         }
@@ -250,15 +254,13 @@ impl Generator {
 }
 
 /// Noise, bias and leaky ReLU of a styled convolution.
-fn finish(p: &Params, name: &str, y: &Var, noise: &Tensor) -> Result<Var> {
+fn finish<'a>(p: &'a Params, name: &str, noise: &'a Var) -> Epilogue<'a, Var> {
     let (strength, bias) = (p.get(&format!("{name}.noise.weight")), p.get(&format!("{name}.activate.bias")));
-    let noise = Var::constant(noise.to_dtype(y.dtype()));
-    bias_act(y, Some(bias), Some((&noise, strength)), Activation::LEAKY_RELU)
+    Epilogue { bias: Some(bias), noise: Some((noise, strength)), act: Activation::LEAKY_RELU }
 }
 
 fn to_rgb(p: &Params, name: &str, x: &Var, w: &Var) -> Result<Var> {
-    let y = modulated(p, &format!("{name}.conv")).to_rgb(x, w)?;
-    bias_act(&y, Some(p.get(&format!("{name}.bias"))), None, Activation::LINEAR)
+    modulated(p, &format!("{name}.conv")).to_rgb(x, w, p.get(&format!("{name}.bias")))
 }
 
 /// The parameters in rosinality's registration order, which is also the order of its optimiser state.

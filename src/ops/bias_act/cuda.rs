@@ -28,16 +28,11 @@ struct BiasActGradParams {
 }
 const _: () = assert!(size_of::<BiasActGradParams>() == 12, "keep in step with kernels/bias_act.cu");
 
-/// Factors of positive and of other values.
-fn factors(act: Activation) -> (f32, f32) {
-    (act.gain as f32, (act.gain * act.slope) as f32)
-}
-
 const NULL: u64 = 0;
 
 pub fn bias_act(device: &CudaDevice, x: &Tensor, bias: Option<&Tensor>, noise: Option<(&Tensor, &Tensor)>, act: Activation) -> Result<Tensor> {
     let y = Tensor::uninitialised_cuda(x.shape(), device)?;
-    let (up, down) = factors(act);
+    let (up, down) = act.factors();
     let params = Param(BiasActParams {
         count: x.len() as i32,
         channels: x.shape().last().copied().unwrap_or(1).max(1) as i32,
@@ -55,7 +50,7 @@ pub fn bias_act(device: &CudaDevice, x: &Tensor, bias: Option<&Tensor>, noise: O
 
 pub fn bias_act_grad(device: &CudaDevice, g: &Tensor, y: &Tensor, act: Activation) -> Result<Tensor> {
     let z = Tensor::uninitialised_cuda(g.shape(), device)?;
-    let (up, down) = factors(act);
+    let (up, down) = act.factors();
     let params = Param(BiasActGradParams { count: g.len() as i32, up, down });
     // SAFETY: the parameters of bias_act_grad_f32 in kernels/bias_act.cu; g, y and z hold `count` elements.
     unsafe { device.launch("bias_act_grad_f32", Grid::strided(g.len()), &[&g.cuda_pointer(), &y.cuda_pointer(), &z.cuda_pointer(), &params])? };

@@ -22,28 +22,48 @@ impl Activation {
     pub const RELU: Activation = Activation { slope: 0.0, gain: 1.0 };
     /// StyleGAN2's: slope 0.2, gain √2.
     pub const LEAKY_RELU: Activation = Activation { slope: 0.2, gain: std::f64::consts::SQRT_2 };
+
+    /// Factors of positive and of other values, as kernels take them.
+    pub(crate) fn factors(self) -> (f32, f32) {
+        (self.gain as f32, (self.gain * self.slope) as f32)
+    }
+}
+
+/// What follows another op in the same pass: `act(v + strength · noise + bias)`, with the shapes of `bias_act`.
+#[derive(Clone, Copy, Debug)]
+pub struct Epilogue<'a, T> {
+    pub bias: Option<&'a T>,
+    /// The noise and its strength.
+    pub noise: Option<(&'a T, &'a T)>,
+    pub act: Activation,
+}
+
+/// Checks what is added to a tensor of `shape` that is of one kind with `x`.
+pub(crate) fn check_terms(op: &'static str, x: &Tensor, shape: &[usize], bias: Option<&Tensor>, noise: Option<(&Tensor, &Tensor)>) -> Result<()> {
+    if let Some(b) = bias {
+        if b.rank() != 1 || shape.last() != Some(&b.dim(0)) {
+            return Err(Error::shape(op, format!("bias {:?} for {shape:?}", b.shape())));
+        }
+        same_kind(op, &[x, b])?;
+    }
+    if let Some((noise, strength)) = noise {
+        let fits = shape.len() == 4
+            && noise.rank() == 4
+            && (noise.dim(0) == shape[0] || noise.dim(0) == 1)
+            && noise.shape()[1..] == [shape[1], shape[2], 1]
+            && strength.len() == 1;
+        if !fits {
+            return Err(Error::shape(op, format!("noise {:?} (strength {:?}) for {shape:?}", noise.shape(), strength.shape())));
+        }
+        same_kind(op, &[x, noise, strength])?;
+    }
+    Ok(())
 }
 
 /// `act(x + strength · noise + bias)`. `x` is `[…, C]`, `bias` `[C]`; `noise` is `[N or 1, H, W, 1]` for an `x` of
 /// `[N, H, W, C]`, with `strength` `[1]`.
 pub fn bias_act(x: &Tensor, bias: Option<&Tensor>, noise: Option<(&Tensor, &Tensor)>, act: Activation) -> Result<Tensor> {
-    if let Some(b) = bias {
-        if b.rank() != 1 || x.rank() == 0 || b.dim(0) != x.dim(x.rank() - 1) {
-            return Err(Error::shape("bias_act", format!("bias {:?} for {:?}", b.shape(), x.shape())));
-        }
-        same_kind("bias_act", &[x, b])?;
-    }
-    if let Some((noise, strength)) = noise {
-        let fits = x.rank() == 4
-            && noise.rank() == 4
-            && (noise.dim(0) == x.dim(0) || noise.dim(0) == 1)
-            && noise.shape()[1..] == [x.dim(1), x.dim(2), 1]
-            && strength.len() == 1;
-        if !fits {
-            return Err(Error::shape("bias_act", format!("noise {:?} (strength {:?}) for {:?}", noise.shape(), strength.shape(), x.shape())));
-        }
-        same_kind("bias_act", &[x, noise, strength])?;
-    }
+    check_terms("bias_act", x, x.shape(), bias, noise)?;
     on_device!(x, T => cpu::bias_act::<T>(x, bias, noise, act), d => cuda::bias_act(&d, x, bias, noise, act))
 }
 

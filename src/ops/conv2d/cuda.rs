@@ -1,14 +1,18 @@
-//! Launches of kernels/conv2d.cu.
+//! Launches of kernels/conv2d.cu, and where `plan` says so of kernels/conv2d_sm90.cu (`hopper`).
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Conv2d, Extent};
+use super::{Conv2d, Extent, WeightGrad};
+use crate::device::CudaDevice;
 use crate::device::cuda::{Grid, Param};
-use crate::device::{CudaDevice, Precision};
 use crate::error::Result;
-use crate::ops::matmul::cuda::{ENOUGH_BLOCKS, parts_of};
+use crate::ops::bias_act::{Activation, Epilogue};
 use crate::ops::reduce::cuda::add_parts;
 use crate::tensor::Tensor;
+use plan::{Direction, Plan, Tiled};
+
+mod hopper;
+mod plan;
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -23,139 +27,138 @@ struct Conv2dParams {
 }
 const _: () = assert!(size_of::<Conv2dParams>() == 56, "keep in step with kernels/conv2d.cu");
 
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Conv2dSquaredParams {
+    conv: Conv2dParams,
+    groups: i32,
+    part: i32,
+    weight: f32,
+    accumulate: i32,
+}
+const _: () = assert!(size_of::<Conv2dSquaredParams>() == 72, "keep in step with kernels/conv2d.cu");
+
 fn params(spec: Conv2d, e: Extent, part: usize) -> Param<Conv2dParams> {
     let pair = |v: [usize; 2]| v.map(|v| v as i32);
     let triple = |v: [usize; 3]| v.map(|v| v as i32);
     Param(Conv2dParams { n: e.n as i32, x: triple(e.x), g: triple(e.g), k: pair(e.k), stride: pair(spec.stride), padding: pair(spec.padding), part: part as i32 })
 }
 
-/// A kernel's tile of outputs, threads per block, and bytes of dynamic shared memory.
-#[derive(Clone, Copy, Debug)]
-struct Tile {
-    size: [usize; 2],
-    threads: u32,
-    shared: u32,
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Conv2dActParams {
+    bias: u64,
+    noise: u64,
+    strength: u64,
+    noise_count: i32,
+    up: f32,
+    down: f32,
+    padding: i32,
+}
+const _: () = assert!(size_of::<Conv2dActParams>() == 40, "keep in step with kernels/conv2d.cuh");
+
+fn act_params(then: Epilogue<Tensor>) -> Param<Conv2dActParams> {
+    let (up, down) = then.act.factors();
+    Param(Conv2dActParams {
+        bias: pointer(then.bias),
+        noise: pointer(then.noise.map(|(map, _)| map)),
+        strength: pointer(then.noise.map(|(_, strength)| strength)),
+        noise_count: then.noise.map_or(1, |(map, _)| map.len().max(1)) as i32,
+        up,
+        down,
+        padding: 0,
+    })
 }
 
-/// WideTile and NarrowTile in kernels/gemm_tile.cuh.
-const WIDE: Tile = Tile { size: [64, 64], threads: 256, shared: 0 };
-const NARROW: Tile = Tile { size: [128, 16], threads: 256, shared: 0 };
-/// LargeMmaTile and SmallMmaTile in kernels/mma_tile.cuh.
-const LARGE: Tile = tensor_core(128, 256);
-const SMALL: Tile = tensor_core(64, 128);
-
-const fn tensor_core(side: usize, threads: u32) -> Tile {
-    // kSharedBytes in kernels/mma_tile.cuh: four stages of sixteen and four floats for each row of both operands.
-    Tile { size: [side; 2], threads, shared: (4 * 2 * side * 20 * 4) as u32 }
+/// Runs a product as planned: the parts of its sums, `[parts, shape]`. The first operand's scale comes first.
+///
+/// # Safety
+/// The operands, their scales and the result's shape are those of the op, checked against `e`.
+unsafe fn launch(device: &CudaDevice, plan: &Tiled, operands: [&Tensor; 2], scales: [Option<&Tensor>; 2], spec: Conv2d, e: Extent, shape: [usize; 4]) -> Result<Tensor> {
+    let sums = Tensor::uninitialised_cuda(&[&[plan.parts], &shape[..]].concat(), device)?;
+    let arguments = [operands[0].cuda_pointer(), operands[1].cuda_pointer(), pointer(scales[0]), pointer(scales[1]), sums.cuda_pointer()];
+    let [u, v, first, second, to] = &arguments;
+    // SAFETY: the parameters of all entries in kernels/conv2d.cu; the result holds every part.
+    unsafe { device.launch(plan.kernel, plan.grid, &[u, v, first, second, to, &params(spec, e, plan.part)])? };
+    Ok(sums)
 }
 
-/// The kernels of one op.
-struct Kernels {
-    wide: &'static str,
-    narrow: Option<&'static str>,
-    /// Large and small tiles: TF32, 3xTF32, bf16.
-    tensor_core: [[&'static str; 2]; 3],
+/// The sum of the parts that `launch` has left.
+fn whole(device: &CudaDevice, sums: Tensor, shape: [usize; 4]) -> Result<Tensor> {
+    let len = shape.iter().product();
+    let sum = if sums.dim(0) == 1 { sums } else { add_parts(device, &sums, sums.dim(0), len)? };
+    sum.reshape(&shape)
 }
 
-const FORWARD: Kernels = Kernels {
-    wide: "conv2d_f32",
-    narrow: Some("conv2d_narrow_f32"),
-    tensor_core: [["conv2d_tf32", "conv2d_small_tf32"], ["conv2d_tf32x3", "conv2d_small_tf32x3"], ["conv2d_bf16", "conv2d_small_bf16"]],
-};
-const TRANSPOSE: Kernels = Kernels {
-    wide: "conv2d_transpose_f32",
-    narrow: Some("conv2d_transpose_narrow_f32"),
-    tensor_core: [
-        ["conv2d_transpose_tf32", "conv2d_transpose_small_tf32"],
-        ["conv2d_transpose_tf32x3", "conv2d_transpose_small_tf32x3"],
-        ["conv2d_transpose_bf16", "conv2d_transpose_small_bf16"],
-    ],
-};
-const WEIGHT_GRAD: Kernels = Kernels {
-    wide: "conv2d_weight_grad_f32",
-    narrow: None,
-    tensor_core: [
-        ["conv2d_weight_grad_tf32", "conv2d_weight_grad_small_tf32"],
-        ["conv2d_weight_grad_tf32x3", "conv2d_weight_grad_small_tf32x3"],
-        ["conv2d_weight_grad_bf16", "conv2d_weight_grad_small_bf16"],
-    ],
-};
-
-impl Kernels {
-    /// The kernel for that many outputs. Few columns (images, a toy's channels) take the narrow tile whatever the
-    /// precision: a tensor core's would be mostly empty.
-    fn choose(&self, precision: Precision, [rows, columns]: [usize; 2]) -> (&'static str, Tile) {
-        if let Some(narrow) = self.narrow.filter(|_| columns <= 2 * NARROW.size[1]) {
-            return (narrow, NARROW);
-        }
-        let [large, small] = match precision {
-            Precision::F32 => return (self.wide, WIDE),
-            Precision::Tf32 => self.tensor_core[0],
-            Precision::Tf32x3 => self.tensor_core[1],
-            Precision::Bf16 => self.tensor_core[2],
-        };
-        let blocks = rows.div_ceil(LARGE.size[0]) * columns.div_ceil(LARGE.size[1]);
-        if 2 * blocks >= ENOUGH_BLOCKS { (large, LARGE) } else { (small, SMALL) }
-    }
-}
-
-/// How one product is launched: `layers` of blocks, times the parts of a sum over `depth`.
-struct Plan {
-    kernel: &'static str,
-    grid: Grid,
-    part: usize,
-    parts: usize,
-}
-
-impl Plan {
-    fn new(device: &CudaDevice, kernels: &Kernels, outputs: [usize; 2], depth: usize, layers: usize) -> Plan {
-        let (kernel, tile) = kernels.choose(device.precision(), outputs);
-        let blocks = [0, 1].map(|d| outputs[d].div_ceil(tile.size[d]));
-        let (part, parts) = parts_of(blocks[0] * blocks[1] * layers, depth);
-        let grid = Grid { blocks: [blocks[0] as u32, blocks[1] as u32, (layers * parts) as u32], threads: tile.threads, shared: tile.shared };
-        Plan { kernel, grid, part: if parts == 1 { 0 } else { part }, parts }
-    }
-
-    /// Runs it: the first operand's scale comes first.
-    ///
-    /// # Safety
-    /// The operands, their scales and the result's shape are those of the op, checked against `e`.
-    unsafe fn launch(&self, device: &CudaDevice, operands: [&Tensor; 2], scales: [Option<&Tensor>; 2], spec: Conv2d, e: Extent, shape: [usize; 4]) -> Result<Tensor> {
-        let len = shape.iter().product();
-        let result = Tensor::uninitialised_cuda(&[self.parts, len], device)?;
-        let arguments = [operands[0].cuda_pointer(), operands[1].cuda_pointer(), pointer(scales[0]), pointer(scales[1]), result.cuda_pointer()];
-        let [u, v, first, second, to] = &arguments;
-        // SAFETY: the parameters of all entries in kernels/conv2d.cu; the result holds every part.
-        unsafe { device.launch(self.kernel, self.grid, &[u, v, first, second, to, &params(spec, e, self.part)])? };
-        let sum = if self.parts == 1 { result } else { add_parts(device, &result, self.parts, len)? };
-        sum.reshape(&shape)
-    }
-}
-
-fn pointer(scale: Option<&Tensor>) -> u64 {
-    scale.map_or(0, Tensor::cuda_pointer)
+/// Null where there is no tensor.
+fn pointer(tensor: Option<&Tensor>) -> u64 {
+    tensor.map_or(0, Tensor::cuda_pointer)
 }
 
 pub fn conv2d(device: &CudaDevice, x: &Tensor, w: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d, e: Extent) -> Result<Tensor> {
-    let [oh, ow, co] = e.g;
-    let plan = Plan::new(device, &FORWARD, [e.n * oh * ow, co], e.k[0] * e.k[1] * e.x[2], 1);
-    // SAFETY: the op has checked all shapes against `e`.
-    unsafe { plan.launch(device, [x, w], [a, b], spec, e, [e.n, oh, ow, co]) }
+    let shape = [e.n, e.g[0], e.g[1], e.g[2]];
+    match Plan::new(device, Direction::Forward, spec, e) {
+        Plan::Hopper(plan) => plan.forward(device, x, w, a, b, spec, e, Epilogue { bias: None, noise: None, act: Activation::LINEAR }),
+        // SAFETY: the op has checked all shapes against `e`.
+        Plan::Tiled(plan) => whole(device, unsafe { launch(device, &plan, [x, w], [a, b], spec, e, shape)? }, shape),
+    }
+}
+
+/// What follows goes with the product's own stores, or with the addition of its parts.
+#[allow(clippy::too_many_arguments)]
+pub fn conv2d_act(device: &CudaDevice, x: &Tensor, w: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d, e: Extent, then: Epilogue<Tensor>) -> Result<Tensor> {
+    let plan = match Plan::new(device, Direction::ForwardAct, spec, e) {
+        Plan::Hopper(plan) => return plan.forward(device, x, w, a, b, spec, e, then),
+        Plan::Tiled(plan) => plan,
+    };
+    let shape = [e.n, e.g[0], e.g[1], e.g[2]];
+    let (y, act) = (Tensor::uninitialised_cuda(&shape, device)?, act_params(then));
+    if plan.parts > 1 {
+        let plan = Tiled::new(device.precision(), Direction::Forward, spec, e);
+        // SAFETY: the op has checked all shapes against `e`.
+        let sums = unsafe { launch(device, &plan, [x, w], [a, b], spec, e, shape)? };
+        let numbers = [y.len(), e.g[2], plan.parts].map(|v| Param(v as i32));
+        let [count, channels, parts] = &numbers;
+        // SAFETY: the parameters of conv2d_add_parts_act_f32 in kernels/conv2d.cu; the sums are so many parts of y's
+        // length, bias and noise are as the op has checked.
+        unsafe { device.launch("conv2d_add_parts_act_f32", Grid::strided(y.len()), &[&sums.cuda_pointer(), &y.cuda_pointer(), count, channels, parts, &act])? };
+        return Ok(y);
+    }
+    let arguments = [x.cuda_pointer(), w.cuda_pointer(), pointer(a), pointer(b), y.cuda_pointer()];
+    let [x, w, a, b, to] = &arguments;
+    // SAFETY: the parameters of the conv2d_act entries in kernels/conv2d.cu; the op has checked all shapes against `e`.
+    unsafe { device.launch(plan.kernel, plan.grid, &[x, w, a, b, to, &params(spec, e, 0), &act])? };
+    Ok(y)
 }
 
 pub fn conv2d_transpose(device: &CudaDevice, g: &Tensor, w: &Tensor, b: Option<&Tensor>, a: Option<&Tensor>, spec: Conv2d, e: Extent) -> Result<Tensor> {
-    let ([h, wd, ci], [sy, sx]) = (e.x, spec.stride);
-    // One layer of blocks per residue class of the stride; the first class is the largest, in pixels and in taps.
-    let rows = e.n * h.div_ceil(sy) * wd.div_ceil(sx);
-    let depth = e.k[0].div_ceil(sy) * e.k[1].div_ceil(sx) * e.g[2];
-    let plan = Plan::new(device, &TRANSPOSE, [rows, ci], depth, sy * sx);
-    // SAFETY: the op has checked all shapes against `e`; the layers cover every pixel of the result.
-    unsafe { plan.launch(device, [g, w], [b, a], spec, e, [e.n, h, wd, ci]) }
+    let shape = [e.n, e.x[0], e.x[1], e.x[2]];
+    match Plan::new(device, Direction::Transpose, spec, e) {
+        Plan::Hopper(plan) => plan.transpose(device, g, w, b, a, spec, e),
+        // SAFETY: the op has checked all shapes against `e`; the layers of blocks cover every pixel of the result.
+        Plan::Tiled(plan) => whole(device, unsafe { launch(device, &plan, [g, w], [b, a], spec, e, shape)? }, shape),
+    }
 }
 
 pub fn conv2d_weight_grad(device: &CudaDevice, x: &Tensor, g: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d, e: Extent) -> Result<Tensor> {
-    let ([kh, kw], ci, co) = (e.k, e.x[2], e.g[2]);
-    let plan = Plan::new(device, &WEIGHT_GRAD, [co, kh * kw * ci], e.n * e.g[0] * e.g[1], 1);
-    // SAFETY: the op has checked all shapes against `e`.
-    unsafe { plan.launch(device, [x, g], [a, b], spec, e, [co, kh, kw, ci]) }
+    let shape = [e.g[2], e.k[0], e.k[1], e.x[2]];
+    let sums = match Plan::new(device, Direction::WeightGrad, spec, e) {
+        Plan::Hopper(plan) => plan.weight_grad(device, x, g, a, b, spec, e)?,
+        // SAFETY: the op has checked all shapes against `e`.
+        Plan::Tiled(plan) => unsafe { launch(device, &plan, [x, g], [a, b], spec, e, shape)? },
+    };
+    whole(device, sums, shape)
+}
+
+#[allow(clippy::too_many_arguments)]
+pub fn conv2d_weight_grad_squared(device: &CudaDevice, of: &WeightGrad, e: Extent, groups: usize, rest: Option<&Tensor>, weight: f64, into: &mut Tensor, offset: usize) -> Result<()> {
+    let plan = Tiled::new(device.precision(), Direction::WeightGradSquared, of.spec, e);
+    let Param(conv) = params(of.spec, e, 0);
+    let params = Param(Conv2dSquaredParams { conv, groups: groups as i32, part: 0, weight: weight as f32, accumulate: 1 });
+    let to = into.cuda_pointer_mut()? + (offset * size_of::<f32>()) as u64;
+    let arguments = [of.x.cuda_pointer(), of.g.cuda_pointer(), pointer(of.a.as_ref()), pointer(of.b.as_ref()), pointer(rest), to];
+    let [x, g, a, b, rest, to] = &arguments;
+    // SAFETY: the parameters of the entries in kernels/conv2d.cu; the op has checked all shapes against `e`, and that the
+    // rest has every group's weights and the slab has the weights at the offset.
+    unsafe { device.launch(plan.kernel, plan.grid, &[x, g, a, b, rest, to, &params]) }
 }

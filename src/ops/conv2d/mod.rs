@@ -3,11 +3,17 @@
 //! `T = Σ b[n,o] · g[n,p,o] · w[o,t,i] · a[n,i] · x[n,q(p,t),i]` with `q(p, t) = p · stride + t − padding`.
 //! `conv2d` is its derivative by `g`, `conv2d_transpose` by `x`, `conv2d_weight_grad` by `w`; each takes the optional
 //! per-sample scales (`a` of StyleGAN2's style, `b` of its demodulation), so no per-sample weights are ever made.
+//! `conv2d_weight_grad_squared` adds up squares of weight gradients of samples.
 
 pub(crate) mod cpu;
 mod cuda;
 
+use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::ops::bias_act::{Epilogue, bias_act, check_terms};
+use crate::ops::elementwise::{Zip, zip};
+use crate::ops::layout::gather_rows;
+use crate::ops::optimizer::accumulate_squares;
 use crate::ops::{on_device, same_kind};
 use crate::tensor::Tensor;
 
@@ -57,22 +63,38 @@ fn check_kinds(op: &'static str, u: &Tensor, v: &Tensor, a: Option<&Tensor>, b: 
     same_kind(op, &all)
 }
 
+/// Checks the arguments of a convolution.
+fn extent(op: &'static str, x: &Tensor, w: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d) -> Result<Extent> {
+    let ([n, h, wd, ci], [co, kh, kw, ci2]) = (rank4(op, x)?, rank4(op, w)?);
+    if ci != ci2 {
+        return Err(Error::shape(op, format!("input {:?} has not the channels of weight {:?}", x.shape(), w.shape())));
+    }
+    let (Some(oh), Some(ow)) = (spec.output_len(0, h, kh), spec.output_len(1, wd, kw)) else {
+        return Err(Error::shape(op, format!("input {:?} is smaller than the kernel {kh}x{kw}", x.shape())));
+    };
+    check_scale(op, a, n, ci)?;
+    check_scale(op, b, n, co)?;
+    check_kinds(op, x, w, a, b)?;
+    Ok(Extent { n, x: [h, wd, ci], g: [oh, ow, co], k: [kh, kw] })
+}
+
 /// `y[n,p,o] = b[n,o] · Σ_{t,i} a[n,i] · x[n,q(p,t),i] · w[o,t,i]`.
 /// `x` `[N, H, W, C_in]`, `w` `[C_out, k_h, k_w, C_in]`, `a` `[N, C_in]`, `b` `[N, C_out]` -> `[N, H_out, W_out, C_out]`.
 pub fn conv2d(x: &Tensor, w: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d) -> Result<Tensor> {
-    const OP: &str = "conv2d";
-    let ([n, h, wd, ci], [co, kh, kw, ci2]) = (rank4(OP, x)?, rank4(OP, w)?);
-    if ci != ci2 {
-        return Err(Error::shape(OP, format!("input {:?} has not the channels of weight {:?}", x.shape(), w.shape())));
-    }
-    let (Some(oh), Some(ow)) = (spec.output_len(0, h, kh), spec.output_len(1, wd, kw)) else {
-        return Err(Error::shape(OP, format!("input {:?} is smaller than the kernel {kh}x{kw}", x.shape())));
-    };
-    check_scale(OP, a, n, ci)?;
-    check_scale(OP, b, n, co)?;
-    check_kinds(OP, x, w, a, b)?;
-    let extent = Extent { n, x: [h, wd, ci], g: [oh, ow, co], k: [kh, kw] };
+    let extent = extent("conv2d", x, w, a, b, spec)?;
     on_device!(x, T => cpu::conv2d::<T>(x, w, a, b, spec, extent), d => cuda::conv2d(&d, x, w, a, b, spec, extent))
+}
+
+/// `act(conv2d(…) + strength · noise + bias)`. A GPU stores nothing in between.
+pub fn conv2d_act(x: &Tensor, w: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d, then: Epilogue<Tensor>) -> Result<Tensor> {
+    const OP: &str = "conv2d_act";
+    let extent = extent(OP, x, w, a, b, spec)?;
+    let [oh, ow, co] = extent.g;
+    check_terms(OP, x, &[extent.n, oh, ow, co], then.bias, then.noise)?;
+    match x.device() {
+        Device::Cpu => bias_act(&conv2d(x, w, a, b, spec)?, then.bias, then.noise, then.act),
+        Device::Cuda(device) => cuda::conv2d_act(&device, x, w, a, b, spec, extent, then),
+    }
 }
 
 /// `z[n,q,i] = a[n,i] · Σ_{t,o} b[n,o] · g[n,p,o] · w[o,t,i]` over `q = q(p, t)`: the transpose of `conv2d` in `x`.
@@ -91,17 +113,72 @@ pub fn conv2d_transpose(g: &Tensor, w: &Tensor, b: Option<&Tensor>, a: Option<&T
     on_device!(g, T => cpu::conv2d_transpose::<T>(g, w, b, a, spec, extent), d => cuda::conv2d_transpose(&d, g, w, b, a, spec, extent))
 }
 
-/// `v[o,t,i] = Σ_{n,p} b[n,o] · g[n,p,o] · a[n,i] · x[n,q(p,t),i]`, `[C_out, k_h, k_w, C_in]` with `[k_h, k_w] = kernel`.
-pub fn conv2d_weight_grad(x: &Tensor, g: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d, kernel: [usize; 2]) -> Result<Tensor> {
-    const OP: &str = "conv2d_weight_grad";
-    let ([n, h, wd, ci], [n2, oh, ow, co]) = (rank4(OP, x)?, rank4(OP, g)?);
+/// Checks the arguments of a weight gradient.
+fn weight_grad_extent(op: &'static str, x: &Tensor, g: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d, kernel: [usize; 2]) -> Result<Extent> {
+    let ([n, h, wd, ci], [n2, oh, ow, co]) = (rank4(op, x)?, rank4(op, g)?);
     let fits = n == n2 && spec.output_len(0, h, kernel[0]) == Some(oh) && spec.output_len(1, wd, kernel[1]) == Some(ow);
     if !fits {
-        return Err(Error::shape(OP, format!("{:?} is no output of a {kernel:?} kernel on {:?} with {spec:?}", g.shape(), x.shape())));
+        return Err(Error::shape(op, format!("{:?} is no output of a {kernel:?} kernel on {:?} with {spec:?}", g.shape(), x.shape())));
     }
-    check_scale(OP, a, n, ci)?;
-    check_scale(OP, b, n, co)?;
-    check_kinds(OP, x, g, a, b)?;
-    let extent = Extent { n, x: [h, wd, ci], g: [oh, ow, co], k: kernel };
+    check_scale(op, a, n, ci)?;
+    check_scale(op, b, n, co)?;
+    check_kinds(op, x, g, a, b)?;
+    Ok(Extent { n, x: [h, wd, ci], g: [oh, ow, co], k: kernel })
+}
+
+/// `v[o,t,i] = Σ_{n,p} b[n,o] · g[n,p,o] · a[n,i] · x[n,q(p,t),i]`, `[C_out, k_h, k_w, C_in]` with `[k_h, k_w] = kernel`.
+pub fn conv2d_weight_grad(x: &Tensor, g: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d, kernel: [usize; 2]) -> Result<Tensor> {
+    let extent = weight_grad_extent("conv2d_weight_grad", x, g, a, b, spec, kernel)?;
     on_device!(x, T => cpu::conv2d_weight_grad::<T>(x, g, a, b, spec, extent), d => cuda::conv2d_weight_grad(&d, x, g, a, b, spec, extent))
+}
+
+/// A weight gradient that has not been computed: the arguments of `conv2d_weight_grad`.
+#[derive(Clone, Debug)]
+pub struct WeightGrad {
+    pub x: Tensor,
+    pub g: Tensor,
+    pub a: Option<Tensor>,
+    pub b: Option<Tensor>,
+    pub spec: Conv2d,
+    pub kernel: [usize; 2],
+}
+
+impl WeightGrad {
+    /// `conv2d_weight_grad` of the samples that `rows` picks of each operand.
+    fn compute_of(&self, rows: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+        let scale = |s: &Option<Tensor>| s.as_ref().map(&rows).transpose();
+        let (a, b) = (scale(&self.a)?, scale(&self.b)?);
+        conv2d_weight_grad(&rows(&self.x)?, &rows(&self.g)?, a.as_ref(), b.as_ref(), self.spec, self.kernel)
+    }
+
+    pub fn compute(&self) -> Result<Tensor> {
+        self.compute_of(|t| Ok(t.clone()))
+    }
+}
+
+/// Adds `weight · Σ_j (v_j + rest_j)²` to `into` from its element `offset` on, as `[C_out, k_h, k_w, C_in]`. `v_j` is the
+/// gradient of group `j` of `groups`, the samples `j, j + groups, …`; `rest` `[groups, C_out, k_h, k_w, C_in]` is what
+/// else the gradient consists of. A GPU stores no `v_j`.
+pub fn conv2d_weight_grad_squared(of: &WeightGrad, groups: usize, rest: Option<&Tensor>, weight: f64, into: &mut Tensor, offset: usize) -> Result<()> {
+    const OP: &str = "conv2d_weight_grad_squared";
+    let extent = weight_grad_extent(OP, &of.x, &of.g, of.a.as_ref(), of.b.as_ref(), of.spec, of.kernel)?;
+    let len = extent.g[2] * extent.k[0] * extent.k[1] * extent.x[2];
+    if groups == 0 || extent.n % groups != 0 || offset + len > into.len() || rest.is_some_and(|r| r.len() != groups * len) {
+        let problem = format!("{groups} groups of {} samples, {len} weights at {offset} of {} with a rest of {:?}", extent.n, into.len(), rest.map(Tensor::shape));
+        return Err(Error::shape(OP, problem));
+    }
+    same_kind(OP, &[Some(&of.x), Some(&*into), rest].into_iter().flatten().collect::<Vec<_>>())?;
+    if let Device::Cuda(device) = into.device() {
+        return cuda::conv2d_weight_grad_squared(&device, of, extent, groups, rest, weight, into, offset);
+    }
+    for group in 0..groups {
+        let members: Vec<usize> = (group..extent.n).step_by(groups).collect();
+        let gradient = if groups == 1 { of.compute()? } else { of.compute_of(|t| gather_rows(t, &members))? };
+        let whole = match rest {
+            Some(rest) => zip(&gradient, &rest.segment(group * len, gradient.shape())?, Zip::Add)?,
+            None => gradient,
+        };
+        accumulate_squares(into, &[whole], &[offset], weight)?;
+    }
+    Ok(())
 }

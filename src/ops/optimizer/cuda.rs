@@ -1,12 +1,13 @@
 //! Launches of kernels/optimizer.cu, ewc.cu and repulsion.cu: passes over whole slabs.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytemuck::{Pod, Zeroable};
 
 use super::{Adam, Kept, Pull, RepulsionLoss, Resident, Slabs, Sum};
 use crate::device::CudaDevice;
-use crate::device::cuda::{Argument, CudaBuffer, Grid, Param};
+use crate::device::cuda::{Argument, CudaBuffer, Grid, Param, Shadow};
 use crate::error::{Error, Result};
 use crate::ops::layout::concat;
 use crate::tensor::Tensor;
@@ -19,8 +20,9 @@ struct SlabChunk {
     weight: f32,
     tensor: i32,
     first: i32,
+    shadow: i64,
 }
-const _: () = assert!(size_of::<SlabChunk>() == 24, "keep in step with kernels/slab.cuh");
+const _: () = assert!(size_of::<SlabChunk>() == 32, "keep in step with kernels/slab.cuh");
 
 const MOST_TENSORS: usize = 256;
 
@@ -103,16 +105,23 @@ struct Chunks {
 impl Chunks {
     /// Cuts `total` elements at the segments' borders; `weights` has one number per segment, or is empty.
     fn new(device: &CudaDevice, offsets: &[usize], total: usize, weights: &[f64]) -> Result<Chunks> {
+        let ends = offsets.iter().skip(1).copied().chain([total]);
+        Chunks::of(device, offsets.iter().copied().zip(ends).map(|(start, end)| start..end), weights, None)
+    }
+
+    /// Cuts the segments, some of which may have a bf16 copy.
+    fn of(device: &CudaDevice, segments: impl Iterator<Item = Range<usize>>, weights: &[f64], shadow: Option<&Shadow>) -> Result<Chunks> {
         let mut chunks = Vec::new();
-        for (segment, &start) in offsets.iter().enumerate() {
-            let end = offsets.get(segment + 1).copied().unwrap_or(total);
+        for (segment, Range { start, end }) in segments.enumerate() {
             let weight = weights.get(segment).map_or(1.0, |w| *w as f32);
+            let copy = shadow.and_then(|shadow| shadow.begin_of(start, end - start));
             chunks.extend((start..end).step_by(CHUNK).map(|at| SlabChunk {
                 begin: at as i64,
                 count: CHUNK.min(end - at) as i32,
                 weight,
                 tensor: segment as i32,
                 first: (at - start) as i32,
+                shadow: copy.map_or(-1, |copy| (copy + at - start) as i64),
             }));
         }
         Ok(Chunks {
@@ -140,13 +149,23 @@ pub struct Pass {
     sum: Arc<CudaBuffer>,
     /// Whether `sum` holds the distance of the parameters.
     measured: bool,
+    /// The bf16 copy that the chunks are for; 0: none.
+    shadow: u64,
 }
 
 impl Pass {
-    fn new(device: &CudaDevice, offsets: &[usize], total: usize, weights: &[f64]) -> Result<Pass> {
+    /// For a slab of parameters. One whose users would take a bf16 copy of weights gets one with its first pass.
+    fn new(device: &CudaDevice, offsets: &[usize], params: &mut Tensor, grads: &[Tensor], weights: &[f64]) -> Result<Pass> {
+        let segments = || offsets.iter().zip(grads).map(|(&at, g)| at..at + g.len());
+        let buffer = params.cuda_buffer_mut()?;
+        if buffer.wants_shadow() {
+            let convolutions = segments().zip(grads).filter(|(_, g)| g.rank() == 4);
+            buffer.set_shadow(Shadow::new(device, convolutions.map(|(s, _)| (s.start, s.len())))?);
+        }
         Ok(Pass {
             device: device.clone(),
-            chunks: Chunks::new(device, offsets, total, weights)?,
+            chunks: Chunks::of(device, segments(), weights, buffer.shadow())?,
+            shadow: buffer.shadow().map_or(0, Shadow::pointer),
             weights: weights.to_vec(),
             state: device.allocate(size_of::<AdamState>())?,
             ready: None,
@@ -239,7 +258,7 @@ pub fn adam_step(
     let fits = |pass: &Pass| pass.device == *device && (weights.is_empty() || pass.weights == weights);
     let pass = match resident.take().filter(fits) {
         Some(pass) => resident.insert(pass),
-        None => resident.insert(device.without_workspace(|| Pass::new(device, offsets, slabs.params.len(), weights))?),
+        None => resident.insert(device.without_workspace(|| Pass::new(device, offsets, slabs.params, grads, weights))?),
     };
     let (ema, decay) = match slabs.ema {
         Some((ema, decay)) => (ema.cuda_pointer_mut()?, decay),
@@ -252,17 +271,21 @@ pub fn adam_step(
     }
     let m = slabs.first_moment.filter(|_| adam.beta1 > 0.0).map(Tensor::cuda_pointer_mut).transpose()?.unwrap_or(0);
     let (theta, v) = (slabs.params.cuda_pointer_mut()?, slabs.second_moment.cuda_pointer_mut()?);
+    let params_buffer = slabs.params.cuda_buffer_mut()?;
+    // An optimiser that has changed its slab leaves another's copy alone. What reads the copy is queued after this pass.
+    let shadow = params_buffer.shadow().map_or(0, Shadow::pointer);
+    let shadow = if shadow == pass.shadow { shadow } else { 0 };
+    params_buffer.set_shadow_fresh(shadow != 0);
     let regularise = !matches!(pull, Pull::Centroid { gradient: false, .. });
     let params = Param(AdamParams { beta1: adam.beta1 as f32, beta2: adam.beta2 as f32, epsilon: adam.eps as f32, regularise: regularise.into() });
     let gradients = addresses("adam_step", grads)?;
-    let no_shadow = 0u64;
     let (table, arrivals, partials) = (pass.chunks.table.pointer(), pass.chunks.arrivals.pointer(), pass.chunks.partials.pointer());
     let (state, sum) = (pass.state.pointer(), pass.sum.pointer());
-    let common: [&dyn Argument; 10] = [&theta, &gradients, &m, &v, &ema, &no_shadow, &table, &arrivals, &state, &params];
+    let common: [&dyn Argument; 10] = [&theta, &gradients, &m, &v, &ema, &shadow, &table, &arrivals, &state, &params];
     let launch = |kernel: &'static str, rest: &[&dyn Argument]| {
         let arguments: Vec<&dyn Argument> = common.iter().chain(rest).copied().collect();
         // SAFETY: `common` and `rest` are the parameters of the entry in kernels/optimizer.cu; every slab holds all
-        // elements, m and ema may be null, the chunks lie inside the slabs and each gradient is as long as its segment.
+        // elements, m, ema and the bf16 copy may be null, the chunks lie inside the slabs and each gradient is as long as its segment.
         unsafe { device.launch(kernel, pass.chunks.grid, &arguments) }
     };
     match pull {
@@ -310,7 +333,7 @@ pub fn ewc(device: &CudaDevice, params: &Tensor, anchor: &Tensor, fisher: &Tenso
 }
 
 pub fn accumulate_squares(device: &CudaDevice, into: &mut Tensor, grads: &[Tensor], offsets: &[usize], weight: f64) -> Result<()> {
-    let chunks = Chunks::new(device, offsets, into.len(), &[])?;
+    let chunks = Chunks::of(device, grads.iter().zip(offsets).map(|(g, &at)| at..at + g.len()), &[], None)?;
     let (slab, gradients) = (into.cuda_pointer_mut()?, addresses("accumulate_squares", grads)?);
     // SAFETY: the parameters of accumulate_squares_f32 in kernels/optimizer.cu; the chunks lie inside the slab and each
     // gradient is as long as its segment.

@@ -190,11 +190,12 @@ pub fn ewc(params: &Tensor, anchor: &Tensor, fisher: &Tensor, lambda: f64) -> Re
     }
 }
 
-/// `into += weight · g²` per segment: how squared per-sample gradients become a Fisher diagonal.
+/// `into += weight · g²` for each gradient, which lies at its offset of the slab: how squared per-sample gradients become
+/// a Fisher diagonal. What no gradient covers stays.
 pub fn accumulate_squares(into: &mut Tensor, grads: &[Tensor], offsets: &[usize], weight: f64) -> Result<()> {
-    let total: usize = grads.iter().map(Tensor::len).sum();
-    if into.len() != total || offsets.len() != grads.len() {
-        return Err(Error::shape("accumulate_squares", format!("gradients of {total} elements for a slab of {}", into.len())));
+    let inside = grads.iter().zip(offsets).all(|(g, at)| at + g.len() <= into.len());
+    if !inside || offsets.len() != grads.len() {
+        return Err(Error::shape("accumulate_squares", format!("{} gradients at {offsets:?} of a slab of {}", grads.len(), into.len())));
     }
     let all: Vec<&Tensor> = [&*into].into_iter().chain(grads).collect();
     same_kind("accumulate_squares", &all)?;

@@ -207,6 +207,8 @@ class Launch {
   std::vector<std::shared_ptr<void>> parameters_;
 };
 
+std::atomic<int> compute_capability = 90;  // ten times the major version and the minor one
+
 // The attributes of an H100/H200 that host code has reason to ask for. Others are an error, not a zero.
 std::optional<int> device_attribute(int attribute) {
   static const std::map<int, int> values = {
@@ -224,8 +226,6 @@ std::optional<int> device_attribute(int attribute) {
       {38, 50 << 20},   // L2_CACHE_SIZE
       {39, 2048},       // MAX_THREADS_PER_MULTIPROCESSOR
       {41, 1},          // UNIFIED_ADDRESSING
-      {75, 9},          // COMPUTE_CAPABILITY_MAJOR
-      {76, 0},          // COMPUTE_CAPABILITY_MINOR
       {81, 228 << 10},  // MAX_SHARED_MEMORY_PER_MULTIPROCESSOR
       {82, 65536},      // MAX_REGISTERS_PER_MULTIPROCESSOR
       {95, 0},          // COOPERATIVE_LAUNCH: not modelled
@@ -233,6 +233,8 @@ std::optional<int> device_attribute(int attribute) {
       {106, 32},        // MAX_BLOCKS_PER_MULTIPROCESSOR
       {115, 1},         // MEMORY_POOLS_SUPPORTED
   };
+  if (attribute == 75) return compute_capability / 10;  // COMPUTE_CAPABILITY_MAJOR
+  if (attribute == 76) return compute_capability % 10;  // COMPUTE_CAPABILITY_MINOR
   auto found = values.find(attribute);
   if (found == values.end()) return std::nullopt;
   return found->second;
@@ -267,6 +269,7 @@ void cuda_on_cpu_set_schedule(int order, uint64_t seed) { schedule() = {Order(or
 void cuda_on_cpu_last_error(char* text, size_t size) { std::snprintf(text, size, "%s", last_error().c_str()); }
 // Streams that this OS thread fills run their work when the host waits for it.
 void cuda_on_cpu_set_lazy(int on) { lazy = on != 0; }
+void cuda_on_cpu_set_compute_capability(int capability) { compute_capability = capability; }
 void cuda_on_cpu_set_driver_version(int version) { driver_version = version; }
 size_t cuda_on_cpu_synchronisations() { return synchronisations; }
 void cuda_on_cpu_memory(size_t* in_use, size_t* peak) {

@@ -151,6 +151,29 @@ fn set_driver_version(version: c_int) {
     unsafe { symbol::<unsafe extern "C" fn(c_int)>(b"cuda_on_cpu_set_driver_version")(version) }
 }
 
+/// Runs `work` while the stand-in driver's device says that it is of that compute capability, 9.0 otherwise. What it can
+/// run does not change. For the whole process.
+pub fn with_compute_capability<R>((major, minor): (c_int, c_int), work: impl FnOnce() -> R) -> R {
+    struct Restore;
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            set_compute_capability(90);
+        }
+    }
+    let _restore = Restore;
+    set_compute_capability(10 * major + minor);
+    work()
+}
+
+fn set_compute_capability(capability: c_int) {
+    if is_emulated() {
+        // SAFETY: the signature is that of cuda_on_cpu_set_compute_capability in emulator/driver.cpp.
+        unsafe {
+            symbol::<unsafe extern "C" fn(c_int)>(b"cuda_on_cpu_set_compute_capability")(capability)
+        }
+    }
+}
+
 /// Runs `work` with the streams of this OS thread as late as a driver may be: nothing in them runs before the host waits
 /// for it. Host memory that is written again, or dropped, before a copy out of it was waited for then shows.
 pub fn with_lazy_streams<R>(work: impl FnOnce() -> R) -> R {

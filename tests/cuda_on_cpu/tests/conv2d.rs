@@ -534,10 +534,21 @@ fn activated_parts(
 
 // ---- squared gradients
 
-/// sum_j weight (the gradient of group j)^2, group j being the samples j, j + J, ...
-fn squared_by_groups(geometry: &Geometry, d: &Data, groups: usize, weight: f64) -> Vec<f32> {
+/// sum_j weight (the gradient of group j and the rest)^2, group j being the samples j, j + J, ...
+fn squared_by_groups(
+    geometry: &Geometry,
+    d: &Data,
+    rest: Option<&[f32]>,
+    groups: usize,
+    weight: f64,
+) -> Vec<f32> {
     let count = geometry.counts()[1];
-    let mut gradients = vec![vec![0.0; count]; groups];
+    let none = vec![0.0; groups * count];
+    let mut gradients: Vec<Vec<f64>> = rest
+        .unwrap_or(&none)
+        .chunks_exact(count)
+        .map(|rest| rest.iter().map(|v| f64::from(*v)).collect())
+        .collect();
     geometry.visit(|[x, w, g], [n, i, o]| {
         gradients[n % groups][w] +=
             f64::from(d.x[x]) * f64::from(d.g[g]) * geometry.scale_of(d, n, i, o);
@@ -574,7 +585,10 @@ fn squared_gradients_are_those_of_groups() {
         ),
     ] {
         let d = geometry.data(whole_numbers, one_or_two);
-        let expected = squared_by_groups(&geometry, &d, groups, weight);
+        // One case of each kind has a rest: odd numbers of groups.
+        let rest = (groups % 2 == 1).then(|| whole_numbers(groups * geometry.counts()[1], 8));
+        let rest = rest.as_deref();
+        let expected = squared_by_groups(&geometry, &d, rest, groups, weight);
         for variant in [
             WIDE,
             simt("tf32", [64, 64]),
@@ -593,7 +607,7 @@ fn squared_gradients_are_those_of_groups() {
                 weight: weight as f32,
                 accumulate: i32::from(part == 0),
             };
-            let got = in_every_order(|| squared(&gpu, variant, &geometry, &d, params));
+            let got = in_every_order(|| squared(&gpu, variant, &geometry, &d, rest, params));
             let before = if part == 0 { 1.0 } else { 0.0 };
             let got: Vec<f32> = added(&got, expected.len())
                 .iter()
@@ -610,6 +624,7 @@ fn squared(
     variant: Variant,
     geometry: &Geometry,
     d: &Data,
+    rest: Option<&[f32]>,
     params: Conv2dSquaredParams,
 ) -> Vec<f32> {
     let ([rows, columns, _], _) = geometry.product(Op::WeightGrad);
@@ -634,6 +649,8 @@ fn squared(
     } else {
         0
     };
+    let rest = rest.map(|rest| gpu.upload(rest));
+    let rest_address = rest.as_ref().map_or(0, |rest| gpu.address(rest));
     let count = parts * geometry.counts()[1];
     let mut s = if params.accumulate == 1 {
         gpu.upload(&vec![1.0; count])
@@ -649,6 +666,7 @@ fn squared(
                 .arg(&g)
                 .arg(&a_address)
                 .arg(&b_address)
+                .arg(&rest_address)
                 .arg(&mut s)
                 .arg(&params);
         },

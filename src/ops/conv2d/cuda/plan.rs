@@ -1,0 +1,260 @@
+//! Which kernel makes a product, in which tiles, its sums in how many parts: by the product's sizes, the device's
+//! precision and its kind of chip alone, as the order of sums must be. The first line that fits:
+//!
+//! | precision | sizes | kernel | tile |
+//! |---|---|---|---|
+//! | bf16 | Hopper; 64 channels or more on both sides, multiples of 8; stride 1 or 2; tiles for half of the chip | conv2d_sm90.cu | 128 × 256, or 128 × 128 for few channels or tiles |
+//! | any | up to 32 columns of outputs (not in weight gradients) | `_narrow_f32` | 128 × 16 |
+//! | f32 | | `_f32` | 64 × 64 |
+//! | TF32, 3×TF32, bf16 | half of `ENOUGH_BLOCKS` tiles or more | `_tf32`, `_tf32x3`, `_bf16` | 128 × 128 |
+//! | TF32, 3×TF32, bf16 | | `_small_…` | 64 × 64 |
+//!
+//! Sums of what is left with few tiles are cut into parts, on Hopper those of weight gradients alone; sums of squares are
+//! never cut.
+
+use crate::device::cuda::Grid;
+use crate::device::{CudaDevice, Precision};
+use crate::ops::conv2d::{Conv2d, Extent};
+use crate::ops::matmul::cuda::{ENOUGH_BLOCKS, parts_of};
+
+/// Which product of the family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    Forward,
+    /// With what follows it.
+    ForwardAct,
+    Transpose,
+    WeightGrad,
+    /// Squared by groups: its sums are never cut.
+    WeightGradSquared,
+}
+
+/// A kernel's tile of outputs, threads per block, and bytes of dynamic shared memory.
+#[derive(Clone, Copy, Debug)]
+struct Tile {
+    size: [usize; 2],
+    threads: u32,
+    shared: u32,
+}
+
+impl Tile {
+    /// Blocks along rows and columns that cover all outputs.
+    fn blocks(&self, outputs: [usize; 2]) -> [usize; 2] {
+        [0, 1].map(|d| outputs[d].div_ceil(self.size[d]))
+    }
+}
+
+/// WideTile and NarrowTile in kernels/gemm_tile.cuh.
+const WIDE: Tile = Tile { size: [64, 64], threads: 256, shared: 0 };
+const NARROW: Tile = Tile { size: [128, 16], threads: 256, shared: 0 };
+/// LargeMmaTile and SmallMmaTile in kernels/mma_tile.cuh.
+const LARGE: Tile = tensor_core(128, 256);
+const SMALL: Tile = tensor_core(64, 128);
+
+const fn tensor_core(side: usize, threads: u32) -> Tile {
+    // kSharedBytes in kernels/mma_tile.cuh: four stages of sixteen and four floats for each row of both operands.
+    Tile { size: [side; 2], threads, shared: (4 * 2 * side * 20 * 4) as u32 }
+}
+
+/// The kernels of one direction; those of tensor cores for TF32, 3xTF32, bf16.
+struct Kernels {
+    wide: &'static str,
+    narrow: Option<&'static str>,
+    large: Option<[&'static str; 3]>,
+    small: [&'static str; 3],
+}
+
+macro_rules! kernels {
+    ($stem:literal, $narrow:expr) => {
+        Kernels {
+            wide: concat!($stem, "_f32"),
+            narrow: $narrow,
+            large: Some([concat!($stem, "_tf32"), concat!($stem, "_tf32x3"), concat!($stem, "_bf16")]),
+            small: [concat!($stem, "_small_tf32"), concat!($stem, "_small_tf32x3"), concat!($stem, "_small_bf16")],
+        }
+    };
+}
+
+const FORWARD: Kernels = kernels!("conv2d", Some("conv2d_narrow_f32"));
+const FORWARD_ACT: Kernels = kernels!("conv2d_act", Some("conv2d_act_narrow_f32"));
+const TRANSPOSE: Kernels = kernels!("conv2d_transpose", Some("conv2d_transpose_narrow_f32"));
+const WEIGHT_GRAD: Kernels = kernels!("conv2d_weight_grad", None);
+const WEIGHT_GRAD_SQUARED: Kernels = Kernels {
+    wide: "conv2d_weight_grad_squared_f32",
+    narrow: None,
+    large: None,
+    small: ["conv2d_weight_grad_squared_tf32", "conv2d_weight_grad_squared_tf32x3", "conv2d_weight_grad_squared_bf16"],
+};
+
+impl Direction {
+    fn kernels(self) -> &'static Kernels {
+        match self {
+            Direction::Forward => &FORWARD,
+            Direction::ForwardAct => &FORWARD_ACT,
+            Direction::Transpose => &TRANSPOSE,
+            Direction::WeightGrad => &WEIGHT_GRAD,
+            Direction::WeightGradSquared => &WEIGHT_GRAD_SQUARED,
+        }
+    }
+
+    /// Rows and columns of outputs, terms of each one's sum, and layers of blocks.
+    fn product(self, spec: Conv2d, e: Extent) -> ([usize; 2], usize, usize) {
+        let ([h, w, ci], [oh, ow, co], [kh, kw], [sy, sx]) = (e.x, e.g, e.k, spec.stride);
+        match self {
+            Direction::Forward | Direction::ForwardAct => ([e.n * oh * ow, co], kh * kw * ci, 1),
+            // One layer per residue class of the stride; the first class is the largest, in pixels and in taps.
+            Direction::Transpose => ([e.n * h.div_ceil(sy) * w.div_ceil(sx), ci], kh.div_ceil(sy) * kw.div_ceil(sx) * co, sy * sx),
+            Direction::WeightGrad | Direction::WeightGradSquared => ([co, kh * kw * ci], e.n * oh * ow, 1),
+        }
+    }
+}
+
+/// How one product is made.
+#[derive(Clone, Copy, Debug)]
+pub enum Plan {
+    Tiled(Tiled),
+    Hopper(Hopper),
+}
+
+impl Plan {
+    pub fn new(device: &CudaDevice, direction: Direction, spec: Conv2d, e: Extent) -> Plan {
+        Hopper::new(device, direction, spec, e).map_or_else(|| Plan::Tiled(Tiled::new(device.precision(), direction, spec, e)), Plan::Hopper)
+    }
+}
+
+/// A launch of kernels/conv2d.cu: layers of blocks, times the parts of the sums.
+#[derive(Clone, Copy, Debug)]
+pub struct Tiled {
+    pub kernel: &'static str,
+    pub grid: Grid,
+    /// Terms of a part; 0: all of them.
+    pub part: usize,
+    pub parts: usize,
+}
+
+impl Tiled {
+    pub fn new(precision: Precision, direction: Direction, spec: Conv2d, e: Extent) -> Tiled {
+        let (outputs, depth, layers) = direction.product(spec, e);
+        let (kernel, tile) = choose(direction.kernels(), precision, outputs);
+        let [rows, columns] = tile.blocks(outputs);
+        let (part, parts) = match direction {
+            Direction::WeightGradSquared => (depth, 1),
+            _ => parts_of(rows * columns * layers, depth),
+        };
+        let grid = Grid { blocks: [rows as u32, columns as u32, (layers * parts) as u32], threads: tile.threads, shared: tile.shared };
+        Tiled { kernel, grid, part: if parts == 1 { 0 } else { part }, parts }
+    }
+}
+
+/// The kernel for that many outputs. Few columns (images, a toy's channels) take the narrow tile whatever the precision:
+/// a tensor core's would be mostly empty.
+fn choose(kernels: &Kernels, precision: Precision, outputs: [usize; 2]) -> (&'static str, Tile) {
+    if let Some(narrow) = kernels.narrow.filter(|_| outputs[1] <= 2 * NARROW.size[1]) {
+        return (narrow, NARROW);
+    }
+    let math = match precision {
+        Precision::F32 => return (kernels.wide, WIDE),
+        Precision::Tf32 => 0,
+        Precision::Tf32x3 => 1,
+        Precision::Bf16 => 2,
+    };
+    let [rows, columns] = LARGE.blocks(outputs);
+    match kernels.large {
+        Some(large) if 2 * rows * columns >= ENOUGH_BLOCKS => (large[math], LARGE),
+        _ => (kernels.small[math], SMALL),
+    }
+}
+
+/// A launch of kernels/conv2d_sm90.cu: persistent blocks that share the tiles.
+#[derive(Clone, Copy, Debug)]
+pub struct Hopper {
+    pub kernel: &'static str,
+    pub grid: Grid,
+    /// Channels of a tile.
+    pub columns: usize,
+    /// Width, height and samples of a box of pixels.
+    pub boxes: [usize; 3],
+    /// Boxes of a part, in the weight gradient; 0: all of them.
+    pub part: usize,
+    pub parts: usize,
+}
+
+impl Hopper {
+    /// Channels of a step of the sums, and the fewest on either side that fill a tile well enough.
+    pub const DEPTH: usize = 64;
+    /// TMA moves rows of 16 bytes.
+    const ALIGNED: usize = 8;
+    /// A box spans at most 256 elements along a dimension: 128 pixels of a stride of 2.
+    const LARGEST_STRIDE: usize = 2;
+    /// Rows of a tile, which are the pixels of its box but in the weight gradient, where boxes are along the sum.
+    const ROWS: usize = 128;
+    /// A part has at least so many steps: what its addition costs is little then.
+    const SHORTEST_PART: usize = 16;
+
+    /// For bf16 on Hopper, whole rows of channels, and tiles for half of the chip at least.
+    fn new(device: &CudaDevice, direction: Direction, spec: Conv2d, e: Extent) -> Option<Hopper> {
+        let ([h, w, ci], [oh, ow, co], [kh, kw], [sy, sx]) = (e.x, e.g, e.k, spec.stride);
+        let aligned = [ci, co].iter().all(|c| *c >= Hopper::DEPTH && c.is_multiple_of(Hopper::ALIGNED));
+        let possible = device.precision() == Precision::Bf16 && device.has_hopper_code() && aligned && sy.max(sx) <= Hopper::LARGEST_STRIDE;
+        if !possible {
+            return None;
+        }
+        let chip = device.multiprocessors() as usize;
+        // Kernels of 256 and of 128 columns; channels of the columns, size of the map that boxes cover and their pixels,
+        // and tiles per column of tiles and box (weight gradient: per column of tiles).
+        let (names, channels, map, pixels, layers) = match direction {
+            Direction::Forward | Direction::ForwardAct => (["conv2d_sm90_bf16", "conv2d_sm90_narrow_bf16"], co, [ow, oh], Hopper::ROWS, 1),
+            Direction::Transpose => (["conv2d_transpose_sm90_bf16", "conv2d_transpose_sm90_narrow_bf16"], ci, [w.div_ceil(sx), h.div_ceil(sy)], Hopper::ROWS, sy * sx),
+            Direction::WeightGrad => (["conv2d_weight_grad_sm90_bf16", "conv2d_weight_grad_sm90_narrow_bf16"], ci, [ow, oh], Hopper::DEPTH, kh * kw * co.div_ceil(Hopper::ROWS)),
+            Direction::WeightGradSquared => return None,
+        };
+        let (boxes, count) = boxes([map[0], map[1], e.n], pixels);
+        let sized = |columns: usize| {
+            let tiles = layers * channels.div_ceil(columns);
+            match direction {
+                Direction::WeightGrad => {
+                    let part = count.div_ceil((2 * chip / tiles).clamp(1, (count / Hopper::SHORTEST_PART).max(1)));
+                    let parts = count.div_ceil(part.max(1));
+                    (tiles * parts, if parts == 1 { 0 } else { part }, parts)
+                }
+                _ => (tiles * count, 0, 1),
+            }
+        };
+        let wide = channels > 128 && sized(256).0 >= chip;
+        let columns = if wide { 256 } else { 128 };
+        let (tiles, part, parts) = sized(columns);
+        // sizeof(Stages) in kernels/conv2d_sm90.cu: four stages, and the barriers up to the alignment of 1024 bytes.
+        let shared = 4 * (Hopper::ROWS + columns) * Hopper::DEPTH * 2 + 1024;
+        let grid = Grid { blocks: [tiles.min(chip) as u32, 1, 1], threads: 384, shared: shared as u32 };
+        (2 * tiles >= chip).then_some(Hopper { kernel: names[!wide as usize], grid, columns, boxes, part, parts })
+    }
+}
+
+/// The box of so many pixels, a power of two, of which the fewest cover a map of that width, height and number, and how
+/// many do.
+fn boxes(map: [usize; 3], pixels: usize) -> ([usize; 3], usize) {
+    let powers = |most: usize| (0..).map(|i| 1 << i).take_while(move |v| *v <= most);
+    let all = powers(pixels).flat_map(|w| powers(pixels / w).map(move |h| [w, h, pixels / w / h]));
+    let count = |b: &[usize; 3]| (0..3).map(|d| map[d].div_ceil(b[d])).product::<usize>();
+    // Of equally few, the widest: its rows are neighbours in memory.
+    let best = all.min_by_key(|b| (count(b), std::cmp::Reverse(b[0]))).expect("one pixel is a box");
+    (best, count(&best))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn boxes_waste_little() {
+        for (map, pixels, box_, count) in [
+            ([32, 32, 16], 128, [32, 4, 1], 128),
+            ([4, 4, 16], 128, [4, 4, 8], 2),
+            ([33, 33, 2], 128, [8, 8, 2], 25),
+            ([5, 3, 1], 64, [16, 4, 1], 1),
+            ([7, 7, 0], 128, [128, 1, 1], 0),
+        ] {
+            assert_eq!(boxes(map, pixels), (box_, count), "{map:?}");
+        }
+    }
+}
