@@ -141,6 +141,9 @@ struct TrainArgs {
     /// Move images at random by up to this many pixels per axis: crops of padded images
     #[arg(long, default_value_t = 0)]
     shift: usize,
+    /// Let every class weigh the same, however many images it has
+    #[arg(long)]
+    balance: bool,
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Classifier file to write
@@ -216,6 +219,7 @@ impl TrainArgs {
             batch: self.batch.unwrap_or(base.batch),
             epochs: self.epochs.unwrap_or(base.epochs),
             augment: Augment { flip: self.flip, shift: self.shift },
+            balance: self.balance,
             seed: self.seed,
         })
     }

@@ -16,15 +16,19 @@ pub fn log_softmax(x: &Var) -> Result<Var> {
     sub(&shifted, &broadcast_to(&normaliser, &[n, c])?)
 }
 
-/// Mean over the batch of `−log p[class]`, from logits (or log-probabilities) `[N, C]`; shape `[1, 1]`.
-pub fn cross_entropy(logits: &Var, classes: &[usize]) -> Result<Var> {
+/// Mean over the batch of `−weights[class] log p[class]`, from logits (or log-probabilities) `[N, C]`; shape `[1, 1]`.
+/// Without weights they are 1.
+pub fn cross_entropy(logits: &Var, classes: &[usize], weights: Option<&[f32]>) -> Result<Var> {
     let (n, c) = (logits.dim(0), logits.dim(1));
+    if let Some(w) = weights.filter(|w| w.len() != c) {
+        return Err(Error::shape("cross_entropy", format!("{} weights for logits {:?}", w.len(), logits.shape())));
+    }
     if classes.len() != n || classes.iter().any(|k| *k >= c) {
         return Err(Error::shape("cross_entropy", format!("{} classes, at most {:?}, for logits {:?}", classes.len(), classes.iter().max(), logits.shape())));
     }
     let mut one_hot = vec![0.0_f32; n * c];
     for (row, k) in one_hot.chunks_exact_mut(c.max(1)).zip(classes) {
-        row[*k] = 1.0;
+        row[*k] = weights.map_or(1.0, |w| w[*k]);
     }
     let one_hot = Var::constant(Tensor::from_vec(&[n, c], one_hot).to_dtype(logits.dtype()).to_device(&logits.value().device())?);
     scale(&sum(&mul(&log_softmax(logits)?, &one_hot)?)?, -1.0 / n.max(1) as f64)
@@ -51,13 +55,22 @@ mod tests {
     #[test]
     fn cross_entropy_has_derivatives_of_both_orders() {
         let logits = Random::new(3, 0).normal(&[4, 5]);
-        let (first, second) = op_gradient_errors(&|v| cross_entropy(&v[0], &[0, 4, 2, 2]), &[logits]).unwrap();
+        let (first, second) = op_gradient_errors(&|v| cross_entropy(&v[0], &[0, 4, 2, 2], Some(&[0.5, 1.0, 2.0, 1.0, 0.25])), &[logits]).unwrap();
         assert!(first < 1e-7 && second < 1e-7, "{first:e} {second:e}");
+    }
+
+    #[test]
+    fn weights_multiply_the_terms_of_their_class() {
+        let logits = Var::constant(Random::new(3, 0).normal(&[2, 3]));
+        let of = |classes: &[usize], rows: std::ops::Range<usize>, w| cross_entropy(&Var::constant(logits.value().rows(rows.start, rows.len()).unwrap()), classes, w).unwrap().item().unwrap();
+        let (a, b) = (of(&[1], 0..1, None), of(&[2], 1..2, None));
+        assert!((of(&[1, 2], 0..2, Some(&[7.0, 0.5, 1.5])) - (0.5 * a + 1.5 * b) / 2.0).abs() < 1e-6);
     }
 
     #[test]
     fn a_class_that_does_not_exist_is_refused() {
         let logits = Var::constant(Tensor::zeros(&[1, 3], DType::F32));
-        assert!(cross_entropy(&logits, &[3]).is_err());
+        assert!(cross_entropy(&logits, &[3], None).is_err());
+        assert!(cross_entropy(&logits, &[2], Some(&[1.0])).is_err());
     }
 }

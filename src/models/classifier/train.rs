@@ -40,6 +40,19 @@ pub enum Labels<'a> {
     Attributes(&'a [u8]),
 }
 
+impl Labels<'_> {
+    /// The mean number of images per class over that of each class.
+    fn class_weights(&self, classes: usize) -> Result<Vec<f32>> {
+        let Labels::Classes(all) = self else {
+            return Err(Error::config("--balance", "it is for classes; these images have attributes"));
+        };
+        let mut counts = vec![0_usize; classes];
+        all.iter().for_each(|c| counts[*c as usize] += 1);
+        let mean = all.len() as f64 / classes as f64;
+        Ok(counts.into_iter().map(|n| if n == 0 { 0.0 } else { (mean / n as f64) as f32 }).collect())
+    }
+}
+
 impl LabelledImages<'_> {
     /// Number of images.
     pub fn len(&self) -> usize {
@@ -204,6 +217,8 @@ pub struct Recipe {
     pub batch: usize,
     pub epochs: usize,
     pub augment: Augment,
+    /// Every class weighs the same in the loss, however many images it has. Attributes have no classes to balance.
+    pub balance: bool,
     pub seed: u64,
 }
 
@@ -217,6 +232,7 @@ impl Recipe {
             batch: 256,
             epochs: 12,
             augment: Augment::default(),
+            balance: false,
             seed: 0,
         }
     }
@@ -229,6 +245,7 @@ impl Recipe {
             batch: 50,
             epochs: 3,
             augment: Augment { flip: true, shift: 8 },
+            balance: false,
             seed: 0,
         }
     }
@@ -268,6 +285,7 @@ pub fn fine_tune(start: Classifier, data: LabelledImages, recipe: &Recipe, progr
     if recipe.batch == 0 {
         return Err(Error::config("--batch", "0 images per step; ask for at least 1"));
     }
+    let weights = recipe.balance.then(|| data.labels.class_weights(config.classes.len())).transpose()?;
     let mut state = recipe.optimizer.start(params.layout(), &params.values().device())?;
     let [mut order, mut moves, mut dropout] = [ORDER, AUGMENT, DROPOUT].map(|stream| Random::new(recipe.seed, stream));
     let per_epoch = data.len().div_ceil(recipe.batch);
@@ -284,7 +302,7 @@ pub fn fine_tune(start: Classifier, data: LabelledImages, recipe: &Recipe, progr
         let (batch, step) = (batch?, done + 1);
         let mut moments = BTreeMap::new();
         let norm = Normalise::Batch { moments: &mut moments, dropout: &mut dropout };
-        let (loss, gradients) = loss_and_gradients(&config, &params, norm, &batch, data.labels)?;
+        let (loss, gradients) = loss_and_gradients(&config, &params, norm, &batch, data.labels, weights.as_deref())?;
         if !loss.is_finite() {
             let problem = format!("the loss is {loss}; lower the learning rate");
             return Err(Error::Diverged { what: "classifier training".into(), step, problem });
@@ -301,12 +319,12 @@ pub fn fine_tune(start: Classifier, data: LabelledImages, recipe: &Recipe, progr
 }
 
 /// Loss of a batch and its gradient by every parameter; `norm` takes the batch's statistics of every normalisation.
-fn loss_and_gradients(config: &ClassifierConfig, params: &ParamSlab, norm: Normalise, batch: &Batch, labels: Labels) -> Result<(f64, Vec<Var>)> {
+fn loss_and_gradients(config: &ClassifierConfig, params: &ParamSlab, norm: Normalise, batch: &Batch, labels: Labels, weights: Option<&[f32]>) -> Result<(f64, Vec<Var>)> {
     let (leaves, indices, device) = (params.leaves(), &batch.indices, params.values().device());
     let x = Var::constant(config.preprocessing.apply(&batch.images.to_device(&device)?)?);
     let (outputs, _) = config.forward(&leaves, norm, &x)?;
     let loss = match labels {
-        Labels::Classes(all) => cross_entropy(&outputs, &indices.iter().map(|i| all[*i] as usize).collect::<Vec<_>>())?,
+        Labels::Classes(all) => cross_entropy(&outputs, &indices.iter().map(|i| all[*i] as usize).collect::<Vec<_>>(), weights)?,
         Labels::Attributes(all) => {
             let k = config.classes.len();
             let signs: Vec<f32> = indices.iter().flat_map(|i| &all[i * k..][..k]).map(|v| if *v > 0 { 1.0 } else { -1.0 }).collect();

@@ -317,7 +317,7 @@ fn run_map<T: Scalar + Tiles>(map: &Map, x: &[T], scale_in: Option<&[T]>, panels
     out
 }
 
-fn slice_of<'a, T: Scalar>(t: Option<&'a Tensor>) -> Option<&'a [T]> {
+fn slice_of<T: Scalar>(t: Option<&Tensor>) -> Option<&[T]> {
     t.map(Tensor::as_slice::<T>)
 }
 

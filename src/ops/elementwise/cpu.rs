@@ -47,11 +47,11 @@ pub fn map<T: Scalar>(x: &Tensor, f: Map) -> Tensor {
             let (scale, shift) = (T::from_f64(scale), T::from_f64(shift));
             pass(x, |v: T| v * scale + shift)
         }
-        Map::Powf(p) if p == 2.0 => pass(x, |v: T| v * v),
-        Map::Powf(p) if p == 1.0 => x.clone(),
-        Map::Powf(p) if p == 0.5 => pass(x, |v: T| v.sqrt()),
-        Map::Powf(p) if p == -0.5 => pass(x, |v: T| one / v.sqrt()),
-        Map::Powf(p) if p == -1.0 => pass(x, |v: T| one / v),
+        Map::Powf(2.0) => pass(x, |v: T| v * v),
+        Map::Powf(1.0) => x.clone(),
+        Map::Powf(0.5) => pass(x, |v: T| v.sqrt()),
+        Map::Powf(-0.5) => pass(x, |v: T| one / v.sqrt()),
+        Map::Powf(-1.0) => pass(x, |v: T| one / v),
         Map::Powf(p) => {
             let p = T::from_f64(p);
             pass(x, |v: T| v.powf(p))
