@@ -5,6 +5,8 @@ mod common;
 use std::path::PathBuf;
 
 use recant::data::mnist::{Mnist, Split};
+use recant::device::Device;
+use recant::io::pictures::Pictures;
 use recant::models::classifier::{Augment, Classifier, ClassifierConfig, LabelledImages, Labels, Recipe, evaluate, train};
 use recant::models::resnet::ResNet;
 use recant::ops::random::Random;
@@ -39,7 +41,7 @@ fn the_official_lenet_on_all_test_digits() {
     let Some(folder) = real_data("the_official_lenet_on_all_test_digits") else { return };
     let digits = Mnist::read(folder.join("mnist"), Split::Test).unwrap().resized(32);
     let labels: Vec<u32> = digits.labels.iter().map(|l| *l as u32).collect();
-    let data = LabelledImages { pixels: &digits.images, size: [32, 32], channels: 1, labels: Labels::Classes(&labels) };
+    let data = LabelledImages { pictures: &Pictures::from_bytes(digits.images, [32, 32, 1]), labels: Labels::Classes(&labels) };
     assert_eq!(evaluate(&official(&folder), data, 500, &mut |_| Ok(())).unwrap().accuracy(), 0.9907);
 }
 
@@ -109,22 +111,22 @@ fn values_out_of_range_are_clamped() {
 }
 
 /// Two kinds of images, told apart by where they are bright.
-fn two_kinds(n: usize) -> (Vec<u8>, Vec<u32>) {
+fn two_kinds(n: usize) -> (Pictures, Vec<u32>) {
     let mut r = Random::new(8, 0);
     let labels: Vec<u32> = (0..n as u32).map(|i| i % 2).collect();
     let pixels = labels.iter().flat_map(|k| (0..16 * 16).map(|p| if (p % 16 < 8) == (*k == 0) { 160 } else { 60 }).collect::<Vec<usize>>()).map(|v| (v + r.below(60)) as u8).collect();
-    (pixels, labels)
+    (Pictures::from_bytes(pixels, [16, 16, 1]), labels)
 }
 
 /// Training learns, and is a function of its recipe.
 #[test]
 fn training_learns_and_repeats() {
-    let (pixels, labels) = two_kinds(64);
-    let data = LabelledImages { pixels: &pixels, size: [16, 16], channels: 1, labels: Labels::Classes(&labels) };
+    let (pictures, labels) = two_kinds(64);
+    let data = LabelledImages { pictures: &pictures, labels: Labels::Classes(&labels) };
     let config = ClassifierConfig { classes: vec!["left".into(), "right".into()], ..ClassifierConfig::mnist() };
     let recipe = Recipe { batch: 24, epochs: 6, augment: Augment { flip: false, shift: 1 }, ..Recipe::mnist() };
     let mut losses = Vec::new();
-    let first = train(&config, data, &recipe, &mut |p| {
+    let first = train(&config, data, &recipe, &Device::Cpu, &mut |p| {
         losses.push(p.loss);
         assert_eq!((p.steps, p.epoch), (18, (p.step - 1) / 3));
         Ok(())
@@ -133,28 +135,29 @@ fn training_learns_and_repeats() {
     assert_eq!(losses.len(), 18);
     let result = evaluate(&first, data, 10, &mut |_| Ok(())).unwrap();
     assert_eq!(result.accuracy(), 1.0, "{:?}, losses {losses:?}", result.confusion);
-    let again = train(&config, data, &recipe, &mut |_| Ok(())).unwrap();
+    let again = train(&config, data, &recipe, &Device::Cpu, &mut |_| Ok(())).unwrap();
     assert_eq!(first.params().as_slice(), again.params().as_slice());
-    let other = train(&config, data, &Recipe { seed: 1, ..recipe }, &mut |_| Ok(())).unwrap();
+    let other = train(&config, data, &Recipe { seed: 1, ..recipe }, &Device::Cpu, &mut |_| Ok(())).unwrap();
     assert_ne!(first.params().as_slice(), other.params().as_slice());
 }
 
 #[test]
 fn bad_input_is_refused_in_one_line() {
-    let (pixels, labels) = two_kinds(4);
-    let data = LabelledImages { pixels: &pixels, size: [16, 16], channels: 1, labels: Labels::Classes(&labels) };
+    let (pictures, labels) = two_kinds(4);
+    let data = LabelledImages { pictures: &pictures, labels: Labels::Classes(&labels) };
+    let (one_less, none) = (pictures.select(&[0, 1, 2]), pictures.select(&[]));
     let mnist = ClassifierConfig::mnist();
     let mut failures = Vec::new();
     let mut refuse = |config: &ClassifierConfig, data: LabelledImages, recipe: Recipe, part: &str| {
-        let error = train(config, data, &recipe, &mut |_| Ok(())).unwrap_err().to_string();
+        let error = train(config, data, &recipe, &Device::Cpu, &mut |_| Ok(())).unwrap_err().to_string();
         if !error.contains(part) || error.contains('\n') {
             failures.push(format!("{error:?} does not say {part:?}"));
         }
     };
     refuse(&ClassifierConfig { classes: vec!["one".into()], ..mnist.clone() }, data, Recipe::mnist(), "at least two");
     refuse(&mnist, LabelledImages { labels: Labels::Classes(&[0, 1, 11, 0]), ..data }, Recipe::mnist(), "class 11");
-    refuse(&mnist, LabelledImages { size: [16, 15], ..data }, Recipe::mnist(), "16x15");
-    refuse(&mnist, LabelledImages { pixels: &[], labels: Labels::Classes(&[]), ..data }, Recipe::mnist(), "0 labels");
+    refuse(&mnist, LabelledImages { pictures: &one_less, ..data }, Recipe::mnist(), "4 labels for 3 images");
+    refuse(&mnist, LabelledImages { pictures: &none, labels: Labels::Classes(&[]) }, Recipe::mnist(), "0 labels");
     refuse(&mnist, LabelledImages { labels: Labels::Attributes(&[0; 40]), ..data }, Recipe::mnist(), "attributes");
     refuse(&mnist, data, Recipe { batch: 0, ..Recipe::mnist() }, "--batch");
     let mut rgb = mnist.clone();

@@ -284,7 +284,7 @@ fn a_table_of_the_paper_and_its_resumption() {
     assert_eq!(outcomes.len(), 20);
     assert!(outcomes.iter().all(|o| o["pul"].is_number() && o["frechet"].is_number() && o["fid"].is_null()));
     let table = std::fs::read_to_string(folder.path("table/table.md")).unwrap();
-    for part in ["| AtU EL2 | ", " 99.32 ± 0.43 |", "| Retraining | - | 98.80 ± 0.09 |", "| CF-k |", "official code", "this call", "| 9 |"] {
+    for part in ["| AtU EL2 | ", " 99.32 ± 0.43 |", "| Retraining | - | 98.80 ± 0.09 |", "| CF-k |", "| CDC | not run here | 90.70 ± 0.16 |", "few-shot adaptation to the positives", "official code", "this call", "| 9 |"] {
         assert!(table.contains(part), "{part:?} is missing in {table}");
     }
     for file in ["1/run_0/methods.png", "1/run_0/gamma.png", "1/run_1/el2.safetensors", "1/run_1/atu-el2.json", "config.json", "metrics.jsonl"] {
@@ -526,16 +526,15 @@ fn a_gpu_that_is_not_there() {
     folder.ok(&["sample", "--model", "run/model.safetensors", "--n", "1", "--out", "a.png", "--device", "auto"]);
 }
 
-/// The commands on the emulated GPU: the program as it is built, with the stand-in driver in the place of libcuda.so.
+/// Runs commands on the emulated GPU, the program being as it is built and the stand-in driver in the place of libcuda.so,
+/// and gives their summaries; none where the program holds no kernels.
 #[cfg(target_os = "linux")]
-#[test]
-fn the_method_on_a_gpu() {
+fn on_gpu<'a>(folder: &'a Folder, test: &str) -> Option<impl Fn(&[&str]) -> serde_json::Value + 'a> {
     if recant::device::cuda::embedded::FATBINS.is_empty() {
-        eprintln!("the_method_on_a_gpu: not run, this program was built without nvcc and holds no kernels");
-        return;
+        eprintln!("{test}: not run, this program was built without nvcc and holds no kernels");
+        return None;
     }
-    let folder = trained();
-    let on_gpu = |args: &[&str]| {
+    Some(|args: &[&str]| {
         let mut command = command(&folder.0, &with(args, &["--device", "cuda", "--json"]));
         if cuda_on_cpu::is_emulated() {
             command.env("LD_PRELOAD", cuda_on_cpu::driver_library());
@@ -546,7 +545,15 @@ fn the_method_on_a_gpu() {
         let summary: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
         assert_eq!(summary["device"], "cuda:0", "{args:?}");
         summary
-    };
+    })
+}
+
+/// The method's own commands.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_method_on_a_gpu() {
+    let folder = trained();
+    let Some(on_gpu) = on_gpu(&folder, "the_method_on_a_gpu") else { return };
     marks(&folder, 0..10);
     on_gpu(&FEEDBACK);
     on_gpu(&with(&ADAPT, &["--models", "2", "--fisher-samples", "4"]));
@@ -563,6 +570,42 @@ fn the_method_on_a_gpu() {
     }
     let checks = on_gpu(&["doctor", "--check-only"])["results"].clone();
     assert!(checks.as_array().unwrap().len() > 20);
+}
+
+/// Commands that judge, on the same emulated GPU: they say there what they say on the CPU.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_evidence_on_a_gpu() {
+    let folder = trained();
+    let Some(on_gpu) = on_gpu(&folder, "the_evidence_on_a_gpu") else { return };
+    write_stem(&folder);
+    let near = |args: &[&str], key: &str, tolerance: f64| {
+        let of = |found: serde_json::Value| found.pointer(key).and_then(serde_json::Value::as_f64).unwrap_or_else(|| panic!("{key} is missing in {found}"));
+        let (there, here) = (of(on_gpu(args)), of(json(folder.ok(&with(args, &["--device", "cpu", "--json"])))));
+        assert!((there - here).abs() <= tolerance * here.abs(), "{args:?}: {there} on the GPU, {here} on the CPU");
+    };
+    // One statistic of a set, one of a model; sums of f32 in another order.
+    near(&with(&["fid", "images.npz", "run/model.safetensors", "--first", "2", "--n", "2", "--no-cache"], &STEM), "/distance", 1e-4);
+    let train = ["classifier", "train", "--data", "npz:images.npz", "--epochs", "2", "--batch", "8", "--out", "lenet.safetensors"];
+    on_gpu(&train);
+    near(&["classifier", "eval", "--classifier", "lenet.safetensors", "--data", "npz:images.npz"], "/accuracy", 0.0);
+    on_gpu(&["classifier", "stats", "--classifier", "lenet.safetensors", "--data", "npz:images.npz", "--out", "stats.safetensors"]);
+    let evaluate = ["evaluate", "--model", "run/model.safetensors", "--unlearned", "run/model.safetensors", "--classifier", "lenet.safetensors", "--n", "4"];
+    let made = |class: &&str| folder.run(&with(&evaluate, &["--class", class])).status.success();
+    let class = ["0", "1"].into_iter().find(made).expect("the model makes images of one class at least");
+    let distances = ["--class", class, "--real", "npz:images.npz", "--retrained", "run/model.safetensors", "--fid-batch", "4"];
+    near(&with(&with(&evaluate, &distances), &STEM), "/fid/before/distance", 1e-4);
+    // Every row of a table, of the model that was trained before; its classifier has learned too little to give feedback.
+    marks(&folder, 0..10);
+    folder.ok(&FEEDBACK);
+    let run = folder.path(&format!("table/{class}/run_0"));
+    std::fs::create_dir_all(&run).unwrap();
+    std::fs::copy(folder.path("feedback.npz"), run.join("feedback.npz")).unwrap();
+    let table = ["reproduce", "mnist", "--model", "run/model.safetensors", "--classifier", "lenet.safetensors", "--classes", class, "--out", "table", "--retrained"];
+    let retrained = format!("{class}=run/model.safetensors");
+    let short = ["--runs", "1", "--models", "1", "--adapt-iterations", "1", "--iterations", "1", "--samples", "10"];
+    let found = on_gpu(&with(&with(&table, &[&retrained]), &short));
+    assert_eq!(found["outcomes"].as_array().map(Vec::len), Some(11), "{found}");
 }
 
 #[test]

@@ -86,7 +86,7 @@ fn elementwise() {
         compare(&device, &format!("{f:?}"), std::slice::from_ref(&p), FUNCTION, &|t| map(&t[0], f));
     }
     let long = normal(4, &[2, 3001]);
-    compare(&device, "map, not aligned", &[long.clone()], FUNCTION, &|t| map(&unaligned(&t[0]), Map::Exp));
+    compare(&device, "map, not aligned", std::slice::from_ref(&long), FUNCTION, &|t| map(&unaligned(&t[0]), Map::Exp));
     compare(&device, "map of nothing", &[normal(5, &[0, 3])], EXACT, &|t| map(&t[0], Map::Exp));
     for f in [Zip::Add, Zip::Sub, Zip::Mul] {
         compare(&device, &format!("{f:?}"), &[x.clone(), p.clone()], ROUNDING, &|t| zip(&t[0], &t[1], f));

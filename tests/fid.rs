@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use recant::data::Dataset;
 use recant::io::image::{Picture, write_png};
 use recant::io::npz;
+use recant::io::pictures::Pictures;
 use recant::metrics::fid::{Extractor, FidProtocol, Preparation, fid, read_statistics, write_statistics};
 use recant::metrics::{FeatureStats, Origin, Statistics};
 use recant::models::inception::{Block, Inception};
@@ -46,9 +47,14 @@ fn extractor(preparation: Preparation) -> Extractor {
     Extractor::new(stem(), FidProtocol { preparation, block: Block::D64, size: None }).unwrap()
 }
 
-fn images(n: usize) -> Dataset {
-    let images = Random::new(7, 0).uniform(&[n, 12, 12, 3]).as_slice::<f32>().iter().map(|v| (v * 256.0) as u8).collect();
-    Dataset { images, height: 12, width: 12, channels: 3, labels: None, attributes: None, class_names: Vec::new() }
+/// Bytes of `n` RGB images of 12 px.
+fn pixels(n: usize) -> Vec<u8> {
+    Random::new(7, 0).uniform(&[n, 12, 12, 3]).as_slice::<f32>().iter().map(|v| (v * 256.0) as u8).collect()
+}
+
+fn dataset(pixels: Vec<u8>, channels: usize) -> Dataset {
+    let pictures = Pictures::from_bytes(pixels, [12, 12, channels]);
+    Dataset { pictures, labels: None, attributes: None, class_names: Vec::new() }
 }
 
 fn difference(a: &Statistics, b: &Statistics) -> f64 {
@@ -59,7 +65,7 @@ fn difference(a: &Statistics, b: &Statistics) -> f64 {
 /// A folder, a data set and a model's images in [−1, 1] are one set of images; batches do not matter.
 #[test]
 fn sources_of_the_same_images_agree() {
-    let data = images(7);
+    let (data, bytes) = (dataset(pixels(7), 3), pixels(7));
     let extractor = extractor(Preparation::PytorchFid);
     let mut seen = Vec::new();
     let whole = extractor
@@ -72,13 +78,13 @@ fn sources_of_the_same_images_agree() {
 
     let mut stats = extractor.start();
     // What a model makes lies between the 8-bit values.
-    let between: Vec<f32> = data.images.iter().enumerate().map(|(i, v)| *v as f32 / 127.5 - 1.0 + (i % 5) as f32 * 1e-3 - 2e-3).collect();
+    let between: Vec<f32> = bytes.iter().enumerate().map(|(i, v)| *v as f32 / 127.5 - 1.0 + (i % 5) as f32 * 1e-3 - 2e-3).collect();
     extractor.add_images(&mut stats, &Tensor::from_vec(&[7, 12, 12, 3], between)).unwrap();
     let from_model = stats.finish().unwrap();
 
     let folder = Scratch::new("sources");
     let files: Vec<PathBuf> = (0..7).map(|i| folder.0.join(format!("{i}.png"))).collect();
-    for (file, pixels) in files.iter().zip(data.images.chunks_exact(12 * 12 * 3)) {
+    for (file, pixels) in files.iter().zip(bytes.chunks_exact(12 * 12 * 3)) {
         write_png(file, &Picture { height: 12, width: 12, pixels: pixels.to_vec() }).unwrap();
     }
     let from_files = extractor.pictures(&files, 4, &mut |_| Ok(())).unwrap();
@@ -91,13 +97,12 @@ fn sources_of_the_same_images_agree() {
 /// The two preparations see different images, and grey ones as their RGB copies.
 #[test]
 fn preparations_differ_and_grey_is_repeated() {
-    let data = images(4);
+    let data = dataset(pixels(4), 3);
     let run = |p| extractor(p).dataset(&data, 4, &mut |_| Ok(())).unwrap();
     assert!(difference(&run(Preparation::PytorchFid), &run(Preparation::CleanFid)) > 1e-3);
-    let grey: Vec<u8> = data.images.iter().step_by(3).copied().collect();
+    let grey: Vec<u8> = pixels(4).into_iter().step_by(3).collect();
     let rgb = grey.iter().flat_map(|v| [*v; 3]).collect();
-    let grey = Dataset { images: grey, channels: 1, ..images(4) };
-    let rgb = Dataset { images: rgb, ..images(4) };
+    let (grey, rgb) = (dataset(grey, 1), dataset(rgb, 3));
     let extractor = extractor(Preparation::CleanFid);
     let [a, b] = [grey, rgb].map(|d| extractor.dataset(&d, 4, &mut |_| Ok(())).unwrap());
     assert!(difference(&a, &b) < 1e-6);
@@ -126,7 +131,7 @@ fn a_distance_is_printed_with_its_protocol() {
 fn statistics_files_go_both_ways_and_bad_ones_are_refused() {
     let folder = Scratch::new("statistics");
     let path = folder.0.join("stats.npz");
-    let whole = extractor(Preparation::PytorchFid).dataset(&images(5), 5, &mut |_| Ok(())).unwrap();
+    let whole = extractor(Preparation::PytorchFid).dataset(&dataset(pixels(5), 3), 5, &mut |_| Ok(())).unwrap();
     let protocol = FidProtocol { preparation: Preparation::PytorchFid, block: Block::D64, size: None };
     let origin = Origin { protocol: Some(protocol), weights: Some(u64::MAX), fingerprint: None };
     write_statistics(&path, &whole, &origin).unwrap();

@@ -123,7 +123,7 @@ fn every_repulsion_and_the_ablation_run() {
 
 #[test]
 fn unusable_numbers_are_refused_in_one_line() {
-    let refused = |spec: GaussiansSpec| quiet(&spec).err().expect("refused").to_string();
+    let refused = |spec: GaussiansSpec| quiet(&spec).expect_err("refused").to_string();
     for message in [
         refused(GaussiansSpec { models: 0, ..tiny() }),
         refused(GaussiansSpec { lr: -1.0, ..tiny() }),

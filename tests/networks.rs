@@ -6,8 +6,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use common::hashed;
 use recant::autograd::gradcheck::gradient_error;
 use recant::autograd::{Var, add, broadcast_to, mean, mul, reshape, scale, square};
+use recant::device::Device;
+use recant::io::pictures::Pictures;
 use recant::models::classifier::{Architecture, Augment, Classifier, ClassifierConfig, Decision, LabelledImages, Labels, Optimizer, Preprocessing, Recipe, evaluate, train};
 use recant::models::inception::{Block, Inception, SIZE};
 use recant::models::resnet::ResNet;
@@ -17,29 +20,6 @@ use recant::ops::random::Random;
 use recant::ops::resize::{Resize, resize};
 use recant::tensor::{DType, Tensor};
 
-/// Element `i` of a name's stream, in [0, 1).
-fn unit(name: &str, i: u64) -> f64 {
-    let fnv = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ b as u64).wrapping_mul(0x0100_0000_01b3));
-    const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
-    let mut z = fnv.wrapping_add(i).wrapping_mul(GOLDEN).wrapping_add(GOLDEN);
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    ((z ^ (z >> 31)) >> 40) as f64 / (1_u64 << 24) as f64
-}
-
-fn hashed(name: &str, shape: &[usize], gain: f64) -> Tensor {
-    let fan_in: usize = shape.iter().skip(1).product();
-    let value = |u: f64| match name.rsplit('.').next().unwrap() {
-        "running_var" => 0.75 + 0.5 * u,
-        "running_mean" => 0.2 * (u - 0.5),
-        _ if shape.len() >= 2 => (2.0 * u - 1.0) * 3.0_f64.sqrt() * gain / (fan_in as f64).sqrt(),
-        "weight" => 0.8 + 0.4 * u,
-        _ => 0.2 * (u - 0.5),
-    };
-    let n: usize = shape.iter().product();
-    Tensor::from_vec(shape, (0..n as u64).map(|i| value(unit(name, i)) as f32).collect::<Vec<f32>>())
-}
-
 fn resnet(network: ResNet) -> Classifier {
     let classes = (0..40).map(|i| format!("attribute {i}")).collect();
     let preprocessing = Preprocessing::rgb([64, 64]);
@@ -47,7 +27,7 @@ fn resnet(network: ResNet) -> Classifier {
     let mut tensors = BTreeMap::new();
     for layout in [config.layout(), config.buffers()] {
         for s in layout.segments() {
-            tensors.insert(s.name.clone(), hashed(&s.name, &s.torch_shape, 1.4));
+            tensors.insert(s.name.clone(), hashed::value(&s.name, &s.torch_shape, 1.4));
         }
     }
     Classifier::from_torch(config, &tensors).unwrap()
@@ -99,19 +79,6 @@ fn judging_does_not_depend_on_the_batch() {
     assert_eq!(alone.has(7)[0], together.has(7)[1]);
 }
 
-/// Every state-dict entry of pytorch-fid's network with hashed values.
-fn hashed_inception() -> BTreeMap<String, Tensor> {
-    let names = std::fs::read_to_string(common::golden("nets/inception_state_dict_names.txt")).unwrap();
-    names
-        .lines()
-        .map(|line| {
-            let (name, shape) = line.split_once(' ').unwrap();
-            let shape: Vec<usize> = shape.trim_matches(['[', ']']).split(", ").filter(|s| !s.is_empty()).map(|s| s.parse().unwrap()).collect();
-            (name.to_string(), hashed(name, &shape, 1.6))
-        })
-        .collect()
-}
-
 /// pytorch-fid's way in: [0, 1], resized to 299 px, then [−1, 1].
 fn pytorch_fid_input(images: &Tensor) -> Tensor {
     let x = resize(images, [SIZE; 2], Resize::Bilinear).unwrap();
@@ -130,7 +97,7 @@ fn inception_equals(net: &Inception, file: &str, sizes: &[usize], blocks: &[Bloc
 
 #[test]
 fn inception_equals_pytorch_fid() {
-    let net = Inception::from_torch(&hashed_inception()).unwrap();
+    let net = Inception::from_torch(&hashed::inception()).unwrap();
     assert_eq!(net.last_block(), Block::D2048);
     inception_equals(&net, "nets/inception_hashed_weights.npz", &[32, 299], &Block::ALL);
 }
@@ -152,7 +119,7 @@ fn inception_with_the_real_weights_equals_pytorch_fid() {
 /// Every refusal names the layer.
 #[test]
 fn broken_inception_files_are_refused() {
-    let whole = hashed_inception();
+    let whole = hashed::inception();
     let refused = |change: &dyn Fn(&mut BTreeMap<String, Tensor>)| {
         let mut tensors = whole.clone();
         change(&mut tensors);
@@ -212,10 +179,10 @@ fn a_resnet_learns_two_colours() {
         .flat_map(|k| (0..32 * 32 * 3).map(|i| if i % 3 == *k as usize { 200 } else { 40 }).collect::<Vec<usize>>())
         .map(|v| (v + r.below(50)) as u8)
         .collect();
-    let data = LabelledImages { pixels: &pixels, size: [32, 32], channels: 3, labels: Labels::Classes(&labels) };
+    let data = LabelledImages { pictures: &Pictures::from_bytes(pixels, [32, 32, 3]), labels: Labels::Classes(&labels) };
     let config = ClassifierConfig::resnet(ResNet::ResNet18, vec!["red".into(), "green".into()], 32);
     let recipe = Recipe { batch: 8, epochs: 10, augment: Augment { flip: true, shift: 2 }, ..Recipe::celeba() };
-    let net = train(&config, data, &recipe, &mut |_| Ok(())).unwrap();
+    let net = train(&config, data, &recipe, &Device::Cpu, &mut |_| Ok(())).unwrap();
     let result = evaluate(&net, data, 5, &mut |_| Ok(())).unwrap();
     assert_eq!(result.accuracy(), 1.0, "{:?}", result.confusion);
 }
@@ -230,7 +197,7 @@ fn initial(config: ClassifierConfig) -> Classifier {
     let mut tensors = BTreeMap::new();
     for layout in [config.layout(), config.buffers()] {
         for s in layout.segments() {
-            tensors.insert(s.name.clone(), hashed(&s.name, &s.torch_shape, 1.4));
+            tensors.insert(s.name.clone(), hashed::value(&s.name, &s.torch_shape, 1.4));
         }
     }
     Classifier::from_torch(config, &tensors).unwrap()
@@ -332,12 +299,13 @@ fn the_afhq_network_equals_plain_loops() {
 fn the_official_networks_learn() {
     let mut r = Random::new(4, 0);
     let mut images = |n: usize, side: usize| (0..n * side * side * 3).map(|i| (if i / (side * side * 3) % 2 == i % 3 { 200 } else { 40 } + r.below(50)) as u8).collect::<Vec<u8>>();
-    let (faces, animals) = (images(8, 32), images(6, 250));
+    let mut pictures = |n: usize, side: usize| Pictures::from_bytes(images(n, side), [side, side, 3]);
+    let (faces, animals) = (pictures(8, 32), pictures(6, 250));
     let attributes: Vec<u8> = (0..8).flat_map(|i| [(i % 2) as u8, 1 - (i % 2) as u8]).collect();
     let labels: Vec<u32> = (0..6).map(|i| i % 2).collect();
     let cases = [
-        (Architecture::CelebaHeads, 32, LabelledImages { pixels: &faces, size: [32, 32], channels: 3, labels: Labels::Attributes(&attributes) }),
-        (Architecture::AfhqCnn, 250, LabelledImages { pixels: &animals, size: [250, 250], channels: 3, labels: Labels::Classes(&labels) }),
+        (Architecture::CelebaHeads, 32, LabelledImages { pictures: &faces, labels: Labels::Attributes(&attributes) }),
+        (Architecture::AfhqCnn, 250, LabelledImages { pictures: &animals, labels: Labels::Classes(&labels) }),
     ];
     for (network, side, data) in cases {
         let config = ClassifierConfig::new(network, vec!["a".into(), "b".into()], Decision::Largest, [side; 2]);
@@ -345,7 +313,7 @@ fn the_official_networks_learn() {
         let optimizer = Optimizer::Adamax(Adamax { lr: 2e-4, beta1: 0.9, beta2: 0.999, eps: 1e-8 });
         let recipe = Recipe { batch: 8, epochs: 4, optimizer, augment: Augment::default(), ..Recipe::celeba() };
         let mut losses = Vec::new();
-        let net = train(&config, data, &recipe, &mut |p| {
+        let net = train(&config, data, &recipe, &Device::Cpu, &mut |p| {
             losses.push(p.loss);
             Ok(())
         })

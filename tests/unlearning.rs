@@ -191,7 +191,7 @@ fn guards() {
     }
     assert!(refused(Kind::El2 { gamma: 1.0, alpha: -1.0 }, &adapted, &theta).starts_with("--alpha"));
     assert!(refused(Kind::Nl2 { gamma: 1.0 }, &[], &theta).contains("k ≥ 1"));
-    let pole = refused(Kind::Il2 { gamma: 1.0 }, &[theta.clone()], &theta);
+    let pole = refused(Kind::Il2 { gamma: 1.0 }, std::slice::from_ref(&theta), &theta);
     assert!(pole.contains("pole"), "{pole}");
 
     let mut repulsion = Repulsion::new(Kind::Nl2 { gamma: 1.0 }, Distance::L2, &adapted, &theta, 10.0).unwrap();

@@ -182,7 +182,7 @@ fn labelled<'a>(data: &'a Dataset) -> Result<LabelledImages<'a>> {
         (None, Some(attributes)) => Labels::Attributes(attributes),
         (None, None) => return Err(Error::config("--data", "has no labels; use class folders, an npz with labels, or celeba:DIR")),
     };
-    Ok(LabelledImages { pixels: &data.images, size: [data.height, data.width], channels: data.channels, labels })
+    Ok(LabelledImages { pictures: &data.pictures, labels })
 }
 
 impl ClassifierArgs {
@@ -222,7 +222,7 @@ impl TrainArgs {
 
     fn run(&self, global: &Global) -> Result<()> {
         let start = std::time::Instant::now();
-        global.device.host_only("classifier")?;
+        let device = global.open()?;
         let recipe = self.recipe()?;
         let size = self.size.map_or([self.network.default_size(); 2], |s| s.0);
         let all = self.data.read_at(Split::Train, Some(size))?;
@@ -230,7 +230,7 @@ impl TrainArgs {
         let decision = if data.attributes.is_some() { Decision::Signs } else { Decision::Largest };
         let config = ClassifierConfig::new(self.network, data.class_names.clone(), decision, size);
         let mut progress: Option<Progress> = None;
-        let classifier = train(&config, labelled(&data)?, &recipe, &mut |p| {
+        let classifier = train(&config, labelled(&data)?, &recipe, &device, &mut |p| {
             let bar = progress.get_or_insert_with(|| Progress::new("classifier", 0, p.steps as u64));
             bar.at(p.step as u64, || format!("epoch {} loss {:.4}", p.epoch + 1, p.loss));
             // An interrupted run leaves its last whole epoch.
@@ -251,7 +251,7 @@ impl TrainArgs {
             global,
             &serde_json::json!({
                 "images": data.len(), "out": self.out, "accuracy": held_out.as_ref().map(Evaluation::accuracy),
-                "balanced_accuracy": held_out.as_ref().map(Evaluation::balanced_accuracy), "seconds": seconds, "device": "cpu",
+                "balanced_accuracy": held_out.as_ref().map(Evaluation::balanced_accuracy), "seconds": seconds, "device": device.to_string(),
             }),
         );
         Ok(())
@@ -283,8 +283,8 @@ fn judged(classifier: &Classifier, data: &Dataset, what: &str) -> Result<Evaluat
 impl EvalArgs {
     fn run(&self, global: &Global) -> Result<()> {
         let start = std::time::Instant::now();
-        global.device.host_only("classifier")?;
-        let classifier = read_classifier(&self.data.classifier)?;
+        let device = global.open()?;
+        let classifier = read_classifier(&self.data.classifier)?.to_device(&device)?;
         println!("it looks at {}", classifier.config().preprocessing);
         let data = self.data.data.read_at(Split::Test, Some(classifier.config().preprocessing.size))?.part(self.part);
         let result = judged(&classifier, &data, "images")?;
@@ -293,7 +293,7 @@ impl EvalArgs {
             global,
             &serde_json::json!({
                 "accuracy": result.accuracy(), "balanced_accuracy": result.balanced_accuracy(), "balanced": result.balanced(),
-                "images": data.len(), "seconds": seconds, "device": "cpu",
+                "images": data.len(), "seconds": seconds, "device": device.to_string(),
             }),
         );
         Ok(())
@@ -303,12 +303,12 @@ impl EvalArgs {
 impl StatsArgs {
     fn run(&self, global: &Global) -> Result<()> {
         let start = std::time::Instant::now();
-        global.device.host_only("classifier")?;
-        let classifier = read_classifier(&self.data.classifier)?;
+        let device = global.open()?;
+        let classifier = read_classifier(&self.data.classifier)?.to_device(&device)?;
         let data = self.data.data.read_at(Split::Train, Some(classifier.config().preprocessing.size))?;
         collect_statistics(&classifier, &data)?.write(&self.out)?;
         println!("statistics of {} images: {}", data.len(), self.out.display());
-        summary(global, &serde_json::json!({"images": data.len(), "out": self.out, "seconds": start.elapsed().as_secs_f64(), "device": "cpu"}));
+        summary(global, &serde_json::json!({"images": data.len(), "out": self.out, "seconds": start.elapsed().as_secs_f64(), "device": device.to_string()}));
         Ok(())
     }
 }

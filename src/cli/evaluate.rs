@@ -13,6 +13,7 @@ use crate::data::dataset::{Dataset, Source};
 use crate::data::mnist::Split;
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::io::ahead::ReadAhead;
 use crate::io::safetensors;
 use crate::metrics::class_statistics::ClassStatistics;
 use crate::metrics::pul::{Judged, judge, pul};
@@ -104,18 +105,22 @@ impl Real {
     }
 }
 
+/// Images read at a time for class statistics.
+const READ_AT_ONCE: usize = 256;
+
 /// Statistics of a labelled data set.
 pub(super) fn collect_statistics(classifier: &Classifier, data: &Dataset) -> Result<ClassStatistics> {
-    let mut at = 0;
+    let all: Vec<usize> = (0..data.len()).collect();
+    let mut batches = ReadAhead::new(all.chunks(READ_AT_ONCE).map(|indices| {
+        let (pictures, indices) = (data.pictures.clone(), indices.to_vec());
+        move || Ok((pictures.batch(&indices, &[])?, indices))
+    }));
     ClassStatistics::collect(classifier, &mut || {
         run_folder::stop_if_interrupted()?;
-        let indices: Vec<usize> = (at..data.len().min(at + 256)).collect();
-        at += indices.len();
-        if indices.is_empty() {
-            return Ok(None);
-        }
+        let Some(batch) = batches.next() else { return Ok(None) };
+        let (images, indices) = batch?;
         let labels = data.batch_labels(&indices)?.into_iter().map(|l| l as usize).collect();
-        Ok(Some((data.batch(&indices, &[]), labels)))
+        Ok(Some((images, labels)))
     })
 }
 
@@ -228,7 +233,7 @@ pub(super) fn measure(bench: &Bench, what: &str, params: &ParamSlab, features: O
         let (Some(f), Some(stats)) = (features, &mut stats) else { return Ok(()) };
         let n = images.dim(0).min(f.images.saturating_sub(stats.count()));
         for at in (0..n).step_by(f.batch) {
-            f.extractor.add_images(stats, &images.rows(at, f.batch.min(n - at))?.to_device(&Device::Cpu)?)?;
+            f.extractor.add_images(stats, &images.rows(at, f.batch.min(n - at))?)?;
             run_folder::stop_if_interrupted()?;
         }
         Ok(())
@@ -252,7 +257,7 @@ impl Evaluate {
         let retrained = self.retrained.as_ref().map(same_size).transpose()?;
         let classifier = read_classifier(&self.classifier)?.to_device(&device)?;
         let class = class_of(&classifier, &self.class)?;
-        let extractor = self.inception.extractor(Some(original.config.size))?;
+        let extractor = self.inception.extractor(Some(original.config.size), &device)?;
         let (name, real) = (classifier.config().classes[class].clone(), self.real.as_deref().map(Real::of).transpose()?);
         let real_features = match (&extractor, &real) {
             (Some(extractor), Some(Real::Data(source))) => {

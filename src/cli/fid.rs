@@ -10,6 +10,7 @@ use super::{Global, run_folder};
 use crate::data::dataset::{Dataset, Source};
 use crate::data::mnist::{Mnist, Split, read_idx};
 use crate::data::{celeba, folder};
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::io::fingerprint::Fingerprint;
 use crate::io::npz;
@@ -54,14 +55,15 @@ impl InceptionOptions {
         }
     }
 
-    /// The network under its protocol; none without weights. `size`: the side that real images are brought to first.
-    pub fn extractor(&self, size: Option<usize>) -> Result<Option<Extractor>> {
+    /// The network under its protocol, on `device`; none without weights. `size`: the side that real images are brought
+    /// to first.
+    pub fn extractor(&self, size: Option<usize>, device: &Device) -> Result<Option<Extractor>> {
         if self.fid_batch == 0 {
             return Err(Error::config("--fid-batch", "must be at least 1"));
         }
         let block = self.dims.map(Block::from_dims).transpose()?;
         let Some(path) = &self.weights else { return Ok(None) };
-        let net = Inception::read(path)?;
+        let net = Inception::read(path)?.to_device(device)?;
         let block = block.unwrap_or(net.last_block());
         Extractor::new(net, FidProtocol { preparation: self.preparation(), block, size }).map(Some)
     }
@@ -200,15 +202,16 @@ impl Taker<'_> {
         watched(&what, data.len(), |progress| self.extractor.dataset(&data, self.batch, progress))
     }
 
-    /// Of `n` images of a model: EMA weights, single z, fresh noise, no truncation.
-    pub fn model(&self, path: &Path, n: usize, seed: u64) -> Result<Statistics> {
+    /// Of `n` images of a model, made on `device`: EMA weights, single z, fresh noise, no truncation.
+    pub fn model(&self, path: &Path, n: usize, seed: u64, device: &Device) -> Result<Statistics> {
         let model = Checkpoint::open(path)?;
+        let params = model.g_ema.to_device(device)?;
         let g = Generator::new(model.config.clone());
         let latents = draw_latents(&g, n, seed, streams::EVALUATION);
         let mut rng = Random { counter: 1 << 40, ..Random::new(seed, streams::EVALUATION) };
         let mut stats = self.extractor.start();
         watched(&path.file_name().unwrap_or_default().to_string_lossy(), n, |progress| {
-            generate(&g, &model.g_ema, &latents, &mut rng, &mut |_, images, _| {
+            generate(&g, &params, &latents, &mut rng, &mut |_, images, _| {
                 for at in (0..images.dim(0)).step_by(self.batch) {
                     self.extractor.add_images(&mut stats, &images.rows(at, self.batch.min(images.dim(0) - at))?)?;
                     progress(stats.count())?;
@@ -276,7 +279,7 @@ pub(crate) struct Fid {
 impl Fid {
     pub fn run(&self, global: &Global) -> Result<()> {
         let start = std::time::Instant::now();
-        global.device.host_only("fid")?;
+        let device = global.open()?;
         if self.b.is_none() && self.save.is_none() {
             return Err(Error::config("B", "is missing: give two sets to compare, or --save for the statistics of one"));
         }
@@ -284,17 +287,17 @@ impl Fid {
             return Err(Error::config("--first, --n", "must be at least 2: one image has no covariance"));
         }
         let sides: Vec<Side> = std::iter::once(&self.a).chain(&self.b).map(|s| s.parse()).collect::<Result<_>>()?;
-        let extractor = self.inception.extractor(self.size_of(&sides)?)?;
+        let extractor = self.inception.extractor(self.size_of(&sides)?, &device)?;
         let mut taken = Vec::new();
         for side in &sides {
-            taken.push(self.statistics(side, extractor.as_ref())?);
+            taken.push(self.statistics(side, extractor.as_ref(), &device)?);
         }
         if let Some(file) = &self.save {
             write_statistics(file, &taken[0].0, &taken[0].1)?;
             println!("statistics of {} images: {}", taken[0].0.count.map_or("unknown".into(), |n| n.to_string()), file.display());
         }
         let [(a, of_a), (b, of_b)] = &taken[..] else {
-            summary(global, &serde_json::json!({"images": taken[0].0.count, "out": self.save, "seconds": start.elapsed().as_secs_f64(), "device": "cpu"}));
+            summary(global, &serde_json::json!({"images": taken[0].0.count, "out": self.save, "seconds": start.elapsed().as_secs_f64(), "device": device.to_string()}));
             return Ok(());
         };
         let report = fid(self.protocol([of_a, of_b], extractor.as_ref(), a.dims())?, a, b)?;
@@ -304,7 +307,7 @@ impl Fid {
             global,
             &serde_json::json!({
                 "distance": report.distance, "name": report.protocol.name(), "protocol": report.protocol.to_string(),
-                "images": report.images, "seconds": seconds, "device": "cpu",
+                "images": report.images, "seconds": seconds, "device": device.to_string(),
             }),
         );
         Ok(())
@@ -317,7 +320,7 @@ impl Fid {
         Ok(self.size.or(sizes.first().copied()))
     }
 
-    fn statistics(&self, side: &Side, extractor: Option<&Extractor>) -> Result<(Statistics, Origin)> {
+    fn statistics(&self, side: &Side, extractor: Option<&Extractor>, device: &Device) -> Result<(Statistics, Origin)> {
         if let Side::Statistics(file) = side {
             return read_statistics(file);
         }
@@ -326,7 +329,7 @@ impl Fid {
         })?;
         let taker = Taker { extractor, batch: self.inception.fid_batch, first: self.first, without: self.without.clone(), cache: !self.no_cache };
         let statistics = match side {
-            Side::Model(path) => taker.model(path, self.n, self.seed)?,
+            Side::Model(path) => taker.model(path, self.n, self.seed, device)?,
             side => taker.data(side)?,
         };
         Ok((statistics, Origin { protocol: Some(extractor.protocol()), weights: Some(extractor.weights()), fingerprint: None }))

@@ -196,7 +196,8 @@ impl Train {
         let model = folder.file("model.safetensors");
         let (mut state, noise) = self.start(&model, &network, &hyper)?;
         state = state.to_device(&device)?;
-        println!("{} images, {} generator and {} discriminator parameters", data.len(), state.g.layout().len(), state.d.layout().len());
+        let streamed = if data.pictures.is_streamed() { " (more than is kept in memory: they are decoded as they are needed)" } else { "" };
+        println!("{} images{streamed}, {} generator and {} discriminator parameters", data.len(), state.g.layout().len(), state.d.layout().len());
         let trainer = Trainer::new(&network, hyper.clone());
         let flip = if self.flip { Flip::Random } else { Flip::Never };
         let mut batches = DatasetBatches::new(&data, hyper.batch, flip, self.seed, state.iteration)?;

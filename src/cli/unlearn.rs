@@ -114,7 +114,7 @@ impl RepulsionOptions {
             Loss::Nl2 => Kind::Nl2 { gamma: self.gamma.unwrap_or(1.0) },
             Loss::Il2 => Kind::Il2 { gamma: self.gamma.unwrap_or(1.0) },
         };
-        if !(self.runaway > 0.0) {
+        if self.runaway.is_nan() || self.runaway <= 0.0 {
             return Err(Error::config("--runaway", format!("{} must be above 0", self.runaway)));
         }
         kind.checked().map(Some)

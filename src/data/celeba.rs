@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::dataset::{Dataset, class_of};
 use super::folder;
 use crate::error::{Error, Result};
+use crate::io::pictures::Pictures;
 use crate::io::{self, image};
 
 /// Columns of the official file.
@@ -116,7 +117,7 @@ pub fn list_without(folder: impl AsRef<Path>, attribute: Option<&str>) -> Result
     Ok(files.into_iter().zip(rows.chunks_exact(ATTRIBUTES)).filter_map(|(file, row)| (row[column] == 0).then_some(file)).collect())
 }
 
-/// Reads CelebA's folder as a data set with attributes; sizes as `folder::read_images`, but without one the pictures
+/// Reads CelebA's folder as a data set with attributes; sizes as `Pictures::from_files`, but without one the pictures
 /// are taken at the first one's.
 pub fn read(folder: impl AsRef<Path>, size: Option<[usize; 2]>) -> Result<Dataset> {
     let (files, rows, class_names) = list(folder)?;
@@ -124,8 +125,7 @@ pub fn read(folder: impl AsRef<Path>, size: Option<[usize; 2]>) -> Result<Datase
         (None, Some(first)) => image::read(first).map(|p| Some([p.height, p.width]))?,
         (size, _) => size,
     };
-    let (images, [height, width]) = folder::read_images(&files, size)?;
-    Ok(Dataset { images, height, width, channels: 3, labels: None, attributes: Some(rows), class_names })
+    Ok(Dataset { pictures: Pictures::from_files(files, size)?, labels: None, attributes: Some(rows), class_names })
 }
 
 #[cfg(test)]
@@ -158,7 +158,7 @@ mod tests {
         scratch.file("faces/1.png", &png);
         scratch.file("faces/list_attr_celeba.txt", listed(2, &[("1.png", 40), ("2.png", 40)]).as_bytes());
         let faces = read(&folder, Some([2; 2])).unwrap();
-        assert_eq!((faces.images.len(), faces.attributes.as_ref().unwrap().len(), faces.attributes.as_ref().unwrap()[3]), (12, 40, 1));
+        assert_eq!((faces.len(), faces.attributes.as_ref().unwrap().len(), faces.attributes.as_ref().unwrap()[3]), (1, 40, 1));
         assert_eq!(faces.class_counts()[..4], [1, 0, 0, 1]);
         scratch.file("faces/2.png", &png);
         // Everyone has A0, nobody A1.
@@ -194,7 +194,7 @@ mod tests {
         let Some(data) = real_data("real_list") else { return };
         let folder = data.join("celeba_sample");
         let faces = read(&folder, None).unwrap();
-        assert_eq!((faces.height, faces.width, faces.attributes.unwrap().len()), (218, 178, 32 * ATTRIBUTES));
+        assert_eq!((faces.pictures.shape(), faces.attributes.unwrap().len()), ([218, 178, 3], 32 * ATTRIBUTES));
         let attributes = Attributes::read(folder.join("list_attr_celeba.txt")).unwrap();
         let smiling = attributes.column("Smiling").unwrap();
         assert!(attributes.of("000001.jpg").unwrap()[smiling] && !attributes.of("000003.jpg").unwrap()[smiling]);

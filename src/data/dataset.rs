@@ -1,4 +1,4 @@
-//! A data set in memory, where it comes from, and batches out of it.
+//! A data set, where it comes from, and batches out of it.
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -8,22 +8,16 @@ use serde::{Deserialize, Serialize};
 
 use super::{celeba, folder};
 use super::mnist::{Mnist, Split};
-use crate::device::cpu::stale_vec;
 use crate::error::{Error, Result};
 use crate::io::npz::{self, Values};
+use crate::io::pictures::Pictures;
 use crate::io::resample::{Filter, square};
 use crate::ops::random::Random;
-use crate::tensor::Tensor;
 
-/// 8-bit images, all of one size.
+/// 8-bit images, all of one size, and what is known about them. Parts of a data set share its images.
 #[derive(Clone, Debug)]
 pub struct Dataset {
-    /// `[n, height, width, channels]`.
-    pub images: Vec<u8>,
-    pub height: usize,
-    pub width: usize,
-    /// 1 (grey) or 3.
-    pub channels: usize,
+    pub pictures: Pictures,
     /// The class of each image.
     pub labels: Option<Vec<u32>>,
     /// Of data with attributes instead of classes, `[n, attributes]`: 1 where an image has the attribute, 0 where not.
@@ -102,10 +96,7 @@ impl Source {
 impl From<Mnist> for Dataset {
     fn from(mnist: Mnist) -> Dataset {
         Dataset {
-            images: mnist.images,
-            height: mnist.height,
-            width: mnist.width,
-            channels: 1,
+            pictures: Pictures::from_bytes(mnist.images, [mnist.height, mnist.width, 1]),
             labels: Some(mnist.labels.iter().map(|l| *l as u32).collect()),
             attributes: None,
             class_names: (0..10).map(|digit| digit.to_string()).collect(),
@@ -159,16 +150,15 @@ fn read_npz(path: &Path, size: Option<usize>) -> Result<Dataset> {
     };
     let classes = labels.iter().flatten().max().map_or(0, |l| l + 1);
     let class_names = (0..classes).map(|c| c.to_string()).collect();
-    let mut set = Dataset { images: bytes, height, width, channels, labels, attributes: None, class_names };
-    if let Some(size) = size.filter(|size| (height, width) != (*size, *size)) {
-        set.images = set
-            .images
-            .par_chunks_exact(height * width * channels)
-            .flat_map_iter(|image| square(image, (height, width), channels, size, Filter::Lanczos))
-            .collect();
-        (set.height, set.width) = (size, size);
-    }
-    Ok(set)
+    let pictures = match size.filter(|size| (height, width) != (*size, *size)) {
+        None => Pictures::from_bytes(bytes, [height, width, channels]),
+        Some(size) => {
+            let resized = |image| square(image, (height, width), channels, size, Filter::Lanczos);
+            let images = bytes.par_chunks_exact(height * width * channels).flat_map_iter(resized).collect();
+            Pictures::from_bytes(images, [size, size, channels])
+        }
+    };
+    Ok(Dataset { pictures, labels, attributes: None, class_names })
 }
 
 /// Every tenth image is held out.
@@ -213,15 +203,11 @@ pub(super) fn class_of(names: &[String], name: &str) -> Result<u32> {
 impl Dataset {
     /// Number of images.
     pub fn len(&self) -> usize {
-        self.images.len() / self.image_bytes()
+        self.pictures.len()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.images.is_empty()
-    }
-
-    fn image_bytes(&self) -> usize {
-        self.height * self.width * self.channels
+        self.pictures.is_empty()
     }
 
     /// The class or attribute of a name or a number; an unknown one is an error that lists the known ones.
@@ -242,12 +228,10 @@ impl Dataset {
 
     /// The images of the given indices, in that order, labels along.
     pub fn subset(&self, indices: &[usize]) -> Dataset {
-        let bytes = self.image_bytes();
-        let images = indices.iter().flat_map(|i| &self.images[i * bytes..(i + 1) * bytes]).copied().collect();
         let labels = self.labels.as_ref().map(|labels| indices.iter().map(|i| labels[*i]).collect());
         let k = self.class_names.len();
         let attributes = self.attributes.as_ref().map(|all| indices.iter().flat_map(|i| &all[i * k..(i + 1) * k]).copied().collect());
-        Dataset { images, labels, attributes, class_names: self.class_names.clone(), ..*self }
+        Dataset { pictures: self.pictures.select(indices), labels, attributes, class_names: self.class_names.clone() }
     }
 
     /// The images of one part.
@@ -255,12 +239,12 @@ impl Dataset {
         if part == Part::All {
             return self.clone();
         }
-        let mut seen = vec![0; self.class_names.len().max(1)];
+        let mut seen = vec![0_usize; self.class_names.len().max(1)];
         let indices: Vec<usize> = (0..self.len())
             .filter(|i| {
                 let count = &mut seen[self.labels.as_ref().map_or(0, |l| l[*i] as usize)];
                 *count += 1;
-                (*count % HELD_OUT == 0) == (part == Part::HeldOut)
+                count.is_multiple_of(HELD_OUT) == (part == Part::HeldOut)
             })
             .collect();
         self.subset(&indices)
@@ -294,27 +278,6 @@ impl Dataset {
     /// One class alone.
     pub fn only_class(&self, class: u32) -> Result<Dataset> {
         self.filtered(class, true)
-    }
-
-    /// The images of the given indices as f32 `[b, height, width, 3]` in [−1, 1]; grey is repeated. `mirrored` says
-    /// for each whether it is mirrored from left to right; it may be empty for none.
-    pub fn batch(&self, indices: &[usize], mirrored: &[bool]) -> Tensor {
-        assert!(mirrored.is_empty() || mirrored.len() == indices.len(), "one flag for each image, or none");
-        let (width, channels, bytes) = (self.width, self.channels, self.image_bytes());
-        let mut out = stale_vec::<f32>(indices.len() * self.height * width * 3);
-        out.par_chunks_exact_mut((self.height * width * 3).max(1)).enumerate().for_each(|(b, to)| {
-            let image = &self.images[indices[b] * bytes..(indices[b] + 1) * bytes];
-            let mirror = mirrored.get(b).copied().unwrap_or(false);
-            for (to, from) in to.chunks_exact_mut(width * 3).zip(image.chunks_exact(width * channels)) {
-                for (x, pixel) in to.chunks_exact_mut(3).enumerate() {
-                    let at = if mirror { width - 1 - x } else { x } * channels;
-                    for (k, v) in pixel.iter_mut().enumerate() {
-                        *v = from[at + k % channels] as f32 / 127.5 - 1.0;
-                    }
-                }
-            }
-        });
-        Tensor::from_vec(&[indices.len(), self.height, width, 3], out)
     }
 
     /// The labels of the given indices.
@@ -400,12 +363,6 @@ impl Sampler {
         }
         (indices, mirrored)
     }
-
-    /// The next batch of `data`, f32 `[size, height, width, 3]` in [−1, 1].
-    pub fn next_batch(&mut self, data: &Dataset, size: usize) -> Tensor {
-        let (indices, mirrored) = self.next_indices(size);
-        data.batch(&indices, &mirrored)
-    }
 }
 
 #[cfg(test)]
@@ -416,14 +373,16 @@ mod tests {
 
     fn tiny() -> Dataset {
         Dataset {
-            images: vec![0, 255, 51, 102, 1, 2, 3, 4],
-            height: 1,
-            width: 2,
-            channels: 1,
+            pictures: Pictures::from_bytes(vec![0, 255, 51, 102, 1, 2, 3, 4], [1, 2, 1]),
             labels: Some(vec![0, 1, 1, 0]),
             attributes: None,
             class_names: vec!["cat".into(), "dog".into()],
         }
+    }
+
+    /// All of a set's bytes.
+    fn bytes(set: &Dataset) -> Vec<u8> {
+        set.pictures.read(&(0..set.len()).collect::<Vec<_>>()).unwrap()
     }
 
     #[test]
@@ -437,7 +396,7 @@ mod tests {
 
     #[test]
     fn batches() {
-        let batch = tiny().batch(&[1, 0], &[false, true]);
+        let batch = tiny().pictures.batch(&[1, 0], &[false, true]).unwrap();
         assert_eq!(batch.shape(), [2, 1, 2, 3]);
         let expected = [-0.6, -0.6, -0.6, -0.2, -0.2, -0.2, 1.0, 1.0, 1.0, -1.0, -1.0, -1.0];
         assert!(batch.to_f64_vec().iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6));
@@ -451,9 +410,9 @@ mod tests {
         assert_eq!((set.class("dog").unwrap(), set.class("0").unwrap()), (1, 0));
         refused(set.class("cow"), &["\"cow\"", "choose one of cat, dog"]);
         let rest = set.without_class(1).unwrap();
-        assert_eq!((rest.images, rest.labels), (vec![0, 255, 3, 4], Some(vec![0, 0])));
+        assert_eq!((bytes(&rest), rest.labels), (vec![0, 255, 3, 4], Some(vec![0, 0])));
         let only = set.only_class(1).unwrap();
-        assert_eq!(only.images, [51, 102, 1, 2]);
+        assert_eq!(bytes(&only), [51, 102, 1, 2]);
         refused(only.without_class(1), &["class", "no image would be left"]);
         let none = Dataset { labels: None, class_names: vec![], ..tiny() };
         refused(none.without_class(1), &["class", "no classes"]);
@@ -463,12 +422,12 @@ mod tests {
 
     #[test]
     fn every_tenth_of_each_class_is_held_out() {
-        let images: Vec<u8> = (0..50).collect();
+        let pictures = Pictures::from_bytes((0..50).collect(), [1, 1, 1]);
         let labels = (0..50).map(|i| u32::from(i >= 20)).collect();
-        let set = Dataset { images, height: 1, width: 1, labels: Some(labels), ..tiny() };
+        let set = Dataset { pictures, labels: Some(labels), ..tiny() };
         let held = set.part(Part::HeldOut);
-        assert_eq!((held.images, held.labels), (vec![9, 19, 29, 39, 49], Some(vec![0, 0, 1, 1, 1])));
-        assert_eq!((set.part(Part::Training).len(), set.part(Part::All).images.len()), (45, 50));
+        assert_eq!((bytes(&held), held.labels), (vec![9, 19, 29, 39, 49], Some(vec![0, 0, 1, 1, 1])));
+        assert_eq!((set.part(Part::Training).len(), set.part(Part::All).len()), (45, 50));
     }
 
     #[test]
@@ -506,12 +465,13 @@ mod tests {
         let grey = Array::new(&[2, 1, 2], Values::U8(vec![1, 2, 3, 4]));
         let labels = Array::new(&[2], Values::I64(vec![0, 2]));
         let set = read(&[("images", grey.clone()), ("labels", labels)], None).unwrap();
-        assert_eq!((set.images, set.channels, set.labels, set.class_names.len()), (vec![1, 2, 3, 4], 1, Some(vec![0, 2]), 3));
+        assert_eq!((bytes(&set), set.pictures.shape()), (vec![1, 2, 3, 4], [1, 2, 1]));
+        assert_eq!((set.labels, set.class_names.len()), (Some(vec![0, 2]), 3));
         let float = Array::new(&[1, 3, 1, 2], Values::F32(vec![-1.0, 1.0, -0.6, 0.0, 2.0, -2.0]));
         let set = read(&[("images", float)], None).unwrap();
-        assert_eq!((set.images, set.labels), (vec![0, 51, 255, 255, 128, 0], None));
+        assert_eq!((bytes(&set), set.labels), (vec![0, 51, 255, 255, 128, 0], None));
         let set = read(&[("images", Array::new(&[1, 4, 6, 3], Values::U8(vec![9; 72])))], Some(2)).unwrap();
-        assert_eq!((set.height, set.width, set.images), (2, 2, vec![9; 12]));
+        assert_eq!((set.pictures.shape(), bytes(&set)), ([2, 2, 3], vec![9; 12]));
         refused(read(&[("pictures", grey.clone())], None), &["set.npz", "no array named \"images\"", "pictures"]);
         refused(read(&[("images", Array::new(&[2], Values::U8(vec![1, 2])))], None), &["another form", "[2]"]);
         refused(read(&[("images", Array::new(&[0, 2, 2], Values::U8(vec![])))], None), &["holds no image"]);
@@ -528,10 +488,11 @@ mod tests {
         let Some(data) = real_data("real_digits") else { return };
         let source: Source = format!("mnist:{}", data.join("mnist").display()).parse().unwrap();
         let set = source.read(Split::Test, Some(32)).unwrap();
-        assert_eq!((set.len(), set.height, set.channels), (10_000, 32, 1));
+        assert_eq!((set.len(), set.pictures.shape()), (10_000, [32, 32, 1]));
         let rest = set.without_class(8).unwrap();
         assert_eq!(rest.len(), 10_000 - 974);
-        let batch = Sampler::from_seed(rest.len(), Flip::Never, 0).unwrap().next_batch(&rest, 16);
+        let (indices, mirrored) = Sampler::from_seed(rest.len(), Flip::Never, 0).unwrap().next_indices(16);
+        let batch = rest.pictures.batch(&indices, &mirrored).unwrap();
         assert_eq!(batch.shape(), [16, 32, 32, 3]);
         assert!(batch.to_f64_vec().iter().all(|v| (-1.0..=1.0).contains(v)));
     }

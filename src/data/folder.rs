@@ -2,12 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use rayon::prelude::*;
-
 use super::dataset::{Dataset, class_of};
 use crate::error::{Error, Result};
 use crate::io::image;
-use crate::io::resample::{Filter, cover};
+use crate::io::pictures::Pictures;
 
 /// A folder's pictures by path, in the order that they are numbered in: by class, then by name, byte by byte.
 #[derive(Clone, Debug)]
@@ -84,55 +82,11 @@ fn entries(folder: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     Ok((files, folders))
 }
 
-/// Reads pictures in parallel, each brought to `size` (height, width) by Lanczos until it covers that and a cut from the
-/// middle, into one `[n, height, width, 3]`. Without a size all must be squares of the same size. The first unreadable
-/// file, in the files' order, is the error.
-pub fn read_images(files: &[PathBuf], size: Option<[usize; 2]>) -> Result<(Vec<u8>, [usize; 2])> {
-    let Some(first) = files.first() else { return Ok((Vec::new(), size.unwrap_or([0; 2]))) };
-    let to = match size {
-        Some(size) if size.contains(&0) => return Err(Error::config("--size", "is 0; give the side of the images in pixels")),
-        Some(size) => size,
-        None => {
-            let picture = image::read(first)?;
-            if picture.height != picture.width {
-                let problem = format!("is {} x {} pixels, not square; give --size", picture.width, picture.height);
-                return Err(Error::file(first, problem));
-            }
-            [picture.width; 2]
-        }
-    };
-    let bytes = to[0] * to[1] * 3;
-    let mut images = vec![0; files.len() * bytes];
-    let problems: Vec<Error> = images
-        .par_chunks_exact_mut(bytes)
-        .zip(files)
-        .filter_map(|(out, path)| read_one(path, to, size.is_none(), out).err())
-        .collect();
-    match problems.into_iter().next() {
-        Some(problem) => Err(problem),
-        None => Ok((images, to)),
-    }
-}
-
-fn read_one(path: &Path, to: [usize; 2], same_size: bool, out: &mut [u8]) -> Result<()> {
-    let picture = image::read(path)?;
-    let (h, w) = (picture.height, picture.width);
-    if [h, w] == to {
-        out.copy_from_slice(&picture.pixels);
-    } else if same_size {
-        let problem = format!("is {w} x {h} pixels, the first picture {} x {}; give --size to bring all to one", to[1], to[0]);
-        return Err(Error::file(path, problem));
-    } else {
-        out.copy_from_slice(&cover(&picture.pixels, (h, w), 3, (to[0], to[1]), Filter::Lanczos));
-    }
-    Ok(())
-}
-
-/// Reads a folder as a data set of `[n, height, width, 3]`; see `list` and `read_images`.
+/// Reads a folder as a data set; see `list` and `Pictures::from_files`.
 pub fn read(folder: impl AsRef<Path>, size: Option<[usize; 2]>) -> Result<Dataset> {
     let listing = list(folder)?;
-    let (images, [height, width]) = read_images(&listing.files, size)?;
-    Ok(Dataset { images, height, width, channels: 3, labels: listing.labels, attributes: None, class_names: listing.class_names })
+    let pictures = Pictures::from_files(listing.files, size)?;
+    Ok(Dataset { pictures, labels: listing.labels, attributes: None, class_names: listing.class_names })
 }
 
 #[cfg(test)]
@@ -153,15 +107,15 @@ mod tests {
         scratch.file("set/.hidden/9.png", b"");
         scratch.file("set/b/notes.txt", b"");
         let set = read(scratch.path().join("set"), None).unwrap();
-        assert_eq!(set.images.iter().step_by(48).copied().collect::<Vec<_>>(), [1, 2, 3]);
+        assert_eq!(set.pictures.read(&[0, 1, 2]).unwrap().iter().step_by(48).copied().collect::<Vec<_>>(), [1, 2, 3]);
         assert_eq!((set.labels, set.class_names), (Some(vec![0, 1, 1]), vec!["a".to_owned(), "b".to_owned()]));
         let listing = list(scratch.path().join("set")).unwrap();
         assert_eq!(listing.clone().without("b").unwrap().len(), 1);
         refused(listing.without("c"), &["\"c\"", "a, b"]);
         let wide = read(scratch.path().join("set/b"), Some([2, 4])).unwrap();
-        assert_eq!((wide.height, wide.width, wide.images.len()), (2, 4, 2 * 24));
+        assert_eq!((wide.len(), wide.pictures.shape()), (2, [2, 4, 3]));
         let flat = read(scratch.path().join("set/b"), Some([2, 2])).unwrap();
-        assert_eq!((flat.height, flat.images.len(), flat.labels), (2, 2 * 12, None));
+        assert_eq!((flat.len(), flat.pictures.shape(), flat.labels), (2, [2, 2, 3], None));
     }
 
     #[test]
@@ -190,6 +144,6 @@ mod tests {
     fn real_faces() {
         let Some(data) = real_data("real_faces") else { return };
         let set = read(data.join("celeba_sample"), Some([64; 2])).unwrap();
-        assert_eq!((set.len(), set.height, set.images.len()), (32, 64, 32 * 64 * 64 * 3));
+        assert_eq!((set.len(), set.pictures.shape()), (32, [64, 64, 3]));
     }
 }

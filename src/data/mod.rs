@@ -1,4 +1,4 @@
-//! L6': data sets as 8-bit images in memory, and their way into batches.
+//! L6': data sets of 8-bit images, and their way into batches.
 
 pub mod celeba;
 pub mod dataset;

@@ -3,11 +3,13 @@
 //! remedy. Every writer writes beside its target and renames (`atomic`). PyTorch's layouts are kept as they are in the
 //! file; turning them into the engine's is the models' business.
 
+pub mod ahead;
 pub mod archive;
 pub mod atomic;
 pub mod fingerprint;
 pub mod image;
 pub mod npz;
+pub mod pictures;
 pub mod resample;
 pub mod safetensors;
 pub mod torch_file;

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use super::{FeatureStats, Statistics, frechet_distance};
 use crate::data::Dataset;
 use crate::error::{Error, Result};
+use crate::io::ahead::ReadAhead;
 use crate::io::resample::{Filter, square};
 use crate::io::{image, npz};
 use crate::models::inception::{Block, Inception, SIZE};
@@ -68,6 +69,27 @@ impl FidProtocol {
             Block::D2048 => "FID".into(),
             block => format!("FID-{block}"),
         }
+    }
+
+    /// Images of 0..255 `[N, H, W, 3 or 1]` as the network takes them, `[N, 299, 299, 3]`.
+    fn prepare(self, bytes: &Tensor) -> Result<Tensor> {
+        if bytes.rank() != 4 || !matches!(bytes.dim(3), 1 | 3) {
+            return Err(Error::shape("FID", format!("images {:?} where [N, H, W, 3] or [N, H, W, 1] is needed", bytes.shape())));
+        }
+        let (how, range) = self.preparation.steps().expect("`Extractor::new` has seen to it");
+        let x = map(&resize(bytes, [SIZE; 2], how)?, range)?;
+        if x.dim(3) == 1 { concat(&[&x, &x, &x], 3) } else { Ok(x) }
+    }
+
+    /// The picture of a file as the network takes it, `[1, 299, 299, 3]`.
+    fn prepare_file(self, file: &Path) -> Result<Tensor> {
+        let image::Picture { height, width, pixels } = image::read(file)?;
+        let (height, width, pixels) = match self.size {
+            Some(side) if [height, width] != [side; 2] => (side, side, square(&pixels, (height, width), 3, side, Filter::Lanczos)),
+            _ => (height, width, pixels),
+        };
+        let values = pixels.into_iter().map(f32::from).collect::<Vec<f32>>();
+        self.prepare(&Tensor::from_vec(&[1, height, width, 3], values))
     }
 }
 
@@ -135,19 +157,9 @@ impl Extractor {
         FeatureStats::new(self.protocol.block.dims())
     }
 
-    /// Images of 0..255 `[N, H, W, 3 or 1]` as the network takes them, `[N, 299, 299, 3]`.
-    fn prepare(&self, bytes: &Tensor) -> Result<Tensor> {
-        if bytes.rank() != 4 || !matches!(bytes.dim(3), 1 | 3) {
-            return Err(Error::shape("FID", format!("images {:?} where [N, H, W, 3] or [N, H, W, 1] is needed", bytes.shape())));
-        }
-        let (how, range) = self.protocol.preparation.steps().expect("`new` has seen to it");
-        let x = map(&resize(bytes, [SIZE; 2], how)?, range)?;
-        if x.dim(3) == 1 { concat(&[&x, &x, &x], 3) } else { Ok(x) }
-    }
-
-    /// Adds a batch of images of 0..255, `[N, H, W, 3 or 1]`.
+    /// Adds a batch of images of 0..255, `[N, H, W, 3 or 1]`, prepared where the network is.
     pub fn add_bytes(&self, stats: &mut FeatureStats, bytes: &Tensor) -> Result<()> {
-        self.add_prepared(stats, &self.prepare(bytes)?)
+        self.add_prepared(stats, &self.protocol.prepare(&bytes.to_device(self.net.device())?)?)
     }
 
     /// Adds a batch of images in [−1, 1], `[N, H, W, 3 or 1]`. They are rounded to 8 bits first, so that a model's
@@ -164,11 +176,26 @@ impl Extractor {
     /// Statistics of a data set, `batch` images at a time; `progress` is called with the number of images done and
     /// ends the work by an error.
     pub fn dataset(&self, data: &Dataset, batch: usize, progress: &mut dyn FnMut(usize) -> Result<()>) -> Result<Statistics> {
+        let ([height, width, channels], protocol) = (data.pictures.shape(), self.protocol);
+        let all: Vec<usize> = (0..data.len()).collect();
+        self.read_ahead(progress, all.chunks(batch.max(1)).map(|indices| {
+            let (pictures, indices) = (data.pictures.clone(), indices.to_vec());
+            move || {
+                let values = pictures.read(&indices)?.into_iter().map(f32::from).collect::<Vec<f32>>();
+                protocol.prepare(&Tensor::from_vec(&[indices.len(), height, width, channels], values))
+            }
+        }))
+    }
+
+    /// Statistics of batches that jobs prepare: while the network looks at one the next is made.
+    fn read_ahead<J: FnOnce() -> Result<Tensor> + Send + 'static>(
+        &self,
+        progress: &mut dyn FnMut(usize) -> Result<()>,
+        jobs: impl Iterator<Item = J>,
+    ) -> Result<Statistics> {
         let mut stats = self.start();
-        let bytes = (data.height * data.width * data.channels).max(1);
-        for pixels in data.images.chunks(batch.max(1) * bytes) {
-            let values = pixels.iter().map(|v| *v as f32).collect::<Vec<f32>>();
-            self.add_bytes(&mut stats, &Tensor::from_vec(&[pixels.len() / bytes, data.height, data.width, data.channels], values))?;
+        for prepared in ReadAhead::new(jobs) {
+            self.add_prepared(&mut stats, &prepared?)?;
             progress(stats.count())?;
         }
         stats.finish()
@@ -180,26 +207,16 @@ impl Extractor {
     }
 
     /// Statistics of pictures of any sizes, `batch` at a time, each brought to 299 px from its own size, or from the
-    /// protocol's.
+    /// protocol's. Memory: two batches, however many files.
     pub fn pictures(&self, files: &[PathBuf], batch: usize, progress: &mut dyn FnMut(usize) -> Result<()>) -> Result<Statistics> {
-        let mut stats = self.start();
-        for files in files.chunks(batch.max(1)) {
-            let prepared: Vec<Tensor> = files
-                .par_iter()
-                .map(|file| {
-                    let image::Picture { height, width, pixels } = image::read(file)?;
-                    let (height, width, pixels) = match self.protocol.size {
-                        Some(side) if [height, width] != [side; 2] => (side, side, square(&pixels, (height, width), 3, side, Filter::Lanczos)),
-                        _ => (height, width, pixels),
-                    };
-                    let values = pixels.iter().map(|v| *v as f32).collect::<Vec<f32>>();
-                    self.prepare(&Tensor::from_vec(&[1, height, width, 3], values))
-                })
-                .collect::<Result<_>>()?;
-            self.add_prepared(&mut stats, &concat(&prepared.iter().collect::<Vec<_>>(), 0)?)?;
-            progress(stats.count())?;
-        }
-        stats.finish()
+        let protocol = self.protocol;
+        self.read_ahead(progress, files.chunks(batch.max(1)).map(|files| {
+            let files = files.to_vec();
+            move || {
+                let prepared = files.par_iter().map(|file| protocol.prepare_file(file)).collect::<Result<Vec<_>>>()?;
+                concat(&prepared.iter().collect::<Vec<_>>(), 0)
+            }
+        }))
     }
 }
 

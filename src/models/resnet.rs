@@ -186,7 +186,7 @@ const SHARED_CHANNELS: usize = 64;
 /// input channels of group `g` only.
 fn grouped(x: &Var, w: &Var, groups: usize, spec: Conv2d) -> Result<Var> {
     let (per_in, per_out) = (x.dim(3) / groups, w.dim(0) / groups);
-    let together = (1..=groups).rev().find(|t| groups % t == 0 && t * per_in <= SHARED_CHANNELS).unwrap_or(1);
+    let together = (1..=groups).rev().find(|t| groups.is_multiple_of(*t) && t * per_in <= SHARED_CHANNELS).unwrap_or(1);
     let mut parts = Vec::new();
     for first in (0..groups).step_by(together) {
         let blocks = (0..together)

@@ -65,7 +65,7 @@ impl Normalise<'_> {
             Normalise::Batch { dropout, .. } => {
                 let draw = dropout.uniform(x.shape());
                 let keep = draw.as_slice::<f32>().iter().map(|u| if (*u as f64) < rate { 0.0 } else { 1.0 / (1.0 - rate) as f32 }).collect::<Vec<f32>>();
-                mul(x, &Var::constant(Tensor::from_vec(x.shape(), keep).to_dtype(x.dtype())))
+                mul(x, &Var::constant(Tensor::from_vec(x.shape(), keep).to_dtype(x.dtype()).to_device(&x.value().device())?))
             }
         }
     }

@@ -26,7 +26,7 @@ pub fn cross_entropy(logits: &Var, classes: &[usize]) -> Result<Var> {
     for (row, k) in one_hot.chunks_exact_mut(c.max(1)).zip(classes) {
         row[*k] = 1.0;
     }
-    let one_hot = Var::constant(Tensor::from_vec(&[n, c], one_hot).to_dtype(logits.dtype()));
+    let one_hot = Var::constant(Tensor::from_vec(&[n, c], one_hot).to_dtype(logits.dtype()).to_device(&logits.value().device())?);
     scale(&sum(&mul(&log_softmax(logits)?, &one_hot)?)?, -1.0 / n.max(1) as f64)
 }
 

@@ -7,6 +7,7 @@ use super::{GanState, Losses, Measured, Regulariser, Trainer};
 use crate::data::dataset::{Dataset, Flip, Sampler, SamplerState};
 use crate::device::Device;
 use crate::error::Result;
+use crate::io::ahead::ReadAhead;
 use crate::ops::layout::gather_rows;
 use crate::tensor::Tensor;
 
@@ -21,23 +22,24 @@ fn sampler_after(n: usize, flip: Flip, seed: u64, drawn: u64, batch: usize) -> R
     Sampler::new(n, flip, SamplerState { seed, epoch: images / n.max(1) as u64, position: images % n.max(1) as u64 })
 }
 
-/// Batches of a data set.
-pub struct DatasetBatches<'a> {
-    data: &'a Dataset,
-    sampler: Sampler,
-    batch: usize,
-}
+/// Batches of a data set; while one is used the next is read.
+pub struct DatasetBatches(ReadAhead<'static, Tensor>);
 
-impl<'a> DatasetBatches<'a> {
+impl DatasetBatches {
     /// `drawn`: batches that an interrupted run has already taken.
-    pub fn new(data: &'a Dataset, batch: usize, flip: Flip, seed: u64, drawn: u64) -> Result<DatasetBatches<'a>> {
-        Ok(DatasetBatches { data, sampler: sampler_after(data.len(), flip, seed, drawn, batch)?, batch })
+    pub fn new(data: &Dataset, batch: usize, flip: Flip, seed: u64, drawn: u64) -> Result<DatasetBatches> {
+        let pictures = data.pictures.clone();
+        let mut sampler = sampler_after(data.len(), flip, seed, drawn, batch)?;
+        Ok(DatasetBatches(ReadAhead::new(std::iter::repeat_with(move || {
+            let (pictures, (indices, mirrored)) = (pictures.clone(), sampler.next_indices(batch));
+            move || pictures.batch(&indices, &mirrored)
+        }))))
     }
 }
 
-impl Batches for DatasetBatches<'_> {
+impl Batches for DatasetBatches {
     fn next(&mut self) -> Result<Tensor> {
-        Ok(self.sampler.next_batch(self.data, self.batch))
+        self.0.next().expect("there is always a next batch")
     }
 }
 
@@ -125,4 +127,53 @@ pub fn run(
         on_iteration(&progress)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::image::encode_png;
+    use crate::io::pictures::Pictures;
+    use crate::io::scratch::{Scratch, refused};
+
+    fn pictures(folder: &Scratch, n: u8) -> Vec<std::path::PathBuf> {
+        (0..n).map(|i| folder.file(&format!("{i}.png"), &encode_png(&[[i * 9; 20], [i * 9 + 5; 20], [1; 20]].concat(), 4, 5, 3))).collect()
+    }
+
+    fn set(kept: usize, files: &[std::path::PathBuf]) -> Dataset {
+        let pictures = Pictures::from_files_within(kept, files.to_vec(), Some([3, 3])).unwrap();
+        Dataset { pictures, labels: None, attributes: None, class_names: Vec::new() }
+    }
+
+    /// Reading ahead and decoding on demand change neither order nor pixels, also of a run that is continued.
+    #[test]
+    fn batches_are_those_of_the_sampler() {
+        let folder = Scratch::new();
+        let files = pictures(&folder, 7);
+        let mut sampler = Sampler::from_seed(7, Flip::Random, 3).unwrap();
+        let kept = set(usize::MAX, &files);
+        let mut plain = || {
+            let (indices, mirrored) = sampler.next_indices(4);
+            kept.pictures.batch(&indices, &mirrored).unwrap().to_vec::<f32>()
+        };
+        let expected: Vec<Vec<f32>> = (0..6).map(|_| plain()).collect();
+        for (kept, drawn) in [(usize::MAX, 0), (0, 0), (0, 3)] {
+            let mut batches = DatasetBatches::new(&set(kept, &files), 4, Flip::Random, 3, drawn as u64).unwrap();
+            for (i, want) in expected.iter().enumerate().skip(drawn) {
+                assert_eq!(&batches.next().unwrap().to_vec::<f32>(), want, "batch {i} of {drawn}.., {kept} bytes kept");
+            }
+        }
+    }
+
+    #[test]
+    fn a_bad_picture_ends_the_batch_that_needs_it() {
+        let folder = Scratch::new();
+        let mut files = pictures(&folder, 3);
+        files[1] = folder.file("bad.png", b"no picture");
+        let mut batches = DatasetBatches::new(&set(0, &files), 1, Flip::Never, 0, 0).unwrap();
+        let results: Vec<Result<Tensor>> = (0..3).map(|_| batches.next()).collect();
+        let (good, bad): (Vec<_>, Vec<_>) = results.into_iter().partition(Result::is_ok);
+        assert_eq!(good.len(), 2);
+        bad.into_iter().for_each(|b| refused(b, &["bad.png", "PNG, JPEG or WebP"]));
+    }
 }

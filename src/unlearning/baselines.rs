@@ -8,6 +8,7 @@ use std::str::FromStr;
 
 use super::adapt::{Ewc, Optimiser, Start, stage_start};
 use super::fisher::{FisherSpec, fisher_diagonal};
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::models::stylegan2::StyleGan2Config;
 use crate::nn::{Layout, ParamSlab};
@@ -142,11 +143,12 @@ impl Regulariser for Sparse {
 /// Puts new initial values where `names` says; not those that pre-training began with, whatever the seeds.
 fn start_anew(slab: &mut ParamSlab, names: &HashSet<String>, seed: u64) -> Result<()> {
     let fresh = ParamSlab::init(slab.layout(), &mut Random::new(seed, streams::RESTART));
-    let layout = slab.layout().clone();
-    let values = slab.values_mut().as_mut_slice::<f32>()?;
+    let (layout, device) = (slab.layout().clone(), slab.values().device());
+    let mut values = slab.values().to_device(&Device::Cpu)?.to_vec::<f32>();
     for s in layout.segments().iter().filter(|s| names.contains(&s.name)) {
         values[s.offset..s.offset + s.len()].copy_from_slice(&fresh.as_slice()[s.offset..s.offset + s.len()]);
     }
+    *slab = ParamSlab::from_values(&layout, values)?.to_device(&device)?;
     Ok(())
 }
 

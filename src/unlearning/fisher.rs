@@ -84,7 +84,7 @@ pub fn fisher_of(nets: &Trainer, g: &ParamSlab, d: &ParamSlab, spec: FisherSpec,
         Grouping::Alone => 1,
         Grouping::Batch => n.min(4),
     };
-    if n % members != 0 {
+    if !n.is_multiple_of(members) {
         return Err(Error::config("--fisher-samples", format!("{n} must be a multiple of 4 when D groups samples")));
     }
     let groups = n / members;

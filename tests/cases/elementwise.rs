@@ -13,7 +13,12 @@ const ROUNDED: Tolerance = Tolerance { abs: 1e-6, rel: 2.5e-7, reason: "two roun
 
 type VarMap = fn(&Var) -> Result<Var>;
 
-fn maps() -> Vec<(&'static str, Map, fn(f64) -> f64, VarMap, Tolerance)> {
+type VarZip = fn(&Var, &Var) -> Result<Var>;
+/// Name, the op's function, the same by the library, on variables, and how near they are.
+type MapCase = (&'static str, Map, fn(f64) -> f64, VarMap, Tolerance);
+type ZipCase = (Zip, fn(f64, f64) -> f64, VarZip);
+
+fn maps() -> Vec<MapCase> {
     vec![
         ("scale", Map::Affine { scale: -1.7, shift: 0.0 }, |x| -1.7 * x, |v| autograd::scale(v, -1.7), ROUNDED),
         ("shift", Map::Affine { scale: 1.0, shift: 0.3 }, |x| x + 0.3, |v| autograd::add_scalar(v, 0.3), ROUNDED),
@@ -36,7 +41,7 @@ fn linear(f: Map) -> bool {
     matches!(f, Map::Affine { shift: 0.0, .. }) || f == Map::Powf(1.0)
 }
 
-fn zips() -> Vec<(Zip, fn(f64, f64) -> f64, fn(&Var, &Var) -> Result<Var>)> {
+fn zips() -> Vec<ZipCase> {
     vec![(Zip::Add, |a, b| a + b, autograd::add), (Zip::Sub, |a, b| a - b, autograd::sub), (Zip::Mul, |a, b| a * b, autograd::mul)]
 }
 

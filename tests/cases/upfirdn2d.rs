@@ -13,7 +13,7 @@ fn reference(x: &Tensor, spec: &Upfirdn2d) -> Vec<f64> {
     let tap = |t: usize| if spec.flip { taps[t] } else { taps[taps.len() - 1 - t] };
     let source = |at: usize, t: usize, axis: usize, len: usize| {
         let at = (at * spec.down + t) as isize - spec.pad[axis][0];
-        (at >= 0 && at as usize % spec.up == 0 && (at as usize / spec.up) < len).then(|| at as usize / spec.up)
+        (at >= 0 && (at as usize).is_multiple_of(spec.up) && (at as usize / spec.up) < len).then(|| at as usize / spec.up)
     };
     let mut out = Vec::with_capacity(n * oh * ow * c);
     for i in 0..n {

@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod gpu;
+pub mod hashed;
 pub mod stylegan2;
 
 use std::collections::BTreeMap;

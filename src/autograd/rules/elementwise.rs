@@ -16,7 +16,7 @@ impl Rule for MapRule {
         let x = &io.inputs[0];
         grads![need[0] => match self.0 {
             Map::Affine { scale: by, .. } => scale(g, by)?,
-            Map::Powf(p) if p == 2.0 => mul(g, &scale(x, 2.0)?)?,
+            Map::Powf(2.0) => mul(g, &scale(x, 2.0)?)?,
             Map::Powf(p) => mul(g, &scale(&powf(x, p - 1.0)?, p)?)?,
             Map::Exp => mul(g, io.output)?,
             Map::Log => mul(g, &powf(x, -1.0)?)?,

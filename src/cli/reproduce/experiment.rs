@@ -8,7 +8,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::lab::{Lab, Method, Outcome, Task};
-use super::paper::Cell;
+use super::paper::{Cell, NOT_RUN, WHY_NOT_RUN};
 use super::settings::{Experiment, Scale, Settings};
 use crate::cli::Global;
 use crate::cli::demo::Embedded;
@@ -21,6 +21,7 @@ use crate::cli::sample::images_of;
 use crate::cli::train::describe;
 use crate::data::dataset::{Dataset, Flip, Source};
 use crate::data::mnist::Split;
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::io::{atomic, image};
 use crate::metrics::Statistics;
@@ -160,7 +161,7 @@ impl ExperimentArgs {
     }
 
     /// The pair that everything starts from, its noise buffers, who judges, and class statistics that come with it.
-    fn lab(&self, experiment: Experiment, settings: Settings) -> Result<Lab> {
+    fn lab(&self, experiment: Experiment, settings: Settings, device: Device) -> Result<Lab> {
         let embedded = (experiment == Experiment::Mnist).then(Embedded::load).transpose()?;
         let (mut embedded_model, mut embedded_judge) = (None, None);
         if let Some(e) = embedded {
@@ -180,7 +181,7 @@ impl ExperimentArgs {
             (None, None) => {
                 let network = self.network(experiment)?;
                 let data = self.data(network.size, "to pre-train; or give --model")?;
-                let state = trained(&self.out.join("pretrained.safetensors"), "pre-train", &data, &network, &hyper, settings.pretrain_iterations, self.seed)?;
+                let state = trained(&self.out.join("pretrained.safetensors"), "pre-train", &data, &network, &hyper, settings.pretrain_iterations, self.seed, &device)?;
                 (state, default_noise(&network))
             }
         };
@@ -189,18 +190,21 @@ impl ExperimentArgs {
             (None, Some((classifier, statistics))) => (classifier, Some(statistics)),
             (None, None) => return Err(Error::config("--classifier", "is needed: it gives the feedback and judges; train one with `recant classifier train`")),
         };
+        let (original, classifier) = (original.to_device(&device)?, classifier.to_device(&device)?);
         let by_class = match (own_statistics, &self.data) {
             (Some(statistics), _) => Some(statistics),
             (None, Some(data)) => Real::of(data)?.by_class(&classifier)?,
             (None, None) => None,
         };
-        let extractor = self.inception.extractor(Some(original.config.size))?;
+        let extractor = self.inception.extractor(Some(original.config.size), &device)?;
         Ok(Lab {
             generator: Generator::new(original.config.clone()),
             one_at_a_time: self.scale == Scale::Paper,
             batch: self.inception.fid_batch,
             seed: self.seed,
             settings,
+            start: original.g_ema.to_device(&Device::Cpu)?,
+            device,
             original,
             noise,
             classifier,
@@ -239,8 +243,8 @@ impl ExperimentArgs {
         let data = self.data(config.size, "for the retrained reference; or give --retrained, or --retrain-iterations 0")?;
         let data = data.without_class(data.class(class)?)?;
         let file = self.out.join(format!("retrained_{class}.safetensors"));
-        let state = trained(&file, &format!("without {class}"), &data, config, &lab.settings.hyper, lab.settings.retrain_iterations, self.seed + 1)?;
-        Ok(Some(state.g_ema))
+        let state = trained(&file, &format!("without {class}"), &data, config, &lab.settings.hyper, lab.settings.retrain_iterations, self.seed + 1, &lab.device)?;
+        state.g_ema.to_device(&Device::Cpu).map(Some)
     }
 
     /// Inception statistics of the real images without a class.
@@ -255,7 +259,7 @@ impl ExperimentArgs {
     }
 
     pub(super) fn run(&self, global: &Global, experiment: Experiment) -> Result<()> {
-        global.device.host_only("reproduce")?;
+        let device = global.open()?;
         let start = std::time::Instant::now();
         let settings = self.settings(experiment)?;
         let table = experiment.table();
@@ -271,7 +275,7 @@ impl ExperimentArgs {
         // Checked before anything is written.
         self.source()?;
         let mut folder = RunFolder::create(&self.out, self.resume, &config, &[])?;
-        let lab = self.lab(experiment, settings)?;
+        let lab = self.lab(experiment, settings, device)?;
         let classes: Vec<String> = if self.classes.is_empty() { table.classes.iter().map(|c| c.to_string()).collect() } else { self.classes.clone() };
         let methods = if self.methods.is_empty() { Method::ALL.to_vec() } else { self.methods.clone() };
         let numbers = classes.iter().map(|c| class_of(&lab.classifier, c)).collect::<Result<Vec<_>>>()?;
@@ -299,7 +303,7 @@ impl ExperimentArgs {
         atomic::write_bytes(&folder.file("table.md"), text.as_bytes())?;
         println!("\n{text}");
         println!("table and figures: {}", self.out.display());
-        summary(global, &serde_json::json!({"outcomes": outcomes, "out": self.out, "seconds": start.elapsed().as_secs_f64(), "device": "cpu"}));
+        summary(global, &serde_json::json!({"outcomes": outcomes, "out": self.out, "seconds": start.elapsed().as_secs_f64(), "device": lab.device.to_string()}));
         Ok(())
     }
 
@@ -315,25 +319,27 @@ impl ExperimentArgs {
         let chosen: Vec<usize> = negative.into_iter().take(half).chain(positive).take(COLUMNS).collect();
         let z = gather_rows(&latents, &chosen)?;
         let grid = |name: &str, slabs: &[&ParamSlab]| {
-            let rows = slabs.iter().map(|s| images_of(&lab.generator, s, &z, seed)).collect::<Result<Vec<_>>>()?;
+            let rows = slabs.iter().map(|s| images_of(&lab.generator, &s.to_device(&lab.device)?, &z, seed)).collect::<Result<Vec<_>>>()?;
             image::write_grid(task.folder.join(name), &concat(&rows.iter().collect::<Vec<_>>(), 0)?, chosen.len())
         };
-        let rows: Vec<&ParamSlab> = std::iter::once(&lab.original.g_ema).chain(generators.iter().map(|(_, s)| s)).collect();
+        let rows: Vec<&ParamSlab> = std::iter::once(&lab.start).chain(generators.iter().map(|(_, s)| s)).collect();
         grid("methods.png", &rows)?;
         let names: Vec<&str> = std::iter::once("Original").chain(generators.iter().map(|(m, _)| m.name())).collect();
         atomic::write_bytes(&task.folder.join("methods.txt"), format!("rows of methods.png: {}\n", names.join(", ")).as_bytes())?;
         let adapted = task.stage1()?.adapted;
-        let away = GAMMAS.iter().map(|g| extrapolate(&lab.original.g_ema, &adapted, *g)).collect::<Result<Vec<_>>>()?;
+        let away = GAMMAS.iter().map(|g| extrapolate(&lab.start, &adapted, *g)).collect::<Result<Vec<_>>>()?;
         grid("gamma.png", &away.iter().collect::<Vec<_>>())
     }
 }
 
-/// Trains a pair on a data set, continuing the file if it is there.
-fn trained(file: &Path, what: &str, data: &Dataset, network: &StyleGan2Config, hyper: &Hyper, iterations: u64, seed: u64) -> Result<GanState> {
-    let mut state = match file.exists() {
+/// Trains a pair on a data set and a device, continuing the file if it is there.
+#[allow(clippy::too_many_arguments, reason = "each says another thing, and both calls name all")]
+fn trained(file: &Path, what: &str, data: &Dataset, network: &StyleGan2Config, hyper: &Hyper, iterations: u64, seed: u64, device: &Device) -> Result<GanState> {
+    let state = match file.exists() {
         true => Checkpoint::open(file)?.into_state(file, hyper, seed)?,
         false => GanState::init(network, hyper, seed),
     };
+    let mut state = state.to_device(device)?;
     let noise = default_noise(network);
     let trainer = Trainer::new(network, hyper.clone());
     let mut batches = DatasetBatches::new(data, hyper.batch, Flip::Never, seed, state.iteration)?;
@@ -383,6 +389,16 @@ fn papers(v: Option<(f64, f64)>) -> String {
     v.map_or("-".into(), |(mean, deviation)| format!("{mean:.2} ± {deviation:.2}"))
 }
 
+const NOT_RUN_HERE: &str = "not run here";
+
+/// The row of a method that has the paper's figures alone; nothing where it has none of this class.
+fn not_run(name: &str, theirs: Option<Cell>) -> String {
+    theirs.map_or(String::new(), |c| {
+        let [pul, fid, ret_fid] = [Some(c.pul), Some(c.fid), c.ret_fid].map(papers);
+        format!("| {name} | {NOT_RUN_HERE} | {pul} | {NOT_RUN_HERE} | {fid} | {NOT_RUN_HERE} | {ret_fid} | {NOT_RUN_HERE} |\n")
+    })
+}
+
 /// The table, the drift of all classes, and where every number comes from.
 fn markdown(experiment: Experiment, scale: Scale, lab: &Lab, classes: &[String], outcomes: &[Outcome]) -> String {
     let (paper, s) = (experiment.table(), &lab.settings);
@@ -399,6 +415,9 @@ fn markdown(experiment: Experiment, scale: Scale, lab: &Lab, classes: &[String],
         for method in std::iter::once(None).chain(Method::ALL.map(Some)) {
             let found: Vec<&Outcome> = outcomes.iter().filter(|o| o.class == *class && o.method == method).collect();
             let name = method.map_or("Original", Method::name);
+            if name == NOT_RUN.1 {
+                NOT_RUN.0.iter().for_each(|name| out += &not_run(name, paper.cell(name, class)));
+            }
             let theirs: Option<Cell> = paper.cell(name, class);
             if found.is_empty() && theirs.is_none() {
                 continue;
@@ -416,6 +435,9 @@ fn markdown(experiment: Experiment, scale: Scale, lab: &Lab, classes: &[String],
             );
         }
         out += &drift(&lab.classifier.config().classes, outcomes.iter().filter(|o| o.class == *class));
+    }
+    if out.contains(NOT_RUN_HERE) {
+        out += &format!("\n{WHY_NOT_RUN}\n");
     }
     out += "\n## Settings\n\n| number | source | why |\n|---|---|---|\n";
     for [number, source, why] in &s.notes {

@@ -102,8 +102,13 @@ pub(super) struct Outcome {
 /// See the module.
 pub(super) struct Lab {
     pub settings: Settings,
+    /// Where everything runs. Slabs between the stages are on the host, as in their files.
+    pub device: Device,
     pub generator: Generator,
+    /// The pre-trained pair, on the device.
     pub original: GanState,
+    /// Its EMA generator on the host.
+    pub start: ParamSlab,
     pub noise: Vec<Tensor>,
     pub classifier: Classifier,
     pub by_class: Option<ClassStatistics>,
@@ -126,6 +131,9 @@ pub(super) struct Task<'a> {
     pub retrained: Option<&'a ParamSlab>,
 }
 
+/// What methods left of the original.
+pub(super) type Generators = Vec<(Method, ParamSlab)>;
+
 /// Feedback, adapted models, and the strengths that they give.
 pub(super) struct Stage1 {
     pub feedback: Feedback,
@@ -137,7 +145,7 @@ pub(super) struct Stage1 {
 
 impl Lab {
     fn all<T: Send>(&self, n: usize, job: impl Fn(usize) -> Result<T> + Sync) -> Result<Vec<T>> {
-        if self.one_at_a_time { (0..n).map(job).collect() } else { side_by_side(&Device::Cpu, n, job) }
+        if self.one_at_a_time { (0..n).map(job).collect() } else { side_by_side(&self.device, n, job) }
     }
 
     fn save(&self, path: &Path, slab: &ParamSlab) -> Result<()> {
@@ -165,7 +173,7 @@ impl Lab {
 
     /// Judges a generator on the run's latents.
     pub fn bench(&self, class: usize, run: u64) -> Bench<'_> {
-        Bench { device: &Device::Cpu, g: &self.generator, classifier: &self.classifier, class, n: self.settings.samples, seed: self.seed + run }
+        Bench { device: &self.device, g: &self.generator, classifier: &self.classifier, class, n: self.settings.samples, seed: self.seed + run }
     }
 }
 
@@ -229,15 +237,16 @@ impl Task<'_> {
             }
             let mut batches = TensorBatches::new(&feedback.images, feedback.negatives(), trainer.hyper.batch, model_seed(spec.seed, j), 0)?;
             let state = adapt(&trainer, &lab.original, &mut batches, &spec, j, None, &mut |p| watch.step(p))?;
-            lab.save(&file, &state.g_ema)?;
-            Ok(state.g_ema)
+            let adapted = state.g_ema.to_device(&Device::Cpu)?;
+            lab.save(&file, &adapted)?;
+            Ok(adapted)
         })?;
         watch.finish();
         Ok(adapted)
     }
 
     /// The generator of each method; retraining has none where no reference is at hand.
-    pub fn generators(&self, methods: &[Method], stage1: &Stage1) -> Result<Vec<(Method, ParamSlab)>> {
+    pub fn generators(&self, methods: &[Method], stage1: &Stage1) -> Result<Generators> {
         let lab = self.lab;
         let methods: Vec<Method> = methods.iter().copied().filter(|m| *m != Method::Retraining || self.retrained.is_some()).collect();
         let watch = Watched::new("unlearn", lab.settings.unlearn_iterations * methods.len() as u64);
@@ -259,7 +268,7 @@ impl Task<'_> {
         let trained = Trained::default_of(&self.lab.original.config);
         match method {
             Method::Retraining => Ok(self.retrained.expect("left out without one").clone()),
-            Method::Extrapolation => extrapolate(&self.lab.original.g_ema, &stage1.adapted, s.extrapolation),
+            Method::Extrapolation => extrapolate(&self.lab.start, &stage1.adapted, s.extrapolation),
             Method::PositivesOnly => self.unlearned(None, stage1, watch),
             Method::El2 => self.unlearned(Some(stage1.kinds[0]), stage1, watch),
             Method::Nl2 => self.unlearned(Some(stage1.kinds[1]), stage1, watch),
@@ -286,7 +295,7 @@ impl Task<'_> {
         };
         let mut batches = MarkedBatches::new(&stage1.feedback, &trainer.hyper, self.seed(), 0)?;
         let state = unlearn(&trainer, &self.lab.original, &stage1.adapted, &mut batches, &spec, None, &mut |p| watch.step(p))?;
-        Ok(state.g_ema)
+        state.g_ema.to_device(&Device::Cpu)
     }
 
     fn baseline(&self, kind: Baseline, stage1: &Stage1, watch: &Watched) -> Result<ParamSlab> {
@@ -294,7 +303,7 @@ impl Task<'_> {
         let trainer = self.lab.unlearner(0)?;
         let spec = BaselineSpec { baseline: kind, iterations: s.unlearn_iterations, optimiser: Optimiser::Restore, start: Start::Ema, seed: self.seed() };
         let mut batches = MarkedBatches::new(&stage1.feedback, &trainer.hyper, self.seed(), 0)?;
-        Ok(baseline(&trainer, &self.lab.original, &mut batches, &spec, None, &mut |p| watch.step(p))?.g_ema)
+        baseline(&trainer, &self.lab.original, &mut batches, &spec, None, &mut |p| watch.step(p))?.g_ema.to_device(&Device::Cpu)
     }
 
     /// The outcome in the folder, or measured now. `before`: images of the class that the original makes.
@@ -348,13 +357,13 @@ impl Task<'_> {
     }
 
     /// Everything of the run: the original, then each method.
-    pub fn outcomes(&self, methods: &[Method]) -> Result<(Vec<Outcome>, Vec<(Method, ParamSlab)>)> {
+    pub fn outcomes(&self, methods: &[Method]) -> Result<(Vec<Outcome>, Generators)> {
         let stage1 = match methods.iter().any(|m| m.is_repelled() || *m != Method::Retraining) {
             true => self.stage1()?,
             false => return Ok((Vec::new(), Vec::new())),
         };
         let generators = self.generators(methods, &stage1)?;
-        let original = self.outcome(None, &self.lab.original.g_ema, None, None)?;
+        let original = self.outcome(None, &self.lab.start, None, None)?;
         let before = original.histogram[self.class];
         let reference = self.reference()?;
         let mut all = vec![original];

@@ -99,15 +99,17 @@ fn chosen(trials: &[&Trial], without: f64) -> Option<usize> {
 }
 
 impl Sweep {
-    fn lab(&self, settings: Settings) -> Result<Lab> {
+    fn lab(&self, settings: Settings, device: Device) -> Result<Lab> {
         let e = Embedded::load()?;
         let noise = e.model.noise.clone();
-        let original = e.model.into_state(std::path::Path::new("the embedded model"), &settings.hyper, self.seed)?;
+        let original = e.model.into_state(std::path::Path::new("the embedded model"), &settings.hyper, self.seed)?.to_device(&device)?;
         Ok(Lab {
             generator: Generator::new(original.config.clone()),
+            start: original.g_ema.to_device(&Device::Cpu)?,
             original,
             noise,
-            classifier: e.classifier,
+            classifier: e.classifier.to_device(&device)?,
+            device,
             by_class: Some(e.statistics),
             extractor: None,
             batch: 1,
@@ -134,7 +136,7 @@ impl Sweep {
 
     pub fn run(&self, global: &Global) -> Result<()> {
         let start = std::time::Instant::now();
-        global.device.host_only("reproduce")?;
+        let device = global.open()?;
         for (option, list) in [("--pulls", &self.pulls), ("--alphas", &self.alphas)] {
             if list.is_empty() || list.iter().any(|v| !(v.is_finite() && *v > 0.0)) {
                 return Err(Error::config(option, "needs positive numbers"));
@@ -147,14 +149,14 @@ impl Sweep {
         settings.samples = self.samples.unwrap_or(settings.samples);
         let config = serde_json::json!({"command": "reproduce sweep", "class": self.class, "pulls": self.pulls, "alphas": self.alphas, "settings": settings, "seed": self.seed});
         let mut folder = RunFolder::create(&self.out, self.resume, &config, &[])?;
-        let lab = self.lab(settings)?;
+        let lab = self.lab(settings, device)?;
         let class = class_of(&lab.classifier, &self.class)?;
         let task = Task { lab: &lab, class, run: 0, folder: self.out.clone(), real: None, retrained: None };
         let stage1 = task.stage1()?;
         let d0 = lab.initial_distance(&stage1.adapted, stage1.distance)?;
         println!("squared distance of the start to the adapted models: D₀ = {d0:.1}");
         let all = self.settings_of(d0);
-        let before = task.outcome(None, &lab.original.g_ema, None, None)?;
+        let before = task.outcome(None, &lab.start, None, None)?;
         let positives = positives(&lab, &stage1)?;
         let slabs = self.generators(&task, &stage1, &all)?;
         let mut trials = Vec::new();
@@ -167,7 +169,7 @@ impl Sweep {
         }
         self.choose(&mut trials);
         self.report(&trials)?;
-        summary(global, &serde_json::json!({"d0": d0, "trials": trials, "out": self.out, "seconds": start.elapsed().as_secs_f64(), "device": "cpu"}));
+        summary(global, &serde_json::json!({"d0": d0, "trials": trials, "out": self.out, "seconds": start.elapsed().as_secs_f64(), "device": lab.device.to_string()}));
         Ok(())
     }
 
@@ -175,7 +177,7 @@ impl Sweep {
     fn generators(&self, task: &Task, stage1: &Stage1, all: &[Setting]) -> Result<Vec<Option<ParamSlab>>> {
         let lab = task.lab;
         let watch = Watched::new("unlearn", lab.settings.unlearn_iterations * all.len() as u64);
-        let slabs = crate::unlearning::schedule::side_by_side(&Device::Cpu, all.len(), |i| {
+        let slabs = crate::unlearning::schedule::side_by_side(&lab.device, all.len(), |i| {
             let file = self.out.join(format!("setting_{i}.safetensors"));
             if file.exists() {
                 return Ok(Some(Checkpoint::open(&file)?.g_ema));

@@ -155,7 +155,7 @@ fn zipped(scratch: &Scratch, name: &str, pickle: &[u8], storages: &[(&str, &[u8]
 
 /// A pickle of one f32 tensor over storage "0".
 fn tensor_pickle(elements: i32, offset: i32, shape: &[i32], strides: &[i32]) -> Vec<u8> {
-    let mut out = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\00X\x03\0\0\0cpu".to_vec();
+    let mut out = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpu".to_vec();
     let int = |out: &mut Vec<u8>, v: i32| {
         out.push(b'J');
         out.extend(v.to_le_bytes());

@@ -196,7 +196,7 @@ impl Classifier {
     /// From parameters and running statistics in the layouts of `config`.
     pub fn new(config: ClassifierConfig, params: ParamSlab, buffers: ParamSlab) -> Result<Classifier> {
         config.check()?;
-        if params.as_slice().len() != config.layout().len() || buffers.as_slice().len() != config.buffers().len() {
+        if params.values().len() != config.layout().len() || buffers.values().len() != config.buffers().len() {
             return Err(Error::shape("classifier", "parameters of another network"));
         }
         Ok(Classifier { config, params, buffers })

@@ -1,14 +1,19 @@
-//! Training of classifiers on labelled images in memory.
+//! Training of classifiers on labelled images.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{Classifier, ClassifierConfig, Decision};
 use crate::autograd::{Order, Var, grad_or_zero, mean, mul, reshape, scale, softplus, square, sub};
+use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::io::ahead::ReadAhead;
+use crate::io::pictures::Pictures;
 use crate::nn::batch_norm::{MOMENTUM, Moments, Normalise};
 use crate::nn::softmax::cross_entropy;
 use crate::nn::{AdamState, Adamax, AdamaxState, Layout, ParamSlab};
+use crate::ops::elementwise::{Map, Zip, map, zip};
+use crate::ops::layout::concat;
 use crate::ops::optimizer::{Adam, Pull};
 use crate::ops::random::Random;
 use crate::tensor::Tensor;
@@ -19,12 +24,10 @@ const ORDER: u64 = 1;
 const AUGMENT: u64 = 2;
 const DROPOUT: u64 = 3;
 
-/// Labelled images in memory, `[N, H, W, C]`, C 1 or 3, 0 to 255.
+/// Images and what is known about each.
 #[derive(Clone, Copy)]
 pub struct LabelledImages<'a> {
-    pub pixels: &'a [u8],
-    pub size: [usize; 2],
-    pub channels: usize,
+    pub pictures: &'a Pictures,
     pub labels: Labels<'a>,
 }
 
@@ -40,22 +43,22 @@ pub enum Labels<'a> {
 impl LabelledImages<'_> {
     /// Number of images.
     pub fn len(&self) -> usize {
-        self.pixels.len() / (self.size[0] * self.size[1] * self.channels).max(1)
+        self.pictures.len()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.pictures.is_empty()
     }
 
     fn check(&self, config: &ClassifierConfig) -> Result<()> {
-        let ([h, w], k) = (self.size, config.classes.len());
+        let k = config.classes.len();
         let labels = match (self.labels, config.decision) {
             (Labels::Classes(l), Decision::Largest) => l.len(),
             (Labels::Attributes(l), Decision::Signs | Decision::Odds) => l.len() / k,
             _ => return Err(Error::config("labels", "classes go with a classifier of classes, attributes with one of attributes")),
         };
-        if self.is_empty() || self.pixels.len() != labels * h * w * self.channels {
-            return Err(Error::shape("labelled images", format!("{labels} labels for {} bytes of {h}x{w}x{}", self.pixels.len(), self.channels)));
+        if self.is_empty() || self.len() != labels {
+            return Err(Error::shape("labelled images", format!("{labels} labels for {} images", self.len())));
         }
         match self.labels {
             Labels::Classes(l) => l.iter().find(|c| **c as usize >= k).map_or(Ok(()), |c| {
@@ -67,25 +70,48 @@ impl LabelledImages<'_> {
         }
     }
 
-    /// The images at `indices` in [−1, 1], each moved as `augment` draws.
-    fn batch(&self, indices: &[usize], augment: Augment, rng: &mut Random) -> Tensor {
-        let ([h, w], c) = (self.size, self.channels);
-        let mut out = Vec::with_capacity(indices.len() * h * w * c);
-        for i in indices {
-            let image = &self.pixels[i * h * w * c..][..h * w * c];
-            let flip = augment.flip && rng.unit() < 0.5;
-            let [dy, dx] = if augment.shift == 0 { [0, 0] } else { [(); 2].map(|_| rng.below(2 * augment.shift + 1) as isize - augment.shift as isize) };
-            for y in 0..h {
-                let from_y = (y as isize + dy).clamp(0, h as isize - 1) as usize;
-                for x in 0..w {
-                    let x = if flip { w - 1 - x } else { x };
-                    let from_x = (x as isize + dx).clamp(0, w as isize - 1) as usize;
-                    let pixel = &image[(from_y * w + from_x) * c..][..c];
-                    out.extend(pixel.iter().map(|v| *v as f32 / 127.5 - 1.0));
-                }
+    /// Reads the images at `indices`, each as `moves` says, in [−1, 1]; those that follow may be read ahead.
+    fn reader(&self, indices: Vec<usize>, moves: Vec<Move>) -> impl FnOnce() -> Result<Batch> + Send + use<> {
+        let pictures = self.pictures.clone();
+        move || {
+            let [h, w, c] = pictures.shape();
+            let images = pictures.read(&indices)?;
+            let mut out = Vec::with_capacity(images.len());
+            for (image, m) in images.chunks_exact((h * w * c).max(1)).zip(moves) {
+                m.apply(image, [h, w, c], &mut out);
+            }
+            Ok(Batch { images: Tensor::from_vec(&[indices.len(), h, w, c], out), indices })
+        }
+    }
+}
+
+/// Some of the images, in [−1, 1], with their numbers.
+struct Batch {
+    images: Tensor,
+    indices: Vec<usize>,
+}
+
+/// How one image is changed.
+#[derive(Clone, Copy, Default)]
+struct Move {
+    flip: bool,
+    /// Pixels down and right that the image is read from.
+    by: [isize; 2],
+}
+
+impl Move {
+    /// Adds the changed image `[h, w, c]` in [−1, 1] to `out`.
+    fn apply(self, image: &[u8], [h, w, c]: [usize; 3], out: &mut Vec<f32>) {
+        let [dy, dx] = self.by;
+        for y in 0..h {
+            let from_y = (y as isize + dy).clamp(0, h as isize - 1) as usize;
+            for x in 0..w {
+                let x = if self.flip { w - 1 - x } else { x };
+                let from_x = (x as isize + dx).clamp(0, w as isize - 1) as usize;
+                let pixel = &image[(from_y * w + from_x) * c..][..c];
+                out.extend(pixel.iter().map(|v| *v as f32 / 127.5 - 1.0));
             }
         }
-        Tensor::from_vec(&[indices.len(), h, w, c], out)
     }
 }
 
@@ -98,6 +124,14 @@ pub struct Augment {
     pub shift: usize,
 }
 
+impl Augment {
+    fn draw(self, rng: &mut Random) -> Move {
+        let flip = self.flip && rng.unit() < 0.5;
+        let by = if self.shift == 0 { [0, 0] } else { [(); 2].map(|_| rng.below(2 * self.shift + 1) as isize - self.shift as isize) };
+        Move { flip, by }
+    }
+}
+
 /// How the parameters move.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -108,15 +142,15 @@ pub enum Optimizer {
 
 /// An optimiser at work.
 enum State {
-    Adam(AdamState),
+    Adam(Box<AdamState>),
     Adamax(AdamaxState),
 }
 
 impl Optimizer {
-    fn start(self, layout: &Arc<Layout>) -> State {
+    fn start(self, layout: &Arc<Layout>, device: &Device) -> Result<State> {
         match self {
-            Optimizer::Adam(adam) => State::Adam(AdamState::new(layout, adam)),
-            Optimizer::Adamax(adamax) => State::Adamax(AdamaxState::new(layout, adamax)),
+            Optimizer::Adam(adam) => AdamState::new(layout, adam).to_device(device).map(|s| State::Adam(Box::new(s))),
+            Optimizer::Adamax(adamax) => AdamaxState::new(layout, adamax).to_device(device).map(State::Adamax),
         }
     }
 }
@@ -213,14 +247,20 @@ pub struct TrainProgress<'a> {
     pub loss: f64,
 }
 
-/// Trains a classifier from its initial values. `progress` is called after every step and ends the run by an error.
-/// The result depends on configuration, data and recipe only.
-pub fn train(config: &ClassifierConfig, data: LabelledImages, recipe: &Recipe, progress: &mut dyn FnMut(&TrainProgress) -> Result<()>) -> Result<Classifier> {
+/// Trains a classifier from its initial values on `device`. `progress` is called after every step and ends the run by an
+/// error. The result depends on configuration, data, recipe and kind of device only.
+pub fn train(
+    config: &ClassifierConfig,
+    data: LabelledImages,
+    recipe: &Recipe,
+    device: &Device,
+    progress: &mut dyn FnMut(&TrainProgress) -> Result<()>,
+) -> Result<Classifier> {
     let start = Classifier::init(config.clone(), &mut Random::new(recipe.seed, INITIAL))?;
-    fine_tune(start, data, recipe, progress)
+    fine_tune(start.to_device(device)?, data, recipe, progress)
 }
 
-/// As `train`, from a given classifier.
+/// As `train`, from a given classifier and where that is.
 pub fn fine_tune(start: Classifier, data: LabelledImages, recipe: &Recipe, progress: &mut dyn FnMut(&TrainProgress) -> Result<()>) -> Result<Classifier> {
     let Classifier { config, params, buffers } = start;
     let (mut params, mut buffers) = (params.deep_clone()?, buffers.deep_clone()?);
@@ -228,52 +268,49 @@ pub fn fine_tune(start: Classifier, data: LabelledImages, recipe: &Recipe, progr
     if recipe.batch == 0 {
         return Err(Error::config("--batch", "0 images per step; ask for at least 1"));
     }
-    let mut state = recipe.optimizer.start(params.layout());
+    let mut state = recipe.optimizer.start(params.layout(), &params.values().device())?;
     let [mut order, mut moves, mut dropout] = [ORDER, AUGMENT, DROPOUT].map(|stream| Random::new(recipe.seed, stream));
     let per_epoch = data.len().div_ceil(recipe.batch);
     let steps = recipe.epochs * per_epoch;
-    for epoch in 0..recipe.epochs {
-        for (i, indices) in order.permutation(data.len()).chunks(recipe.batch).enumerate() {
-            let step = epoch * per_epoch + i + 1;
-            let images = data.batch(indices, recipe.augment, &mut moves);
-            let mut moments = BTreeMap::new();
-            let norm = Normalise::Batch { moments: &mut moments, dropout: &mut dropout };
-            let (loss, gradients) = loss_and_gradients(&config, &params, norm, &images, data.labels, indices)?;
-            if !loss.is_finite() {
-                let problem = format!("the loss is {loss}; lower the learning rate");
-                return Err(Error::Diverged { what: "classifier training".into(), step, problem });
-            }
-            state.step(&mut params, &gradients, recipe.schedule.factor(step - 1, steps))?;
-            take_in(&mut buffers, &moments)?;
-            let done = match i + 1 == per_epoch {
-                true => Some(Classifier::new(config.clone(), params.deep_clone()?, buffers.deep_clone()?)?),
-                false => None,
-            };
-            progress(&TrainProgress { epoch_done: done.as_ref(), step, steps, epoch, loss })?;
+    let batches = (0..recipe.epochs).flat_map(|_| {
+        let order = order.permutation(data.len());
+        order.chunks(recipe.batch).map(<[usize]>::to_vec).collect::<Vec<_>>()
+    });
+    let jobs = batches.map(|indices| {
+        let drawn = indices.iter().map(|_| recipe.augment.draw(&mut moves)).collect();
+        data.reader(indices, drawn)
+    });
+    for (done, batch) in ReadAhead::new(jobs).enumerate() {
+        let (batch, step) = (batch?, done + 1);
+        let mut moments = BTreeMap::new();
+        let norm = Normalise::Batch { moments: &mut moments, dropout: &mut dropout };
+        let (loss, gradients) = loss_and_gradients(&config, &params, norm, &batch, data.labels)?;
+        if !loss.is_finite() {
+            let problem = format!("the loss is {loss}; lower the learning rate");
+            return Err(Error::Diverged { what: "classifier training".into(), step, problem });
         }
+        state.step(&mut params, &gradients, recipe.schedule.factor(done, steps))?;
+        take_in(&mut buffers, &moments)?;
+        let whole = match step.is_multiple_of(per_epoch) {
+            true => Some(Classifier::new(config.clone(), params.deep_clone()?, buffers.deep_clone()?)?),
+            false => None,
+        };
+        progress(&TrainProgress { epoch_done: whole.as_ref(), step, steps, epoch: done / per_epoch, loss })?;
     }
     Classifier::new(config, params, buffers)
 }
 
-/// Loss of the images at `indices` and its gradient by every parameter; `norm` takes the batch's statistics of every
-/// normalisation.
-fn loss_and_gradients(
-    config: &ClassifierConfig,
-    params: &ParamSlab,
-    norm: Normalise,
-    images: &Tensor,
-    labels: Labels,
-    indices: &[usize],
-) -> Result<(f64, Vec<Var>)> {
-    let leaves = params.leaves();
-    let x = Var::constant(config.preprocessing.apply(images)?);
+/// Loss of a batch and its gradient by every parameter; `norm` takes the batch's statistics of every normalisation.
+fn loss_and_gradients(config: &ClassifierConfig, params: &ParamSlab, norm: Normalise, batch: &Batch, labels: Labels) -> Result<(f64, Vec<Var>)> {
+    let (leaves, indices, device) = (params.leaves(), &batch.indices, params.values().device());
+    let x = Var::constant(config.preprocessing.apply(&batch.images.to_device(&device)?)?);
     let (outputs, _) = config.forward(&leaves, norm, &x)?;
     let loss = match labels {
         Labels::Classes(all) => cross_entropy(&outputs, &indices.iter().map(|i| all[*i] as usize).collect::<Vec<_>>())?,
         Labels::Attributes(all) => {
             let k = config.classes.len();
             let signs: Vec<f32> = indices.iter().flat_map(|i| &all[i * k..][..k]).map(|v| if *v > 0 { 1.0 } else { -1.0 }).collect();
-            let signs = Var::constant(Tensor::from_vec(&[indices.len(), k], signs));
+            let signs = Var::constant(Tensor::from_vec(&[indices.len(), k], signs).to_device(&device)?);
             match config.decision {
                 Decision::Odds => mean(&softplus(&scale(&mul(&outputs, &signs)?, -1.0)?)?)?,
                 _ => mean(&square(&sub(&outputs, &signs)?)?)?,
@@ -284,18 +321,22 @@ fn loss_and_gradients(
     Ok((loss.item()?, grad_or_zero(&[&loss], &leaves.all(), Order::Last)?))
 }
 
-/// `running ← (1 − momentum) running + momentum batch`
+/// `running ← running + momentum (batch − running)`
 fn take_in(buffers: &mut ParamSlab, moments: &BTreeMap<String, Moments>) -> Result<()> {
-    let layout = buffers.layout().clone();
-    let running = buffers.values_mut().as_mut_slice::<f32>()?;
-    for (name, of_batch) in moments {
-        for (kind, values) in [("running_mean", &of_batch.mean), ("running_var", &of_batch.var)] {
-            let at = layout.segment(&format!("{name}.{kind}")).expect("every normalisation has running statistics").offset;
-            for (r, v) in running[at..].iter_mut().zip(values.as_slice::<f32>()) {
-                *r += MOMENTUM as f32 * (*v - *r);
-            }
-        }
+    if moments.is_empty() {
+        return Ok(());
     }
+    let of_batch = |name: &str| {
+        let (layer, kind) = name.rsplit_once('.').expect("running statistics belong to a layer");
+        let found = moments.get(layer).expect("every layer with running statistics normalises");
+        if kind == "running_mean" { &found.mean } else { &found.var }
+    };
+    let layout = buffers.layout().clone();
+    let parts: Vec<&Tensor> = layout.segments().iter().map(|s| of_batch(&s.name)).collect();
+    let running = buffers.values();
+    let change = zip(&concat(&parts, 0)?, running, Zip::Sub)?;
+    let moved = zip(running, &map(&change, Map::Affine { scale: MOMENTUM, shift: 0.0 })?, Zip::Add)?;
+    *buffers.values_mut() = moved;
     Ok(())
 }
 
@@ -354,8 +395,10 @@ pub fn evaluate(classifier: &Classifier, data: LabelledImages, batch: usize, pro
         Labels::Attributes(_) => vec![vec![vec![0; 2]; 2]; k],
     };
     let all: Vec<usize> = (0..data.len()).collect();
-    for indices in all.chunks(batch.max(1)) {
-        let said = classifier.judge(&data.batch(indices, Augment::default(), &mut Random::new(0, 0)))?;
+    let jobs = all.chunks(batch.max(1)).map(|indices| data.reader(indices.to_vec(), vec![Move::default(); indices.len()]));
+    for read in ReadAhead::new(jobs) {
+        let Batch { images, indices } = read?;
+        let said = classifier.judge(&images)?;
         match data.labels {
             Labels::Classes(truth) => {
                 for (i, (said, _)) in indices.iter().zip(said.predictions()) {

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::Path;
 
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::io::fingerprint::Fingerprint;
 use crate::io::safetensors;
@@ -20,6 +21,8 @@ use network::{Step, network};
 
 /// Height and width of the input.
 pub const SIZE: usize = 299;
+/// Sides under this leave its last blocks no pixel.
+const SMALLEST: usize = 75;
 /// pytorch-fid's `BasicConv2d`.
 const BATCH_NORM_EPS: f64 = 1e-3;
 
@@ -71,6 +74,8 @@ struct Weights {
 pub struct Inception {
     convolutions: HashMap<String, Weights>,
     last: Block,
+    device: Device,
+    fingerprint: u64,
 }
 
 impl Inception {
@@ -103,7 +108,8 @@ impl Inception {
             }
         }
         let last = last.ok_or("no block of the Inception of FID is complete")?;
-        Ok(Inception { convolutions, last })
+        let fingerprint = fingerprint(&convolutions);
+        Ok(Inception { convolutions, last, device: Device::Cpu, fingerprint })
     }
 
     /// Reads a file: pytorch-fid's `pt_inception-2015-12-05-6726825d.pth`, or safetensors of the same names.
@@ -118,16 +124,19 @@ impl Inception {
 
     /// A number that tells networks with other weights apart, whatever file they came from.
     pub fn fingerprint(&self) -> u64 {
-        let mut names: Vec<&String> = self.convolutions.keys().collect();
-        names.sort();
-        let mut all = Fingerprint::default();
-        for name in names {
-            let w = &self.convolutions[name];
-            all.add(name.as_bytes());
-            all.add(bytemuck::cast_slice(w.weight.as_slice::<f32>()));
-            all.add(bytemuck::cast_slice(w.bias.as_slice::<f32>()));
-        }
-        all.finish()
+        self.fingerprint
+    }
+
+    /// The same network on another device: it looks at images where its weights are.
+    pub fn to_device(self, device: &Device) -> Result<Inception> {
+        let moved = |w: Weights| Ok(Weights { weight: w.weight.to_device(device)?, bias: w.bias.to_device(device)? });
+        let convolutions = self.convolutions.into_iter().map(|(name, w)| Ok((name, moved(w)?))).collect::<Result<_>>()?;
+        Ok(Inception { convolutions, device: device.clone(), ..self })
+    }
+
+    /// Where it is.
+    pub fn device(&self) -> &Device {
+        &self.device
     }
 
     /// The last block whose layers are all there.
@@ -135,17 +144,18 @@ impl Inception {
         self.last
     }
 
-    /// Features of `images` `[N, 299, 299, 3]` in [−1, 1] at each of `blocks`, averaged over pixels: `[N, dims]` each.
+    /// Features of `images` `[N, H, W, 3]` in [−1, 1] at each of `blocks`, averaged over pixels: `[N, dims]` each, where
+    /// the network is. For FID H and W are `SIZE`; the network itself takes any from `SMALLEST`.
     pub fn features(&self, images: &Tensor, blocks: &[Block]) -> Result<Vec<Tensor>> {
-        if images.rank() != 4 || images.shape()[1..] != [SIZE, SIZE, 3] {
-            return Err(Error::shape("Inception", format!("images {:?} where [N, {SIZE}, {SIZE}, 3] is needed", images.shape())));
+        if images.rank() != 4 || images.dim(1).min(images.dim(2)) < SMALLEST || images.dim(3) != 3 {
+            return Err(Error::shape("Inception", format!("images {:?} where [N, H, W, 3] of at least {SMALLEST} px is needed", images.shape())));
         }
         let Some(end) = blocks.iter().max() else { return Ok(Vec::new()) };
         if *end > self.last {
             return Err(Error::config("--dims", format!("the Inception file ends at block {}; block {end} needs the whole file", self.last)));
         }
         let mut found = HashMap::new();
-        let mut x = images.clone();
+        let mut x = images.to_device(&self.device)?;
         for (block, steps) in network().into_iter().filter(|(b, _)| b <= end) {
             x = self.run(&steps, x)?;
             if blocks.contains(&block) {
@@ -174,6 +184,19 @@ impl Inception {
         }
         Ok(x)
     }
+}
+
+fn fingerprint(convolutions: &HashMap<String, Weights>) -> u64 {
+    let mut names: Vec<&String> = convolutions.keys().collect();
+    names.sort();
+    let mut all = Fingerprint::default();
+    for name in names {
+        let w = &convolutions[name];
+        all.add(name.as_bytes());
+        all.add(bytemuck::cast_slice(w.weight.as_slice::<f32>()));
+        all.add(bytemuck::cast_slice(w.bias.as_slice::<f32>()));
+    }
+    all.finish()
 }
 
 /// Loads the convolutions of `steps`, which start at `channels` channels and leave their own there. `Some(name)` is

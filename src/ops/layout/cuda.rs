@@ -61,10 +61,10 @@ impl StridedCopy {
     /// The same copy in units of four elements, if runs, strides and addresses allow.
     fn in_fours(&self, from: u64, to: u64) -> Option<StridedCopy> {
         let last = self.size.len().checked_sub(1)?;
-        let whole = self.size[last] % 4 == 0 && self.from[last] == 1 && self.to[last] == 1;
+        let whole = self.size[last].is_multiple_of(4) && self.from[last] == 1 && self.to[last] == 1;
         let apart = self.from[..last].iter().chain(&self.to[..last]).all(|stride| stride % 4 == 0);
         let fours = |strides: &[usize]| strides[..last].iter().map(|s| s / 4).chain([1]).collect();
-        (whole && apart && from % 16 == 0 && to % 16 == 0).then(|| StridedCopy {
+        (whole && apart && from.is_multiple_of(16) && to.is_multiple_of(16)).then(|| StridedCopy {
             size: self.size[..last].iter().copied().chain([self.size[last] / 4]).collect(),
             from: fours(&self.from),
             to: fours(&self.to),

@@ -9,6 +9,7 @@ use super::{Adam, Kept, Pull, RepulsionLoss, Resident, Slabs, Sum};
 use crate::device::CudaDevice;
 use crate::device::cuda::{Argument, CudaBuffer, Grid, Param, Shadow};
 use crate::error::{Error, Result};
+use crate::ops::layout::concat;
 use crate::tensor::Tensor;
 
 #[repr(C)]
@@ -215,6 +216,12 @@ fn power(beta: f64, step: u64) -> f64 {
     (0..step).fold(1.0, |power, _| power * beta)
 }
 
+/// All gradients as one.
+fn end_to_end(grads: &[Tensor]) -> Result<Tensor> {
+    let flat = grads.iter().map(|g| g.reshape(&[g.len()])).collect::<Result<Vec<_>>>()?;
+    concat(&flat.iter().collect::<Vec<_>>(), 0)
+}
+
 /// Where the gradients lie.
 fn addresses(op: &'static str, grads: &[Tensor]) -> Result<Param<Gradients>> {
     if grads.len() > MOST_TENSORS {
@@ -227,6 +234,7 @@ fn addresses(op: &'static str, grads: &[Tensor]) -> Result<Param<Gradients>> {
     Ok(Param(Gradients { of }))
 }
 
+#[allow(clippy::too_many_arguments, reason = "the op's arguments, and the device")]
 pub fn adam_step(
     device: &CudaDevice,
     slabs: Slabs,
@@ -238,6 +246,15 @@ pub fn adam_step(
     Resident(resident): &mut Resident,
 ) -> Result<Option<Sum>> {
     let weights = if let Pull::Centroid { weights, .. } = pull { weights } else { &[] };
+    // Weights are by segment; without them gradients that the kernels cannot take one by one may be taken as one.
+    let joined;
+    let (grads, offsets) = match grads.len() > MOST_TENSORS && weights.is_empty() {
+        true => {
+            joined = [end_to_end(grads)?];
+            (&joined[..], WHOLE)
+        }
+        false => (grads, offsets),
+    };
     let fits = |pass: &Pass| pass.device == *device && (weights.is_empty() || pass.weights == weights);
     let pass = match resident.take().filter(fits) {
         Some(pass) => resident.insert(pass),

@@ -53,6 +53,12 @@ fn sample<'a, T>(src: &'a [T], s: &Sizes, n: usize) -> &'a [T] {
     &src[n * len..][..len]
 }
 
+#[allow(clippy::eq_op, reason = "elements of either type know only comparisons, and NaN alone is not equal to itself")]
+#[inline(always)]
+fn is_nan<T: Scalar>(v: T) -> bool {
+    v != v
+}
+
 pub fn max_pool2d<T: Scalar>(x: &Tensor, window: Window, out: [usize; 2]) -> Tensor {
     let (src, s) = (x.as_slice::<T>(), gather_sizes(x, out));
     output_rows::<T>(x.dim(0), &s, |n, y, row| {
@@ -62,7 +68,7 @@ pub fn max_pool2d<T: Scalar>(x: &Tensor, window: Window, out: [usize; 2]) -> Ten
             for_window(image, &s, &window, y, px, |_, v| {
                 for (b, v) in best.iter_mut().zip(v) {
                     // Kept unless the new one is known to be smaller or the old one is NaN.
-                    *b = if *v <= *b || *b != *b { *b } else { *v };
+                    *b = if *v <= *b || is_nan(*b) { *b } else { *v };
                 }
             });
         }
@@ -78,7 +84,7 @@ pub fn max_pool2d_taps<T: Scalar>(x: &Tensor, window: Window, out: [usize; 2]) -
             let mut first = true;
             for_window(image, &s, &window, y, px, |tap, v| {
                 for ((b, t), v) in best.iter_mut().zip(taps.iter_mut()).zip(v) {
-                    if first || !(*v <= *b || *b != *b) {
+                    if first || !(*v <= *b || is_nan(*b)) {
                         (*b, *t) = (*v, tap as f32);
                     }
                 }
