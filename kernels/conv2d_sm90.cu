@@ -27,21 +27,21 @@
 // Numerics: products of bf16 are exact, sums are f32 in the tensor core, taps ascending, then channels (weight
 // gradient: boxes ascending within a part). Against the exact sum of the absolute products of what was packed, the
 // error is that of an f32 sum; packing rounds by 2^-8 at most.
-// Launched by src/ops/conv2d/cuda.rs, on chips of compute capability 9.0.
+// Launched by src/ops/conv2d/cuda/hopper.rs, on chips of compute capability 9.0.
 #include "conv2d.cuh"
 
 struct Conv2dBoxParams {
   int32_t w, h, n;  // pixels of a box
   int32_t part;     // boxes per part, in the weight gradient; 0: all
 };
-static_assert(sizeof(Conv2dBoxParams) == 16, "keep in step with src/ops/conv2d/cuda.rs");
+static_assert(sizeof(Conv2dBoxParams) == 16, "keep in step with src/ops/conv2d/cuda/hopper.rs");
 
 struct Conv2dPackParams {
   int32_t count;
   int32_t channels;
   int32_t image;  // elements of one sample
 };
-static_assert(sizeof(Conv2dPackParams) == 12, "keep in step with src/ops/conv2d/cuda.rs");
+static_assert(sizeof(Conv2dPackParams) == 12, "keep in step with src/ops/conv2d/cuda/hopper.rs");
 
 constexpr int kWarpgroup = 128;
 constexpr int kThreads = 3 * kWarpgroup;
