@@ -12,8 +12,8 @@ use crate::error::{Error, Result};
 use crate::io::fingerprint::Fingerprint;
 use crate::io::safetensors;
 use crate::io::torch_file::{TorchFile, without_module_prefix};
-use crate::ops::bias_act::{Activation, bias_act};
-use crate::ops::conv2d::{Conv2d, conv2d};
+use crate::ops::bias_act::{Activation, Epilogue};
+use crate::ops::conv2d::{Conv2d, conv2d_act};
 use crate::ops::layout::{concat, permute};
 use crate::ops::pool2d::{Divisor, Window, avg_pool2d, max_pool2d};
 use crate::tensor::{DType, Tensor};
@@ -172,7 +172,7 @@ impl Inception {
                 Step::Convolve { name, stride, padding, .. } => {
                     let w = &self.convolutions[name];
                     let spec = Conv2d { stride: [*stride; 2], padding: *padding };
-                    bias_act(&conv2d(&x, &w.weight, None, None, spec)?, Some(&w.bias), None, Activation::RELU)?
+                    conv2d_act(&x, &w.weight, None, None, spec, Epilogue { bias: Some(&w.bias), noise: None, act: Activation::RELU })?
                 }
                 Step::MaxPool(window) => max_pool2d(&x, *window)?,
                 Step::AvgPool(window) => avg_pool2d(&x, *window, Divisor::Inside)?,
