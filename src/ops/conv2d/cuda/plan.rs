@@ -236,8 +236,8 @@ fn boxes(map: [usize; 3], pixels: usize) -> ([usize; 3], usize) {
     let powers = |most: usize| (0..).map(|i| 1 << i).take_while(move |v| *v <= most);
     let all = powers(pixels).flat_map(|w| powers(pixels / w).map(move |h| [w, h, pixels / w / h]));
     let count = |b: &[usize; 3]| (0..3).map(|d| map[d].div_ceil(b[d])).product::<usize>();
-    // Of equally few, the widest: its rows are neighbours in memory.
-    let best = all.min_by_key(|b| (count(b), std::cmp::Reverse(b[0]))).expect("one pixel is a box");
+    // Of equally few, the widest and then the highest: its rows are neighbours in memory, and windows overlap most.
+    let best = all.min_by_key(|b| (count(b), std::cmp::Reverse([b[0], b[1]]))).expect("one pixel is a box");
     (best, count(&best))
 }
 
