@@ -37,7 +37,7 @@ const STATISTICS: &[u8] = include_bytes!("../../assets/mnist_lenet_statistics.sa
 
 /// The stages are short here: the usual running mean, with a half-life of 312 iterations, would hardly move.
 const ADAPT_EMA_DECAY: f64 = 0.98;
-const UNLEARN_EMA_DECAY: f64 = 0.997;
+const UNLEARN_EMA_DECAY: f64 = 0.998;
 
 /// Stage 2's learning rate: half of training's. At the full one the parameters wander further in a few hundred iterations
 /// than the adapted models are away, and fewer of the undesired images go.
@@ -64,7 +64,7 @@ pub(crate) struct Demo {
     #[arg(long, default_value_t = 120)]
     adapt_iterations: u64,
     /// Iterations of stage 2
-    #[arg(long, default_value_t = 900)]
+    #[arg(long, default_value_t = 1300)]
     iterations: u64,
     /// How many of each batch's 16 fakes are marked negatives instead of generated images (0 is the paper's method)
     #[arg(long, default_value_t = 5)]
