@@ -85,7 +85,10 @@ fn cuobjdump() -> Option<PathBuf> {
 }
 
 fn disassemble(cuobjdump: &Path, fatbin: &Path) -> Vec<Function> {
-    let run = Command::new(cuobjdump).arg("-sass").arg(fatbin).output().expect("it has told its version");
+    // It calls nvdisasm, which lies beside it.
+    let path = env::var_os("PATH").unwrap_or_default();
+    let path = env::join_paths(cuobjdump.parent().map(Path::to_path_buf).into_iter().chain(env::split_paths(&path))).expect("folders of PATH");
+    let run = Command::new(cuobjdump).arg("-sass").arg(fatbin).env("PATH", path).output().expect("it has told its version");
     assert!(run.status.success(), "{}: {}", fatbin.display(), String::from_utf8_lossy(&run.stderr));
     functions(&String::from_utf8_lossy(&run.stdout))
 }
