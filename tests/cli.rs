@@ -280,19 +280,19 @@ fn a_table_of_the_paper_and_its_resumption() {
     let common = with(&["reproduce", "mnist", "--classes", "1", "--out", "table"], &short);
     let first = json(folder.ok(&common));
     let outcomes = first["outcomes"].as_array().unwrap();
-    // The original and nine methods, twice; no reference was given for the tenth.
-    assert_eq!(outcomes.len(), 20);
+    // The original and ten methods, twice; no reference was given for the eleventh.
+    assert_eq!(outcomes.len(), 22);
     assert!(outcomes.iter().all(|o| o["pul"].is_number() && o["frechet"].is_number() && o["fid"].is_null()));
     let table = std::fs::read_to_string(folder.path("table/table.md")).unwrap();
     for part in ["| AtU EL2 | ", " 99.32 ± 0.43 |", "| Retraining | - | 98.80 ± 0.09 |", "| CF-k |", "| CDC | not run here | 90.70 ± 0.16 |", "few-shot adaptation to the positives", "official code", "this call", "| 9 |"] {
         assert!(table.contains(part), "{part:?} is missing in {table}");
     }
-    for file in ["1/run_0/methods.png", "1/run_0/gamma.png", "1/run_1/el2.safetensors", "1/run_1/atu-el2.json", "config.json", "metrics.jsonl"] {
+    for file in ["1/run_0/methods.png", "1/run_0/gamma.png", "1/run_1/el2.safetensors", "1/run_1/el2.json", "config.json", "metrics.jsonl"] {
         assert!(folder.path("table").join(file).exists(), "{file}");
     }
     folder.refused(&common, &["table", "--resume"]);
     let trained = std::fs::metadata(folder.path("table/1/run_1/el2.safetensors")).unwrap().modified().unwrap();
-    std::fs::remove_file(folder.path("table/1/run_1/atu-el2.json")).unwrap();
+    std::fs::remove_file(folder.path("table/1/run_1/el2.json")).unwrap();
     let second = json(folder.ok(&with(&common, &["--resume"])));
     assert_eq!(second["outcomes"], first["outcomes"]);
     assert_eq!(std::fs::metadata(folder.path("table/1/run_1/el2.safetensors")).unwrap().modified().unwrap(), trained, "not trained again");
@@ -502,6 +502,11 @@ fn doctor_and_bench_describe_the_machine() {
     // Five of the iteration, seven of the method's parts.
     assert_eq!(results.as_array().unwrap().len(), 5 + 7);
     folder.refused(&["bench", "--batch", "6"], &["--batch", "multiple of 4"]);
+    let profile = json(folder.ok(&["bench", "--device", "cpu", "--profile", "--batch", "4", "--json"]));
+    let ops = profile["profiles"][0]["ops"].as_array().unwrap();
+    let convolution = ops.iter().find(|o| o["name"] == "conv2d").unwrap();
+    assert!(convolution["gflops_per_second"].as_f64().unwrap() > 0.0 && convolution["share"].as_f64().unwrap() > 0.05, "{convolution}");
+    folder.refused(&["bench", "--profile", "--what", "kernels"], &["--profile", "--what"]);
 }
 
 #[test]
@@ -605,7 +610,7 @@ fn the_evidence_on_a_gpu() {
     let retrained = format!("{class}=run/model.safetensors");
     let short = ["--runs", "1", "--models", "1", "--adapt-iterations", "1", "--iterations", "1", "--samples", "10"];
     let found = on_gpu(&with(&with(&table, &[&retrained]), &short));
-    assert_eq!(found["outcomes"].as_array().map(Vec::len), Some(11), "{found}");
+    assert_eq!(found["outcomes"].as_array().map(Vec::len), Some(12), "{found}");
 }
 
 #[test]

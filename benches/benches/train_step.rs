@@ -7,8 +7,9 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use recant::device::peak::copy_on_host;
 use recant::training::Hyper;
-use recant_benches::{Iteration, Pass, SlabPass, WIDTHS, config, copy};
+use recant_benches::{Iteration, Pass, SlabPass, WIDTHS, config};
 
 fn iterations(c: &mut Criterion) {
     let mut group = c.benchmark_group("iteration");
@@ -38,7 +39,7 @@ fn slab_passes(c: &mut Criterion) {
         let n = SlabPass::new(config(width)).parameters();
         let (from, mut to) = (vec![1.0_f32; n], vec![0.0_f32; n]);
         group.throughput(Throughput::Bytes(8 * n as u64));
-        group.bench_function(BenchmarkId::new(width, "copy"), |b| b.iter(|| copy(black_box(&from), black_box(&mut to))));
+        group.bench_function(BenchmarkId::new(width, "copy"), |b| b.iter(|| copy_on_host(black_box(&from), black_box(&mut to))));
     }
     group.finish();
 }

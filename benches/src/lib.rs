@@ -195,9 +195,3 @@ impl SlabPass {
         sum.expect("one optimiser pass").map_or(0.0, |sum| sum.read().expect("a number on the host"))
     }
 }
-
-/// Copies `from` to `to` with all threads, in pieces as large as the optimiser's: what memory allows (STREAM's Copy).
-pub fn copy(from: &[f32], to: &mut [f32]) {
-    use rayon::prelude::*;
-    to.par_chunks_mut(1 << 14).zip(from.par_chunks(1 << 14)).for_each(|(t, f)| t.copy_from_slice(f));
-}

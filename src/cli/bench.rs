@@ -9,6 +9,7 @@ use super::doctor::{Limits, in_every_precision, timed};
 use super::machine::{Machine, Number, Report, in_precision, number_table};
 use super::output::summary;
 use super::probes::probes;
+use super::profile::{Ceilings, rows_table, watched};
 use super::run_folder::stop_if_interrupted;
 use crate::device::Device;
 use crate::device::cuda::Mark;
@@ -18,6 +19,7 @@ use crate::models::classifier::{Classifier, ClassifierConfig};
 use crate::models::stylegan2::{Generator, StyleGan2Config};
 use crate::nn::ParamSlab;
 use crate::ops::random::Random;
+use crate::tensor::Tensor;
 use crate::training::{GanState, Hyper, NoRegulariser, Regulariser, TensorBatches, Trainer, run, streams};
 use crate::unlearning::adapt::Ewc;
 use crate::unlearning::feedback::{draw_latents, generate, sample_batch};
@@ -80,6 +82,9 @@ pub(crate) struct Bench {
     /// Runs, of which the middle one counts
     #[arg(long, default_value_t = 11)]
     repeats: usize,
+    /// Show instead where the time of an iteration at the usual intervals goes, op by op (CPU)
+    #[arg(long, conflicts_with = "what")]
+    profile: bool,
 }
 
 impl Bench {
@@ -94,6 +99,9 @@ impl Bench {
         println!("{}", machine.describe());
         if let Some(problem) = no_gpu {
             println!("no GPU is used: {problem}");
+        }
+        if self.profile {
+            return self.profile(global, &machine, &devices[0], &hyper, start);
         }
         let mut numbers = Vec::new();
         if self.what.contains(&What::Kernels) {
@@ -110,6 +118,31 @@ impl Bench {
             }
         }
         summary(global, &Report { machine: &machine, device: devices[0].to_string(), results: &numbers, seconds: start.elapsed().as_secs_f64() });
+        Ok(())
+    }
+
+    /// See `profile`.
+    fn profile(&self, global: &Global, machine: &Machine, device: &Device, hyper: &Hyper, start: Instant) -> Result<()> {
+        if *device != Device::Cpu {
+            return Err(Error::config("--profile", "watches the CPU's ops: give --device cpu; Nsight (nsys profile recant bench ...) shows a GPU's kernels"));
+        }
+        let ceilings = Ceilings::measure()?;
+        println!("ceilings: {:.1} GB/s copied, {:.0} GFLOP/s in a matrix product", 1e-9 * ceilings.bytes_per_second, 1e-9 * ceilings.flops_per_second);
+        // As often as it takes to see every penalty at its usual interval.
+        let iterations = hyper.r1_every * hyper.path_every / gcd(hyper.r1_every, hyper.path_every);
+        let mut profiles = Vec::new();
+        for width in self.widths(device) {
+            let config = width.config()?;
+            let (mut state, images) = self.in_training(&config, hyper, device)?;
+            let mut batches = batches(&images, hyper)?;
+            let trainer = Trainer::new(&config, hyper.clone());
+            let mut train = |until: u64| run(&trainer, &mut state, &mut batches, &mut NoRegulariser, until, &mut |_| stop_if_interrupted());
+            train(1)?;
+            let found = watched(iterations, ceilings, || train(1 + iterations))?;
+            println!("\n{}, batch {}:\n{}\n\n{}", width.name(), hyper.batch, rows_table(&found.ops), rows_table(&found.operands));
+            profiles.push(serde_json::json!({"name": width.name(), "ops": found.ops, "operands": found.operands}));
+        }
+        summary(global, &serde_json::json!({"machine": machine, "ceilings": ceilings, "profiles": profiles, "seconds": start.elapsed().as_secs_f64()}));
         Ok(())
     }
 
@@ -162,13 +195,18 @@ impl Bench {
         Ok(seconds)
     }
 
+    /// A pair at its start, and random images.
+    fn in_training(&self, config: &StyleGan2Config, hyper: &Hyper, device: &Device) -> Result<(GanState, Tensor)> {
+        let state = GanState::init(config, hyper, 0).to_device(device)?;
+        Ok((state, Random::new(0, 0).normal(&[2 * hyper.batch, config.size, config.size, 3])))
+    }
+
     /// Seconds of one iteration on random images.
     fn iteration(&self, device: &Device, config: &StyleGan2Config, hyper: &Hyper, regulariser: &mut dyn Regulariser) -> Result<f64> {
         /// The first is queued op by op and recorded, the second loads the graph.
         const WARM: usize = 2;
-        let mut state = GanState::init(config, hyper, 0).to_device(device)?;
-        let images = Random::new(0, 0).normal(&[2 * hyper.batch, config.size, config.size, 3]);
-        let mut batches = TensorBatches::new(&images, (0..images.dim(0)).collect(), hyper.batch, 0, 0)?;
+        let (mut state, images) = self.in_training(config, hyper, device)?;
+        let mut batches = batches(&images, hyper)?;
         let (trainer, mut clock) = (Trainer::new(config, hyper.clone()), Clock::new(device));
         run(&trainer, &mut state, &mut batches, regulariser, (WARM + self.repeats) as u64, &mut |_| {
             stop_if_interrupted()?;
@@ -239,6 +277,14 @@ const KINDS: [(&str, bool, bool); 3] = [("plain", false, false), ("with R1", tru
 /// What `KINDS` come to at the usual intervals of the lazy penalties.
 fn amortised([plain, r1, path]: [f64; 3], hyper: &Hyper) -> f64 {
     plain + (r1 - plain) / hyper.r1_every as f64 + (path - plain) / hyper.path_every as f64
+}
+
+fn batches<'a>(images: &'a Tensor, hyper: &Hyper) -> Result<TensorBatches<'a>> {
+    TensorBatches::new(images, (0..images.dim(0)).collect(), hyper.batch, 0, 0)
+}
+
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 /// The paper's MNIST run.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde::Serialize;
 
-use super::fid::{InceptionOptions, Side, Taker};
+use super::fid::{Chosen, InceptionOptions, Side, Taker};
 use super::model::{class_of, read_classifier};
 use super::output::{Progress, summary, table};
 use super::{Global, run_folder};
@@ -261,7 +261,7 @@ impl Evaluate {
         let (name, real) = (classifier.config().classes[class].clone(), self.real.as_deref().map(Real::of).transpose()?);
         let real_features = match (&extractor, &real) {
             (Some(extractor), Some(Real::Data(source))) => {
-                let taker = Taker { extractor, batch: self.inception.fid_batch, first: None, without: Some(name.clone()), cache: true };
+                let taker = Taker { extractor, batch: self.inception.fid_batch, chosen: Chosen::All, without: Some(name.clone()), cache: true };
                 Some(taker.data(&Side::Data(source.clone()))?)
             }
             _ => None,

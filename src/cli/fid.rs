@@ -131,12 +131,33 @@ impl Side {
     }
 }
 
+/// Which images of a data set.
+#[derive(Clone, Copy, Debug, serde::Serialize)]
+pub(super) enum Chosen {
+    All,
+    /// The first so many.
+    First(usize),
+    /// So many at equal steps, so that data in the order of their classes give some of each.
+    Spread(usize),
+}
+
+impl Chosen {
+    /// Indices of the chosen among `n`; none where that is all.
+    fn of(self, n: usize) -> Option<Vec<usize>> {
+        match self {
+            Chosen::First(k) if k < n => Some((0..k).collect()),
+            Chosen::Spread(k) if k < n => Some((0..k).map(|i| i * n / k).collect()),
+            _ => None,
+        }
+    }
+}
+
 /// Takes statistics of images.
 pub(super) struct Taker<'a> {
     pub extractor: &'a Extractor,
     pub batch: usize,
-    /// Only so many of the images.
-    pub first: Option<usize>,
+    /// Which of the images.
+    pub chosen: Chosen,
     /// Leaves out a class, or the images with an attribute.
     pub without: Option<String>,
     /// Keeps the statistics of data beside them, and takes those that it finds there.
@@ -173,18 +194,17 @@ impl Taker<'_> {
     /// Beside the data, hidden: another for each protocol, weights, number of images and class left out.
     fn cache_file(&self, side: &Side, origin: &Origin) -> PathBuf {
         let mut key = Fingerprint::default();
-        let about = (&origin.protocol, &origin.weights, self.first, &self.without);
+        let about = (&origin.protocol, &origin.weights, self.chosen, &self.without);
         key.add(&serde_json::to_vec(&about).expect("plain data"));
         let (path, name) = (side.path(), format!("recant-fid-{:016x}.npz", key.finish()));
         if path.is_dir() { path.join(format!(".{name}")) } else { path.with_file_name(format!(".{}.{name}", path.file_name().unwrap_or_default().to_string_lossy())) }
     }
 
-    fn take(&self, side: &Side, mut files: Vec<PathBuf>) -> Result<Statistics> {
-        let limit = self.first.unwrap_or(usize::MAX);
+    fn take(&self, side: &Side, files: Vec<PathBuf>) -> Result<Statistics> {
         let what = side.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
         let size = self.extractor.protocol().size;
         if side.is_pictures() {
-            files.truncate(limit);
+            let files = self.chosen.of(files.len()).map_or(files.clone(), |chosen| chosen.into_iter().map(|i| files[i].clone()).collect());
             return watched(&what, files.len(), |progress| self.extractor.pictures(&files, self.batch, progress));
         }
         let data = match side {
@@ -198,7 +218,7 @@ impl Taker<'_> {
             Side::Idx(file) => read_digits(file, size)?,
             Side::Model(_) | Side::Statistics(_) => unreachable!("no data"),
         };
-        let data = if data.len() > limit { data.subset(&(0..limit).collect::<Vec<_>>()) } else { data };
+        let data = self.chosen.of(data.len()).map_or(data.clone(), |chosen| data.subset(&chosen));
         watched(&what, data.len(), |progress| self.extractor.dataset(&data, self.batch, progress))
     }
 
@@ -327,7 +347,7 @@ impl Fid {
         let extractor = extractor.ok_or_else(|| {
             Error::config("--inception", "is needed to take features of images; give pt_inception-2015-12-05-6726825d.pth or safetensors of the same names")
         })?;
-        let taker = Taker { extractor, batch: self.inception.fid_batch, first: self.first, without: self.without.clone(), cache: !self.no_cache };
+        let taker = Taker { extractor, batch: self.inception.fid_batch, chosen: self.first.map_or(Chosen::All, Chosen::First), without: self.without.clone(), cache: !self.no_cache };
         let statistics = match side {
             Side::Model(path) => taker.model(path, self.n, self.seed, device)?,
             side => taker.data(side)?,

@@ -13,6 +13,7 @@ mod fid;
 mod machine;
 mod model;
 mod output;
+mod profile;
 pub mod probes;
 mod reproduce;
 mod run_folder;

@@ -1,9 +1,10 @@
 //! L1: where numbers live. `Device` names a place; `cpu` holds what the CPU ops share, `cuda` opens a GPU, moves bytes
-//! and launches kernels, `peak` measures what it can do at most.
+//! and launches kernels, `peak` measures what a machine can do at most, `profile` where the CPU's time goes.
 
 pub mod cpu;
 pub mod cuda;
 pub mod peak;
+pub mod profile;
 
 use std::fmt;
 use std::str::FromStr;

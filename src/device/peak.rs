@@ -1,5 +1,7 @@
-//! What a GPU can do at most, measured: how fast it copies, and how fast it multiplies. Times of kernels are judged
+//! What a machine can do at most, measured: how fast it copies, and how fast a GPU multiplies. Times of kernels are judged
 //! against these.
+
+use rayon::prelude::*;
 
 use super::cuda::{CudaDevice, Grid, Param};
 use crate::error::Result;
@@ -70,4 +72,9 @@ pub fn mma_rate(device: &CudaDevice, effort: Effort) -> Result<f64> {
     // SAFETY: the parameters of mma_peak_bf16 in kernels/peak.cu; one number per thread is written.
     let time = seconds(device, effort, || unsafe { device.launch("mma_peak_bf16", grid, &[&out.pointer(), &rounds]) })?;
     Ok(MMA_FLOP * CHAINS * effort.rounds as f64 * (threads / WARP) as f64 / time)
+}
+
+/// Copies `from` to `to` with all threads, in pieces as large as the optimiser's: what memory allows (STREAM's Copy).
+pub fn copy_on_host(from: &[f32], to: &mut [f32]) {
+    to.par_chunks_mut(1 << 14).zip(from.par_chunks(1 << 14)).for_each(|(t, f)| t.copy_from_slice(f));
 }

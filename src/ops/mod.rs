@@ -14,6 +14,7 @@ pub mod reduce;
 pub mod resize;
 pub mod upfirdn2d;
 
+use crate::device::profile::{self, Work};
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 
@@ -30,14 +31,27 @@ pub(crate) fn same_kind(op: &'static str, tensors: &[&Tensor]) -> Result<()> {
     Ok(())
 }
 
-/// Runs an op where `$x` lives: `$cpu` on the host, with `$t` bound to the element type, or `$cuda`, which gives a
-/// `Result`, with `$device` bound to the GPU.
+/// Runs an op of the CPU, which a profile may be watching. `flops`: as `Work` counts them.
+pub(crate) fn on_cpu(op: &'static str, inputs: &[&Tensor], flops: usize, job: impl FnOnce() -> Tensor) -> Tensor {
+    profile::op(op, job, |output| Work {
+        operands: inputs.iter().map(|t| format!("{:?}", t.shape())).collect::<Vec<_>>().join(" "),
+        flops: flops as f64,
+        bytes: inputs.iter().copied().chain([output]).map(|t| t.len() * t.dtype().size()).sum::<usize>() as f64,
+    })
+}
+
+/// Runs op `$op` where its `$inputs` (`&[&Tensor]`) live: `$cpu` on the host, with `$t` bound to the element type, or
+/// `$cuda`, which gives a `Result`, with `$device` bound to the GPU. `$flops` where it is products that cost.
 macro_rules! on_device {
-    ($x:expr, $t:ident => $cpu:expr, $device:ident => $cuda:expr) => {
-        match $x.device() {
-            $crate::device::Device::Cpu => Ok($crate::on_dtype!($x.dtype(), $t => $cpu)),
+    ($op:literal, $inputs:expr, $t:ident => $cpu:expr, $device:ident => $cuda:expr) => {
+        $crate::ops::on_device!($op, $inputs, 0, $t => $cpu, $device => $cuda)
+    };
+    ($op:literal, $inputs:expr, $flops:expr, $t:ident => $cpu:expr, $device:ident => $cuda:expr) => {{
+        let inputs: &[&Tensor] = $inputs;
+        match inputs[0].device() {
+            $crate::device::Device::Cpu => Ok($crate::ops::on_cpu($op, inputs, $flops, || $crate::on_dtype!(inputs[0].dtype(), $t => $cpu))),
             $crate::device::Device::Cuda($device) => $cuda,
         }
-    };
+    }};
 }
 pub(crate) use on_device;

@@ -16,6 +16,16 @@ pub enum DType {
     F64,
 }
 
+impl DType {
+    /// Bytes of an element.
+    pub fn size(self) -> usize {
+        match self {
+            DType::F32 => 4,
+            DType::F64 => 8,
+        }
+    }
+}
+
 /// Host memory of one tensor or slab; returns to the buffer pool when dropped.
 #[derive(Debug)]
 pub struct HostBuffer<T: Element>(Vec<T>);

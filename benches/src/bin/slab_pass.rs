@@ -3,7 +3,8 @@
 //!
 //! `cargo run --release -p recant-benches --bin slab_pass -- --width full --threads 2`
 
-use recant_benches::{Options, Pass, SlabPass, config, copy, peak_bytes, seconds, show};
+use recant::device::peak::copy_on_host;
+use recant_benches::{Options, Pass, SlabPass, config, peak_bytes, seconds, show};
 
 fn main() {
     let options = Options::parse(&[("width", "full"), ("threads", "2"), ("repeats", "15")]);
@@ -20,7 +21,7 @@ fn measure(options: &Options) {
         })
     });
     let (from, mut to) = (vec![1.0_f32; n], vec![0.0_f32; n]);
-    let copied = seconds(repeats, || copy(&from, &mut to));
+    let copied = seconds(repeats, || copy_on_host(&from, &mut to));
     let rate = |bytes: usize, s: f64| (bytes * n) as f64 / s / 1e9;
     show(
         options.number("threads"),

@@ -13,7 +13,7 @@ use super::settings::{Experiment, Scale, Settings};
 use crate::cli::Global;
 use crate::cli::demo::Embedded;
 use crate::cli::evaluate::Real;
-use crate::cli::fid::{InceptionOptions, Side, Taker};
+use crate::cli::fid::{Chosen, InceptionOptions, Side, Taker};
 use crate::cli::model::{class_of, read_classifier};
 use crate::cli::output::{Progress, summary};
 use crate::cli::run_folder::{RunFolder, interrupted};
@@ -81,7 +81,7 @@ pub(crate) struct ExperimentArgs {
     /// Iterations of stage 2 and of the baselines
     #[arg(long)]
     iterations: Option<u64>,
-    /// Marked negatives among the fakes of each batch of stage 2 (0 is the paper's method)
+    /// Marked negatives among the fakes of each batch, in the last row; all others are the paper's
     #[arg(long)]
     negatives_as_fakes: Option<usize>,
     /// Iterations of pre-training, where it is done here
@@ -251,7 +251,7 @@ impl ExperimentArgs {
     fn real(&self, lab: &Lab, class: &str) -> Result<Option<Statistics>> {
         match (&lab.extractor, self.source()?) {
             (Some(extractor), Some(source)) => {
-                let taker = Taker { extractor, batch: lab.batch, first: None, without: Some(class.to_string()), cache: true };
+                let taker = Taker { extractor, batch: lab.batch, chosen: lab.settings.real_images.map_or(Chosen::All, Chosen::Spread), without: Some(class.to_string()), cache: true };
                 taker.data(&Side::Data(source)).map(Some)
             }
             _ => Ok(None),
@@ -406,7 +406,10 @@ fn markdown(experiment: Experiment, scale: Scale, lab: &Lab, classes: &[String],
     let mut out = format!("# {}, scale {}\n\n", paper.name, serde_json::to_value(scale).expect("plain data").as_str().expect("a name"));
     out += &format!("Mean ± deviation of {} runs; the paper's figures (FID, on its own models and data) beside ours. ", s.runs);
     match &lab.extractor {
-        Some(e) => out += &format!("Distances: {fid}, {}, {} generated images. ", e.protocol(), s.fid_images),
+        Some(e) => {
+            let real = s.real_images.map_or("all".into(), |n| n.to_string());
+            out += &format!("Distances: {fid}, {}, {} generated images, {real} real ones. ", e.protocol(), s.fid_images)
+        }
         None => out += "No Inception weights were given, so there is no FID. ",
     }
     out += &format!("PUL over {} latents. The last column is the Fréchet distance in the classifier's own features.\n", s.samples);

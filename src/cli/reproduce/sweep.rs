@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::chart::{Curve, Point, pul_against_distance};
 use super::lab::{Lab, Outcome, Stage1, Task};
-use super::settings::{Experiment, Scale, Settings, matched};
+use super::settings::{Experiment, Pulls, Scale, Settings, matched};
 use crate::cli::Global;
 use crate::cli::demo::{Embedded, Watched};
 use crate::cli::evaluate::Bench;
@@ -123,11 +123,10 @@ impl Sweep {
         let mut all = vec![Setting { loss: "none", name: "positives only".into(), pull: 0.0, kind: None }];
         for &pull in &self.pulls {
             for &alpha in &self.alphas {
-                // The same pull at the start, whatever α: αγ e^{−αD₀} = pull.
-                let kind = Kind::El2 { gamma: pull * d0 / alpha * alpha.exp(), alpha: alpha / d0 };
-                all.push(Setting { loss: "EL2", name: format!("pull {pull:e}, α {alpha}/D₀"), pull, kind: Some(kind) });
+                let [el2, ..] = matched(Pulls { el2: pull, alpha, nl2: pull, il2: pull }, d0);
+                all.push(Setting { loss: "EL2", name: format!("pull {pull:e}, α {alpha}/D₀"), pull, kind: Some(el2) });
             }
-            let [_, nl2, il2] = matched(pull, d0);
+            let [_, nl2, il2] = matched(Pulls { el2: pull, alpha: 1.0, nl2: pull, il2: pull }, d0);
             all.push(Setting { loss: "NL2", name: format!("pull {pull:e}"), pull, kind: Some(nl2) });
             all.push(Setting { loss: "IL2", name: format!("pull {pull:e}"), pull, kind: Some(il2) });
         }
@@ -182,7 +181,7 @@ impl Sweep {
             if file.exists() {
                 return Ok(Some(Checkpoint::open(&file)?.g_ema));
             }
-            match task.unlearned(all[i].kind, stage1, &watch) {
+            match task.unlearned(all[i].kind, 0, stage1, &watch) {
                 Ok(slab) => save_generator(&file, lab.generator.config(), &slab, &lab.noise, &Default::default()).map(|()| Some(slab)),
                 Err(Error::Diverged { problem, .. }) => {
                     eprintln!("{} {}: {problem}", all[i].loss, all[i].name);

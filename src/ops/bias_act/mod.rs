@@ -64,7 +64,7 @@ pub(crate) fn check_terms(op: &'static str, x: &Tensor, shape: &[usize], bias: O
 /// `[N, H, W, C]`, with `strength` `[1]`.
 pub fn bias_act(x: &Tensor, bias: Option<&Tensor>, noise: Option<(&Tensor, &Tensor)>, act: Activation) -> Result<Tensor> {
     check_terms("bias_act", x, x.shape(), bias, noise)?;
-    on_device!(x, T => cpu::bias_act::<T>(x, bias, noise, act), d => cuda::bias_act(&d, x, bias, noise, act))
+    on_device!("bias_act", &[x], T => cpu::bias_act::<T>(x, bias, noise, act), d => cuda::bias_act(&d, x, bias, noise, act))
 }
 
 /// `g · gain · (y > 0 ? 1 : slope)`; `y` is the output of `bias_act`.
@@ -73,5 +73,5 @@ pub fn bias_act_grad(g: &Tensor, y: &Tensor, act: Activation) -> Result<Tensor> 
         return Err(Error::shape("bias_act_grad", format!("gradient {:?} for output {:?}", g.shape(), y.shape())));
     }
     same_kind("bias_act_grad", &[g, y])?;
-    on_device!(g, T => cpu::bias_act_grad::<T>(g, y, act), d => cuda::bias_act_grad(&d, g, y, act))
+    on_device!("bias_act_grad", &[g, y], T => cpu::bias_act_grad::<T>(g, y, act), d => cuda::bias_act_grad(&d, g, y, act))
 }

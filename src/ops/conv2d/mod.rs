@@ -35,6 +35,13 @@ impl Conv2d {
     }
 }
 
+impl Extent {
+    /// Floating-point operations of the definition.
+    fn flops(&self) -> usize {
+        2 * self.n * self.g.iter().product::<usize>() * self.k[0] * self.k[1] * self.x[2]
+    }
+}
+
 /// Sizes of one call, whichever op it is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Extent {
@@ -82,7 +89,7 @@ fn extent(op: &'static str, x: &Tensor, w: &Tensor, a: Option<&Tensor>, b: Optio
 /// `x` `[N, H, W, C_in]`, `w` `[C_out, k_h, k_w, C_in]`, `a` `[N, C_in]`, `b` `[N, C_out]` -> `[N, H_out, W_out, C_out]`.
 pub fn conv2d(x: &Tensor, w: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d) -> Result<Tensor> {
     let extent = extent("conv2d", x, w, a, b, spec)?;
-    on_device!(x, T => cpu::conv2d::<T>(x, w, a, b, spec, extent), d => cuda::conv2d(&d, x, w, a, b, spec, extent))
+    on_device!("conv2d", &[x, w], extent.flops(), T => cpu::conv2d::<T>(x, w, a, b, spec, extent), d => cuda::conv2d(&d, x, w, a, b, spec, extent))
 }
 
 /// `act(conv2d(…) + strength · noise + bias)`. A GPU stores nothing in between.
@@ -110,7 +117,7 @@ pub fn conv2d_transpose(g: &Tensor, w: &Tensor, b: Option<&Tensor>, a: Option<&T
     check_scale(OP, a, n, ci)?;
     check_kinds(OP, g, w, a, b)?;
     let extent = Extent { n, x: [size[0], size[1], ci], g: [oh, ow, co], k: [kh, kw] };
-    on_device!(g, T => cpu::conv2d_transpose::<T>(g, w, b, a, spec, extent), d => cuda::conv2d_transpose(&d, g, w, b, a, spec, extent))
+    on_device!("conv2d_transpose", &[g, w], extent.flops(), T => cpu::conv2d_transpose::<T>(g, w, b, a, spec, extent), d => cuda::conv2d_transpose(&d, g, w, b, a, spec, extent))
 }
 
 /// Checks the arguments of a weight gradient.
@@ -129,7 +136,7 @@ fn weight_grad_extent(op: &'static str, x: &Tensor, g: &Tensor, a: Option<&Tenso
 /// `v[o,t,i] = Σ_{n,p} b[n,o] · g[n,p,o] · a[n,i] · x[n,q(p,t),i]`, `[C_out, k_h, k_w, C_in]` with `[k_h, k_w] = kernel`.
 pub fn conv2d_weight_grad(x: &Tensor, g: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d, kernel: [usize; 2]) -> Result<Tensor> {
     let extent = weight_grad_extent("conv2d_weight_grad", x, g, a, b, spec, kernel)?;
-    on_device!(x, T => cpu::conv2d_weight_grad::<T>(x, g, a, b, spec, extent), d => cuda::conv2d_weight_grad(&d, x, g, a, b, spec, extent))
+    on_device!("conv2d_weight_grad", &[x, g], extent.flops(), T => cpu::conv2d_weight_grad::<T>(x, g, a, b, spec, extent), d => cuda::conv2d_weight_grad(&d, x, g, a, b, spec, extent))
 }
 
 /// A weight gradient that has not been computed: the arguments of `conv2d_weight_grad`.

@@ -32,7 +32,7 @@ pub enum Zip {
 
 /// `f(x)`, elementwise; any shape.
 pub fn map(x: &Tensor, f: Map) -> Result<Tensor> {
-    on_device!(x, T => cpu::map::<T>(x, f), d => cuda::map(&d, x, f))
+    on_device!("map", &[x], T => cpu::map::<T>(x, f), d => cuda::map(&d, x, f))
 }
 
 /// `f(a, b)`, elementwise; equal shapes.
@@ -41,7 +41,7 @@ pub fn zip(a: &Tensor, b: &Tensor, f: Zip) -> Result<Tensor> {
         return Err(Error::shape("elementwise", format!("{f:?} of {:?} and {:?}: shapes must be equal", a.shape(), b.shape())));
     }
     same_kind("elementwise", &[a, b])?;
-    on_device!(a, T => cpu::zip::<T>(a, b, f), d => cuda::zip(&d, a, b, f))
+    on_device!("zip", &[a, b], T => cpu::zip::<T>(a, b, f), d => cuda::zip(&d, a, b, f))
 }
 
 /// `x[n, …, c] · s[n, c]`: per-sample, per-channel scale. `x` is `[N, …, C]`, `s` is `[N, C]`.
@@ -50,5 +50,5 @@ pub fn channel_scale(x: &Tensor, s: &Tensor) -> Result<Tensor> {
         return Err(Error::shape("channel_scale", format!("scales {:?} do not fit {:?}", s.shape(), x.shape())));
     }
     same_kind("channel_scale", &[x, s])?;
-    on_device!(x, T => cpu::channel_scale::<T>(x, s), d => cuda::channel_scale(&d, x, s))
+    on_device!("channel_scale", &[x, s], T => cpu::channel_scale::<T>(x, s), d => cuda::channel_scale(&d, x, s))
 }

@@ -34,5 +34,5 @@ pub fn matmul(a: &Tensor, ra: Read, b: &Tensor, rb: Read) -> Result<Tensor> {
         return Err(Error::shape("matmul", format!("{:?} ({ra:?}) times {:?} ({rb:?})", a.shape(), b.shape())));
     }
     same_kind("matmul", &[a, b])?;
-    on_device!(a, T => cpu::matmul::<T>(a, ra, b, rb, [m, n, k]), d => cuda::matmul(&d, a, ra, b, rb, [m, n, k]))
+    on_device!("matmul", &[a, b], 2 * m * n * k, T => cpu::matmul::<T>(a, ra, b, rb, [m, n, k]), d => cuda::matmul(&d, a, ra, b, rb, [m, n, k]))
 }

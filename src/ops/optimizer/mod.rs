@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use crate::device::Device;
 use crate::device::cuda::CudaBuffer;
+use crate::device::profile::{self, Work};
 use crate::error::{Error, Result};
 use crate::ops::same_kind;
 use crate::tensor::Tensor;
@@ -159,7 +160,11 @@ pub fn adam_step(slabs: Slabs, grads: &[Tensor], offsets: &[usize], pull: Pull, 
     same_kind("adam_step", &all)?;
     match slabs.params.device() {
         Device::Cpu => {
-            let sum = cpu::adam_step(slabs, grads, offsets, pull, adam, step)?;
+            let written = 2 + usize::from(slabs.first_moment.is_some()) + usize::from(slabs.ema.is_some());
+            // All slabs are as long as the parameters, and so are the gradients together.
+            let read = all.len() - grads.len() + 1;
+            let work = Work { operands: format!("[{total}]"), flops: 0.0, bytes: (4 * total * (read + written)) as f64 };
+            let sum = profile::op("adam_step", || cpu::adam_step(slabs, grads, offsets, pull, adam, step), |_| work)?;
             Ok((!matches!(pull, Pull::None)).then_some(Sum(Kept::Here(sum))))
         }
         Device::Cuda(d) => cuda::adam_step(&d, slabs, grads, offsets, pull, adam, step, resident),

@@ -83,7 +83,7 @@ pub fn max_pool2d(x: &Tensor, window: Window) -> Result<Tensor> {
     const OP: &str = "max_pool2d";
     let [_, h, w, _] = rank4(OP, x)?;
     let out = window.output(OP, [h, w])?;
-    on_device!(x, T => cpu::max_pool2d::<T>(x, window, out), d => cuda::over_windows(&d, "max_pool2d_f32", &[x], window, Divisor::Kernel, out))
+    on_device!("max_pool2d", &[x], T => cpu::max_pool2d::<T>(x, window, out), d => cuda::over_windows(&d, "max_pool2d_f32", &[x], window, Divisor::Kernel, out))
 }
 
 /// Which element of each window is the largest (the first of equals): `k_y · kernel_x + k_x` as an f32, exact up to
@@ -95,7 +95,7 @@ pub fn max_pool2d_taps(x: &Tensor, window: Window) -> Result<Tensor> {
     if window.kernel[0] * window.kernel[1] > 1 << 24 {
         return Err(Error::shape(OP, format!("{window:?} has more elements than f32 counts exactly")));
     }
-    on_device!(x, T => cpu::max_pool2d_taps::<T>(x, window, out), d => cuda::over_windows(&d, "max_pool2d_taps_f32", &[x], window, Divisor::Kernel, out))
+    on_device!("max_pool2d_taps", &[x], T => cpu::max_pool2d_taps::<T>(x, window, out), d => cuda::over_windows(&d, "max_pool2d_taps_f32", &[x], window, Divisor::Kernel, out))
 }
 
 /// The element of each window that `taps` (of `max_pool2d_taps`, same window and sizes) names.
@@ -104,7 +104,7 @@ pub fn gather_taps(x: &Tensor, taps: &Tensor, window: Window) -> Result<Tensor> 
     let [n, h, w, c] = rank4(OP, x)?;
     let out = window.output(OP, [h, w])?;
     check_taps(OP, &[n, out[0], out[1], c], taps, x)?;
-    on_device!(x, T => cpu::gather_taps::<T>(x, taps, window), d => cuda::over_windows(&d, "gather_taps_f32", &[x, taps], window, Divisor::Kernel, out))
+    on_device!("gather_taps", &[x, taps], T => cpu::gather_taps::<T>(x, taps, window), d => cuda::over_windows(&d, "gather_taps_f32", &[x, taps], window, Divisor::Kernel, out))
 }
 
 /// Adds each element of `g` `[N, H_out, W_out, C]` to the element of its window that `taps` names, in zeros
@@ -113,7 +113,7 @@ pub fn scatter_taps(g: &Tensor, taps: &Tensor, window: Window, size: [usize; 2])
     const OP: &str = "scatter_taps";
     check_output(OP, g, window, size)?;
     check_taps(OP, g.shape(), taps, g)?;
-    on_device!(g, T => cpu::scatter_taps::<T>(g, taps, window, size), d => cuda::over_images(&d, "scatter_taps_f32", &[g, taps], window, Divisor::Kernel, size))
+    on_device!("scatter_taps", &[g, taps], T => cpu::scatter_taps::<T>(g, taps, window, size), d => cuda::over_images(&d, "scatter_taps_f32", &[g, taps], window, Divisor::Kernel, size))
 }
 
 /// Average of every window, per channel: `[N, H, W, C]` -> `[N, H_out, W_out, C]`.
@@ -121,7 +121,7 @@ pub fn avg_pool2d(x: &Tensor, window: Window, divisor: Divisor) -> Result<Tensor
     const OP: &str = "avg_pool2d";
     let [_, h, w, _] = rank4(OP, x)?;
     let out = window.output(OP, [h, w])?;
-    on_device!(x, T => cpu::avg_pool2d::<T>(x, window, divisor, out), d => cuda::over_windows(&d, "avg_pool2d_f32", &[x], window, divisor, out))
+    on_device!("avg_pool2d", &[x], T => cpu::avg_pool2d::<T>(x, window, divisor, out), d => cuda::over_windows(&d, "avg_pool2d_f32", &[x], window, divisor, out))
 }
 
 /// Spreads each element of `g` over its window, divided as `avg_pool2d` divides: its transpose, `[N, H, W, C]` with
@@ -129,7 +129,7 @@ pub fn avg_pool2d(x: &Tensor, window: Window, divisor: Divisor) -> Result<Tensor
 pub fn avg_pool2d_transpose(g: &Tensor, window: Window, divisor: Divisor, size: [usize; 2]) -> Result<Tensor> {
     const OP: &str = "avg_pool2d_transpose";
     check_output(OP, g, window, size)?;
-    on_device!(g, T => cpu::avg_pool2d_transpose::<T>(g, window, divisor, size), d => cuda::over_images(&d, "avg_pool2d_transpose_f32", &[g], window, divisor, size))
+    on_device!("avg_pool2d_transpose", &[g], T => cpu::avg_pool2d_transpose::<T>(g, window, divisor, size), d => cuda::over_images(&d, "avg_pool2d_transpose_f32", &[g], window, divisor, size))
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ pub use cuda::Places;
 
 use crate::device::Device;
 use crate::device::cpu::{for_chunks, stale_vec};
+use crate::device::profile::{self, Work};
 use crate::error::Result;
 use crate::tensor::Tensor;
 
@@ -62,14 +63,15 @@ impl Random {
     }
 
     fn fill(&mut self, out: &mut [f32], make: impl Fn([u32; 4]) -> [f32; 4] + Sync + Send) {
-        let this = *self;
-        for_chunks(out, 1 << 12, |at, chunk| {
+        let (this, len) = (*self, out.len());
+        let blocks = |at: usize, chunk: &mut [f32]| {
             for (i, quad) in chunk.chunks_mut(4).enumerate() {
                 let values = make(this.block((at / 4 + i) as u64));
                 quad.copy_from_slice(&values[..quad.len()]);
             }
-        });
-        self.counter += out.len().div_ceil(4) as u64;
+        };
+        profile::op("random", || for_chunks(out, 1 << 12, blocks), |()| Work { operands: format!("[{len}]"), flops: 0.0, bytes: 4.0 * len as f64 });
+        self.counter += len.div_ceil(4) as u64;
     }
 
     /// Standard normal numbers (Box–Muller, two pairs per block), f32.

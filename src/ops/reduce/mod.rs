@@ -21,7 +21,7 @@ pub fn sum_to(x: &Tensor, shape: &[usize]) -> Result<Tensor> {
     if x.shape() == shape {
         return Ok(x.clone());
     }
-    on_device!(x, T => cpu::sum_to::<T>(x, shape), d => cuda::sum_to(&d, x, shape))
+    on_device!("sum_to", &[x], T => cpu::sum_to::<T>(x, shape), d => cuda::sum_to(&d, x, shape))
 }
 
 /// Repeats `x` along its dimensions of size 1. Same rank.
@@ -30,7 +30,7 @@ pub fn broadcast_to(x: &Tensor, shape: &[usize]) -> Result<Tensor> {
     if x.shape() == shape {
         return Ok(x.clone());
     }
-    on_device!(x, T => cpu::broadcast_to::<T>(x, shape), d => cuda::broadcast_to(&d, x, shape))
+    on_device!("broadcast_to", &[x], T => cpu::broadcast_to::<T>(x, shape), d => cuda::broadcast_to(&d, x, shape))
 }
 
 /// `Σ_hw u[n, h, w, c] · v[n, h, w, c]` as `[N, C]`; equal shapes `[N, …, C]`.
@@ -39,5 +39,5 @@ pub fn channel_dot(u: &Tensor, v: &Tensor) -> Result<Tensor> {
         return Err(Error::shape("channel_dot", format!("{:?} and {:?}: equal shapes [N, …, C]", u.shape(), v.shape())));
     }
     same_kind("channel_dot", &[u, v])?;
-    on_device!(u, T => cpu::channel_dot::<T>(u, v), d => cuda::channel_dot(&d, u, v))
+    on_device!("channel_dot", &[u, v], T => cpu::channel_dot::<T>(u, v), d => cuda::channel_dot(&d, u, v))
 }

@@ -94,7 +94,7 @@ pub fn resize(x: &Tensor, size: [usize; 2], how: Resize) -> Result<Tensor> {
         return Ok(x.clone());
     }
     let axes = [Axis::new(how, h, size[0]), Axis::new(how, w, size[1])];
-    on_device!(x, T => cpu::resize::<T>(x, size, &axes), d => cuda::resize(&d, x, size, &axes))
+    on_device!("resize", &[x], T => cpu::resize::<T>(x, size, &axes), d => cuda::resize(&d, x, size, &axes))
 }
 
 #[cfg(test)]

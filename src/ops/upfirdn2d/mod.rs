@@ -74,5 +74,6 @@ impl Upfirdn2d {
 /// Applies `spec` to `x` `[N, H, W, C]`.
 pub fn upfirdn2d(x: &Tensor, spec: &Upfirdn2d) -> Result<Tensor> {
     let shape = spec.output_shape(x.shape())?;
-    on_device!(x, T => cpu::upfirdn2d::<T>(x, spec, shape), d => cuda::upfirdn2d(&d, x, spec, shape))
+    let taps = spec.n_taps.div_ceil(spec.up).pow(2);
+    on_device!("upfirdn2d", &[x], 2 * shape.iter().product::<usize>() * taps, T => cpu::upfirdn2d::<T>(x, spec, shape), d => cuda::upfirdn2d(&d, x, spec, shape))
 }

@@ -1,0 +1,156 @@
+//! `recant bench --profile`: where the time of training iterations on the CPU goes, op by op, beside what the machine
+//! reaches at most.
+
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::output::table;
+use crate::device::peak::{copy_on_host, median};
+use crate::device::profile::{self, Line};
+use crate::error::Result;
+use crate::ops::matmul::{Read, matmul};
+use crate::ops::random::Random;
+
+/// Far beyond any cache.
+const COPIED: usize = 1 << 25;
+/// Side of the matrices whose product shows how fast the machine multiplies.
+const SIDE: usize = 1024;
+const REPEATS: usize = 7;
+/// How many operands of ops are listed.
+const LISTED: usize = 15;
+
+/// What the machine reaches in one go.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Ceilings {
+    /// Of a copy, read and written.
+    pub bytes_per_second: f64,
+    /// Of a large matrix product.
+    pub flops_per_second: f64,
+}
+
+impl Ceilings {
+    pub fn measure() -> Result<Ceilings> {
+        let (from, mut to) = (vec![1.0; COPIED], vec![0.0; COPIED]);
+        let copy = seconds(|| {
+            copy_on_host(&from, &mut to);
+            Ok(())
+        })?;
+        let matrix = Random::new(0, 0).normal(&[SIDE, SIDE]);
+        let product = seconds(|| matmul(&matrix, Read::Plain, &matrix, Read::Plain).map(drop))?;
+        Ok(Ceilings { bytes_per_second: (2 * size_of_val(&from[..])) as f64 / copy, flops_per_second: 2.0 * (SIDE as f64).powi(3) / product })
+    }
+
+    /// Seconds that the work takes at least.
+    fn floor(&self, flops: f64, bytes: f64) -> f64 {
+        (flops / self.flops_per_second).max(bytes / self.bytes_per_second)
+    }
+}
+
+fn seconds(mut work: impl FnMut() -> Result<()>) -> Result<f64> {
+    work()?;
+    let times = (0..REPEATS).map(|_| {
+        let start = Instant::now();
+        work()?;
+        Ok(start.elapsed().as_secs_f64())
+    });
+    Ok(median(times.collect::<Result<_>>()?))
+}
+
+/// A row of the table.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Row {
+    pub name: String,
+    pub calls: f64,
+    pub milliseconds: f64,
+    /// Of the whole.
+    pub share: f64,
+    pub gflops_per_second: f64,
+    pub gbytes_per_second: f64,
+    /// The time that the work takes at the ceilings, over the time that it took. Above 1 where fewer products do (Winograd)
+    /// or operands come from the cache.
+    pub of_ceiling: f64,
+}
+
+/// What was seen of `iterations`.
+pub(super) struct Profile {
+    pub ops: Vec<Row>,
+    /// The operands that took longest.
+    pub operands: Vec<Row>,
+}
+
+/// Watches `work`, which does so many iterations.
+pub(super) fn watched(iterations: u64, ceilings: Ceilings, work: impl FnOnce() -> Result<()>) -> Result<Profile> {
+    let start = Instant::now();
+    profile::start();
+    let done = work();
+    let lines = profile::stop();
+    done?;
+    let whole = start.elapsed().as_secs_f64();
+    let row = |name: String, calls: u64, seconds: f64, flops: f64, bytes: f64| Row {
+        name,
+        calls: calls as f64 / iterations as f64,
+        milliseconds: 1e3 * seconds / iterations as f64,
+        share: seconds / whole,
+        gflops_per_second: 1e-9 * flops / seconds,
+        gbytes_per_second: 1e-9 * bytes / seconds,
+        of_ceiling: ceilings.floor(flops, bytes) / seconds,
+    };
+    let mut by_op: Vec<Line> = Vec::new();
+    for line in &lines {
+        match by_op.iter_mut().find(|l| l.op == line.op) {
+            Some(sum) => {
+                sum.calls += line.calls;
+                sum.seconds += line.seconds;
+                sum.flops += line.flops;
+                sum.bytes += line.bytes;
+            }
+            None => by_op.push(line.clone()),
+        }
+    }
+    by_op.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+    let mut ops: Vec<Row> = by_op.iter().map(|l| row(l.op.to_string(), l.calls, l.seconds, l.flops, l.bytes)).collect();
+    let in_ops: f64 = by_op.iter().map(|l| l.seconds).sum();
+    ops.push(row("between ops".into(), 0, whole - in_ops, 0.0, 0.0));
+    let operands = lines.iter().take(LISTED).map(|l| row(format!("{} {}", l.op, l.operands), l.calls, l.seconds, l.flops, l.bytes)).collect();
+    Ok(Profile { ops, operands })
+}
+
+/// The rows as text.
+pub(super) fn rows_table(rows: &[Row]) -> String {
+    let mut all = vec![["per iteration", "calls", "ms", "share", "GFLOP/s", "GB/s", "of the ceiling"].map(str::to_string).to_vec()];
+    let rate = |v: f64| if v > 0.0 { format!("{v:.1}") } else { "-".into() };
+    for r in rows {
+        let ceiling = if r.of_ceiling > 0.0 { format!("{:.0} %", 100.0 * r.of_ceiling) } else { "-".into() };
+        all.push(vec![r.name.clone(), format!("{:.1}", r.calls), format!("{:.2}", r.milliseconds), format!("{:.1} %", 100.0 * r.share), rate(r.gflops_per_second), rate(r.gbytes_per_second), ceiling]);
+    }
+    table(&all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_add_up_and_work_is_counted() {
+        let ceilings = Ceilings { bytes_per_second: 1e9, flops_per_second: 1e12 };
+        let a = Random::new(0, 0).normal(&[37, 41]);
+        let b = Random::new(0, 0).normal(&[41, 3]);
+        let found = watched(2, ceilings, || {
+            for _ in 0..4 {
+                matmul(&a, Read::Plain, &b, Read::Plain)?;
+            }
+            Ok(())
+        })
+        .unwrap();
+        let share: f64 = found.ops.iter().map(|r| r.share).sum();
+        assert!((share - 1.0).abs() < 1e-9, "{share}");
+        // Other tests of this process may run ops meanwhile; these shapes are this one's.
+        let line = found.operands.iter().chain(&found.ops).find(|r| r.name == "matmul [37, 41] [41, 3]").expect("its line");
+        assert_eq!(line.calls, 2.0);
+        let (flops, bytes) = (2.0 * 37.0 * 41.0 * 3.0, 4.0 * (37.0 * 41.0 + 41.0 * 3.0 + 37.0 * 3.0));
+        assert!((line.gflops_per_second * 1e6 * line.milliseconds / (2.0 * flops) - 1.0).abs() < 1e-9);
+        assert!((line.gbytes_per_second * 1e6 * line.milliseconds / (2.0 * bytes) - 1.0).abs() < 1e-9);
+        assert!(rows_table(&found.ops).contains("between ops"));
+    }
+}
