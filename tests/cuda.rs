@@ -34,10 +34,12 @@ fn all_on(device: &Device, tensors: &[Tensor]) -> Vec<Tensor> {
     tensors.iter().map(|t| t.to_device(device).unwrap()).collect()
 }
 
-/// Runs an op on the CPU and on `device`, in every order of threads: close to the CPU, and the same bits in all orders.
+/// Runs an op in f64 on the CPU and in f32 on `device`, in every order of threads: close to it, and the same bits in all
+/// orders. The inputs are f32 numbers.
 fn compare(device: &Device, name: &str, inputs: &[Tensor], tolerance: Tolerance, run: &dyn Fn(&[Tensor]) -> Result<Tensor>) {
-    let inputs: Vec<Tensor> = inputs.iter().map(|t| t.to_dtype(DType::F32)).collect();
-    let want = run(&inputs).unwrap_or_else(|e| panic!("{name} on the CPU: {e}"));
+    let of = |dtype| inputs.iter().map(|t| t.to_dtype(dtype)).collect::<Vec<_>>();
+    let (exact, inputs) = (of(DType::F64), of(DType::F32));
+    let want = run(&exact).unwrap_or_else(|e| panic!("{name} on the CPU: {e}"));
     let mut first: Option<Vec<u32>> = None;
     for &order in orders() {
         let got = with_order(order, || {

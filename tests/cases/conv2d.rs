@@ -99,7 +99,11 @@ impl Geometry {
     /// Of sums of so many terms.
     fn tolerance(&self, terms: usize) -> Tolerance {
         // Scales multiply terms by up to 1.5 each.
-        let direct = Tolerance { reason: "sum of products in another order, scaled by up to 1.5²", ..Tolerance::sum_of(3 * terms) };
+        Tolerance { reason: "sum of products in another order, scaled by up to 1.5²", ..Tolerance::sum_of(3 * terms) }
+    }
+
+    /// The same on the CPU.
+    fn cpu_tolerance(&self, direct: Tolerance) -> Tolerance {
         match self.in_tiles() {
             false => direct,
             true => Tolerance {
@@ -197,6 +201,7 @@ impl Geometry {
                 move |t| self.reference(t, len(&g), |x, w, g| [g, x, w]),
                 self.tolerance(self.kernel[0] * self.kernel[1] * self.channels[0]),
             )
+            .cpu_tolerance(self.cpu_tolerance(self.tolerance(self.kernel[0] * self.kernel[1] * self.channels[0])))
             .adjoint(transpose)
             .on_vars(move |v| {
                 let (x, w, a, b) = on_vars(v);
@@ -209,6 +214,7 @@ impl Geometry {
                 move |t| self.reference(t, len(&x), |x, w, g| [x, g, w]),
                 self.tolerance(self.kernel[0] * self.kernel[1] * self.channels[1]),
             )
+            .cpu_tolerance(self.cpu_tolerance(self.tolerance(self.kernel[0] * self.kernel[1] * self.channels[1])))
             .adjoint(forward)
             .on_vars(move |v| {
                 let (g, w, a, b) = on_vars(v);
@@ -224,6 +230,7 @@ impl Geometry {
                 move |t| self.reference(t, len(&w), |x, w, g| [w, x, g]),
                 self.tolerance(self.n * self.output()[0] * self.output()[1]),
             )
+            .cpu_tolerance(self.cpu_tolerance(self.tolerance(self.n * self.output()[0] * self.output()[1])))
             // In `x`: the inner product of weights with the result is that of `x` with the transpose of `g`.
             .adjoint(move |t| {
                 let (a, b) = with(t);
@@ -262,6 +269,7 @@ impl Geometry {
             inputs.extend([normal(5, &[images, oh, ow, 1]), positive(6, &[1])]);
         }
         // The gain is at most 1.5.
+        let after = |sums: Tolerance| Tolerance { abs: 1.5 * sums.abs, ..sums };
         let sums = self.tolerance(self.kernel[0] * self.kernel[1] * self.channels[0]);
         Case::new(
             format!("conv2d_act {}", self.name),
@@ -281,8 +289,9 @@ impl Geometry {
                 }
                 y
             },
-            Tolerance { abs: 1.5 * sums.abs, ..sums },
+            after(sums),
         )
+        .cpu_tolerance(after(self.cpu_tolerance(sums)))
         .on_vars(move |v| {
             let (a, b) = self.scales(v);
             autograd::conv2d_act(&v[0], &v[1], Scales { input: a, output: b }, self.spec, epilogue(&v[at..], act, has_bias))

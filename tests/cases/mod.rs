@@ -39,6 +39,8 @@ pub struct Case {
     pub gradcheck: bool,
     /// How far f32 may be from the reference.
     pub tolerance: Tolerance,
+    /// How far on the CPU, which may compute by a form that rounds more.
+    pub cpu_tolerance: Tolerance,
 }
 
 impl Case {
@@ -51,7 +53,7 @@ impl Case {
         tolerance: Tolerance,
     ) -> Case {
         let (run, reference) = (Box::new(run), Box::new(reference));
-        Case { name: name.into(), inputs, run, reference, adjoint: None, on_vars: None, gradcheck: false, tolerance }
+        Case { name: name.into(), inputs, run, reference, adjoint: None, on_vars: None, gradcheck: false, tolerance, cpu_tolerance: tolerance }
     }
 
     pub fn adjoint(mut self, f: impl Fn(&[Tensor]) -> Result<Tensor> + Send + Sync + 'static) -> Case {
@@ -63,6 +65,11 @@ impl Case {
     pub fn on_vars(mut self, f: impl Fn(&[Var]) -> Result<Var> + Send + Sync + 'static) -> Case {
         self.on_vars = Some(Box::new(f));
         self.gradcheck = self.inputs.iter().map(Tensor::len).sum::<usize>() <= GRADCHECK_VALUES;
+        self
+    }
+
+    pub fn cpu_tolerance(mut self, tolerance: Tolerance) -> Case {
+        self.cpu_tolerance = tolerance;
         self
     }
 
