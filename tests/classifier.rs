@@ -124,7 +124,7 @@ fn training_learns_and_repeats() {
     let (pictures, labels) = two_kinds(64);
     let data = LabelledImages { pictures: &pictures, labels: Labels::Classes(&labels) };
     let config = ClassifierConfig { classes: vec!["left".into(), "right".into()], ..ClassifierConfig::mnist() };
-    let recipe = Recipe { batch: 24, epochs: 6, augment: Augment { flip: false, shift: 1 }, ..Recipe::mnist() };
+    let recipe = Recipe { batch: 24, epochs: 6, augment: Augment { shift: 1, ..Augment::default() }, ..Recipe::mnist() };
     let mut losses = Vec::new();
     let first = train(&config, data, &recipe, &Device::Cpu, &mut |p| {
         losses.push(p.loss);

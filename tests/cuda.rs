@@ -346,7 +346,9 @@ fn slab_passes() {
     assert_close("squares", &there.to_f64_vec(), &here.to_f64_vec(), Tolerance { abs: 1e-6, rel: 1e-6, reason: "three roundings of values up to ten" });
 }
 
-/// Values of which bf16 holds every bit and whose sums are exact in f32: only the CPU's results are right.
+const WHOLE: Tolerance = Tolerance { abs: 1e-6, rel: 0.0, reason: "multiples of 2^-12 or more; the CPU's f64 sums of 3x3 windows go through Winograd's fractions" };
+
+/// Values of which bf16 holds every bit and whose sums are exact in f32: only one result is right.
 fn whole(stream: u64, shape: &[usize], f: fn(f64) -> f64) -> Tensor {
     Tensor::from_vec(shape, normal(stream, shape).to_f64_vec().into_iter().map(f).collect::<Vec<_>>())
 }
@@ -382,7 +384,7 @@ impl Layer {
     /// All results behind each other.
     fn run(&self, t: &[Tensor]) -> Result<Tensor> {
         let (x, w, g, a, b) = (&t[0], &t[1], &t[2], Some(&t[3]), Some(&t[4]));
-        let then = Epilogue { bias: Some(&t[5]), noise: Some((&t[6], &t[7])), act: Activation::LEAKY_RELU };
+        let then = Epilogue { bias: Some(&t[5]), noise: Some((&t[6], &t[7])), act: Activation { slope: 0.25, gain: 2.0 } };
         let all = [
             conv2d(x, w, a, None, self.spec)?,
             conv2d_act(x, w, a, b, self.spec, then)?,
@@ -398,12 +400,12 @@ impl Layer {
 #[test]
 fn convolutions_on_hopper() {
     let layer = |n, size, channels, kernel, stride, padding| Layer { n, size, channels, kernel, spec: Conv2d::square(stride, padding) };
-    // Wide and narrow tiles on either side, ragged all. No 3x3: there the CPU's own sums are not exact.
-    let layers = [layer(3, [9, 7], [72, 80], 2, 1, 1), layer(3, [17, 17], [64, 264], 1, 2, 0), layer(3, [16, 17], [264, 72], 2, 2, 0)];
+    // Wide and narrow tiles on either side, ragged all.
+    let layers = [layer(3, [9, 7], [72, 80], 3, 1, 1), layer(3, [17, 17], [64, 264], 1, 2, 0), layer(3, [16, 17], [264, 72], 2, 2, 0)];
     let hopper = gpu::cuda_with(Precision::Bf16);
     let device = Device::Cuda(hopper.clone());
     for layer in &layers {
-        compare(&device, &format!("{:?} channels on Hopper", layer.channels), &layer.inputs(), EXACT, &|t| layer.run(t));
+        compare(&device, &format!("{:?} channels on Hopper", layer.channels), &layer.inputs(), WHOLE, &|t| layer.run(t));
     }
     let inputs = all_on(&device, &layers[0].inputs().iter().map(|t| t.to_dtype(DType::F32)).collect::<Vec<_>>());
     let (workspace, work) = (Workspace::default(), || layers[0].run(&inputs));
@@ -412,7 +414,7 @@ fn convolutions_on_hopper() {
     graph.launch().unwrap();
     assert_eq!(recorded.to_vec::<f32>(), queued);
     let ampere = gpu::cuda_of((8, 0), Precision::Bf16);
-    compare(&Device::Cuda(ampere.clone()), "on Ampere", &layers[0].inputs(), EXACT, &|t| layers[0].run(t));
+    compare(&Device::Cuda(ampere.clone()), "on Ampere", &layers[0].inputs(), WHOLE, &|t| layers[0].run(t));
     if cuda_on_cpu::is_emulated() {
         let launches = |gpu: &CudaDevice| gpu.launches().into_iter().filter(|(name, n)| name.contains("sm90") && *n > 0).count();
         assert_eq!((launches(&hopper), launches(&ampere)), (6, 0));

@@ -181,7 +181,7 @@ fn a_resnet_learns_two_colours() {
         .collect();
     let data = LabelledImages { pictures: &Pictures::from_bytes(pixels, [32, 32, 3]), labels: Labels::Classes(&labels) };
     let config = ClassifierConfig::resnet(ResNet::ResNet18, vec!["red".into(), "green".into()], 32);
-    let recipe = Recipe { batch: 8, epochs: 10, augment: Augment { flip: true, shift: 2 }, ..Recipe::celeba() };
+    let recipe = Recipe { batch: 8, epochs: 10, augment: Augment { flip: true, shift: 2, zoom: 0.1, jitter: 0.1 }, mixup: 0.2, ..Recipe::celeba() };
     let net = train(&config, data, &recipe, &Device::Cpu, &mut |_| Ok(())).unwrap();
     let result = evaluate(&net, data, 5, &mut |_| Ok(())).unwrap();
     assert_eq!(result.accuracy(), 1.0, "{:?}", result.confusion);

@@ -141,6 +141,15 @@ struct TrainArgs {
     /// Move images at random by up to this many pixels per axis: crops of padded images
     #[arg(long, default_value_t = 0)]
     shift: usize,
+    /// Show parts of images, or with a border more than them, whose side is off by up to this share
+    #[arg(long, default_value_t = 0.0)]
+    zoom: f32,
+    /// Change contrast and brightness at random by up to this share
+    #[arg(long, default_value_t = 0.0)]
+    jitter: f32,
+    /// Blend images and their losses in pairs, by shares from Beta(α, α) with this α (0: do not)
+    #[arg(long, default_value_t = 0.0)]
+    mixup: f32,
     /// Let every class weigh the same, however many images it has
     #[arg(long)]
     balance: bool,
@@ -218,8 +227,9 @@ impl TrainArgs {
             schedule: self.schedule.unwrap_or(base.schedule),
             batch: self.batch.unwrap_or(base.batch),
             epochs: self.epochs.unwrap_or(base.epochs),
-            augment: Augment { flip: self.flip, shift: self.shift },
+            augment: Augment { flip: self.flip, shift: self.shift, zoom: self.zoom, jitter: self.jitter },
             balance: self.balance,
+            mixup: self.mixup,
             seed: self.seed,
         })
     }

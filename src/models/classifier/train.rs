@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{Classifier, ClassifierConfig, Decision};
-use crate::autograd::{Order, Var, grad_or_zero, mean, mul, reshape, scale, softplus, square, sub};
+use crate::autograd::{Order, Var, add, grad_or_zero, mean, mul, reshape, scale, softplus, square, sub};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::io::ahead::ReadAhead;
@@ -23,6 +23,7 @@ const INITIAL: u64 = 0;
 const ORDER: u64 = 1;
 const AUGMENT: u64 = 2;
 const DROPOUT: u64 = 3;
+const MIXING: u64 = 4;
 
 /// Images and what is known about each.
 #[derive(Clone, Copy)]
@@ -83,8 +84,9 @@ impl LabelledImages<'_> {
         }
     }
 
-    /// Reads the images at `indices`, each as `moves` says, in [−1, 1]; those that follow may be read ahead.
-    fn reader(&self, indices: Vec<usize>, moves: Vec<Move>) -> impl FnOnce() -> Result<Batch> + Send + use<> {
+    /// Reads the images at `indices`, each as `moves` says, in [−1, 1], and blends each with the next one's share of
+    /// 1 − `kept`; those that follow may be read ahead.
+    fn reader(&self, indices: Vec<usize>, moves: Vec<Move>, kept: f32) -> impl FnOnce() -> Result<Batch> + Send + use<> {
         let pictures = self.pictures.clone();
         move || {
             let [h, w, c] = pictures.shape();
@@ -93,7 +95,12 @@ impl LabelledImages<'_> {
             for (image, m) in images.chunks_exact((h * w * c).max(1)).zip(moves) {
                 m.apply(image, [h, w, c], &mut out);
             }
-            Ok(Batch { images: Tensor::from_vec(&[indices.len(), h, w, c], out), indices })
+            if kept < 1.0 {
+                let mut next = out.clone();
+                next.rotate_left(h * w * c);
+                out.iter_mut().zip(next).for_each(|(v, n)| *v = kept * *v + (1.0 - kept) * n);
+            }
+            Ok(Batch { images: Tensor::from_vec(&[indices.len(), h, w, c], out), indices, kept })
         }
     }
 }
@@ -102,46 +109,68 @@ impl LabelledImages<'_> {
 struct Batch {
     images: Tensor,
     indices: Vec<usize>,
+    /// Share of the image itself; the rest is of the next in the batch.
+    kept: f32,
 }
 
 /// How one image is changed.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 struct Move {
     flip: bool,
     /// Pixels down and right that the image is read from.
     by: [isize; 2],
+    /// Side of the part that is read, over the image's.
+    side: f32,
+    /// Factor on the values about 0, which is mid-grey, and what is added then.
+    contrast: f32,
+    brightness: f32,
 }
 
 impl Move {
+    const NONE: Move = Move { flip: false, by: [0, 0], side: 1.0, contrast: 1.0, brightness: 0.0 };
+
     /// Adds the changed image `[h, w, c]` in [−1, 1] to `out`.
     fn apply(self, image: &[u8], [h, w, c]: [usize; 3], out: &mut Vec<f32>) {
-        let [dy, dx] = self.by;
+        // The neighbours of where position `i` of `n` is read, and the second one's share.
+        let source = |i: usize, n: usize, by: isize| {
+            let centre = (n as f32 - 1.0) / 2.0;
+            let at = ((i as f32 - centre) * self.side + centre + by as f32).clamp(0.0, n as f32 - 1.0);
+            (at as usize, (at as usize + 1).min(n - 1), at.fract())
+        };
+        let columns: Vec<_> = (0..w).map(|x| source(if self.flip { w - 1 - x } else { x }, w, self.by[1])).collect();
         for y in 0..h {
-            let from_y = (y as isize + dy).clamp(0, h as isize - 1) as usize;
-            for x in 0..w {
-                let x = if self.flip { w - 1 - x } else { x };
-                let from_x = (x as isize + dx).clamp(0, w as isize - 1) as usize;
-                let pixel = &image[(from_y * w + from_x) * c..][..c];
-                out.extend(pixel.iter().map(|v| *v as f32 / 127.5 - 1.0));
+            let (above, below, share_y) = source(y, h, self.by[0]);
+            for &(left, right, share_x) in &columns {
+                for k in 0..c {
+                    let at = |y: usize, x: usize| image[(y * w + x) * c + k] as f32 / 127.5 - 1.0;
+                    let row = |y: usize| (1.0 - share_x) * at(y, left) + share_x * at(y, right);
+                    let value = (1.0 - share_y) * row(above) + share_y * row(below);
+                    out.push((value * self.contrast + self.brightness).clamp(-1.0, 1.0));
+                }
             }
         }
     }
 }
 
 /// Random changes of training images.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Augment {
     /// Mirrors every second image.
     pub flip: bool,
     /// Moves by up to this many pixels per axis, the border repeated: a crop of a padded image.
     pub shift: usize,
+    /// Shows parts, or with a border more than the image, whose side is off by up to this share.
+    pub zoom: f32,
+    /// Changes contrast and brightness by up to this share of their range.
+    pub jitter: f32,
 }
 
 impl Augment {
     fn draw(self, rng: &mut Random) -> Move {
         let flip = self.flip && rng.unit() < 0.5;
         let by = if self.shift == 0 { [0, 0] } else { [(); 2].map(|_| rng.below(2 * self.shift + 1) as isize - self.shift as isize) };
-        Move { flip, by }
+        let mut within = |most: f32| if most == 0.0 { 0.0 } else { most * (2.0 * rng.unit() - 1.0) };
+        Move { flip, by, side: 1.0 + within(self.zoom), contrast: 1.0 + within(self.jitter), brightness: within(self.jitter) }
     }
 }
 
@@ -219,7 +248,21 @@ pub struct Recipe {
     pub augment: Augment,
     /// Every class weighs the same in the loss, however many images it has. Attributes have no classes to balance.
     pub balance: bool,
+    /// Mixup (Zhang et al., ICLR 2018): images and their losses are blended in pairs, by shares from Beta(mixup, mixup).
+    /// Below 1; 0 blends nothing.
+    pub mixup: f32,
     pub seed: u64,
+}
+
+/// A number from Beta(α, α), 0 < α ≤ 1, by Jöhnk's method: of u^{1/α} and v^{1/α} with a sum of at most 1, the share of the
+/// first. A quarter and more of the draws are taken.
+fn beta(alpha: f32, rng: &mut Random) -> f32 {
+    loop {
+        let [u, v] = [(); 2].map(|_| rng.unit().powf(1.0 / alpha));
+        if u + v <= 1.0 && u + v > 0.0 {
+            return u / (u + v);
+        }
+    }
 }
 
 impl Recipe {
@@ -233,6 +276,7 @@ impl Recipe {
             epochs: 12,
             augment: Augment::default(),
             balance: false,
+            mixup: 0.0,
             seed: 0,
         }
     }
@@ -244,8 +288,9 @@ impl Recipe {
             schedule: Schedule::Constant,
             batch: 50,
             epochs: 3,
-            augment: Augment { flip: true, shift: 8 },
+            augment: Augment { flip: true, shift: 8, ..Augment::default() },
             balance: false,
+            mixup: 0.0,
             seed: 0,
         }
     }
@@ -287,7 +332,13 @@ pub fn fine_tune(start: Classifier, data: LabelledImages, recipe: &Recipe, progr
     }
     let weights = recipe.balance.then(|| data.labels.class_weights(config.classes.len())).transpose()?;
     let mut state = recipe.optimizer.start(params.layout(), &params.values().device())?;
-    let [mut order, mut moves, mut dropout] = [ORDER, AUGMENT, DROPOUT].map(|stream| Random::new(recipe.seed, stream));
+    if !(0.0..=1.0).contains(&recipe.mixup) {
+        return Err(Error::config("--mixup", format!("{} must lie in 0..1", recipe.mixup)));
+    }
+    if ![recipe.augment.zoom, recipe.augment.jitter].iter().all(|v| (0.0..1.0).contains(v)) {
+        return Err(Error::config("--zoom, --jitter", "are shares: at least 0 and less than 1"));
+    }
+    let [mut order, mut moves, mut dropout, mut mixing] = [ORDER, AUGMENT, DROPOUT, MIXING].map(|stream| Random::new(recipe.seed, stream));
     let per_epoch = data.len().div_ceil(recipe.batch);
     let steps = recipe.epochs * per_epoch;
     let batches = (0..recipe.epochs).flat_map(|_| {
@@ -296,7 +347,8 @@ pub fn fine_tune(start: Classifier, data: LabelledImages, recipe: &Recipe, progr
     });
     let jobs = batches.map(|indices| {
         let drawn = indices.iter().map(|_| recipe.augment.draw(&mut moves)).collect();
-        data.reader(indices, drawn)
+        let kept = if recipe.mixup > 0.0 { beta(recipe.mixup, &mut mixing) } else { 1.0 };
+        data.reader(indices, drawn, kept)
     });
     for (done, batch) in ReadAhead::new(jobs).enumerate() {
         let (batch, step) = (batch?, done + 1);
@@ -320,23 +372,34 @@ pub fn fine_tune(start: Classifier, data: LabelledImages, recipe: &Recipe, progr
 
 /// Loss of a batch and its gradient by every parameter; `norm` takes the batch's statistics of every normalisation.
 fn loss_and_gradients(config: &ClassifierConfig, params: &ParamSlab, norm: Normalise, batch: &Batch, labels: Labels, weights: Option<&[f32]>) -> Result<(f64, Vec<Var>)> {
-    let (leaves, indices, device) = (params.leaves(), &batch.indices, params.values().device());
+    let (leaves, device) = (params.leaves(), params.values().device());
     let x = Var::constant(config.preprocessing.apply(&batch.images.to_device(&device)?)?);
     let (outputs, _) = config.forward(&leaves, norm, &x)?;
+    let mut whole = loss(config, &outputs, labels, &batch.indices, weights)?;
+    if batch.kept < 1.0 {
+        let mut next = batch.indices.clone();
+        next.rotate_left(1);
+        let other = loss(config, &outputs, labels, &next, weights)?;
+        whole = add(&scale(&whole, batch.kept as f64)?, &scale(&other, 1.0 - batch.kept as f64)?)?;
+    }
+    Ok((whole.item()?, grad_or_zero(&[&whole], &leaves.all(), Order::Last)?))
+}
+
+/// Mean loss `[1]` of outputs for images with the labels of those at `indices`.
+fn loss(config: &ClassifierConfig, outputs: &Var, labels: Labels, indices: &[usize], weights: Option<&[f32]>) -> Result<Var> {
     let loss = match labels {
-        Labels::Classes(all) => cross_entropy(&outputs, &indices.iter().map(|i| all[*i] as usize).collect::<Vec<_>>(), weights)?,
+        Labels::Classes(all) => cross_entropy(outputs, &indices.iter().map(|i| all[*i] as usize).collect::<Vec<_>>(), weights)?,
         Labels::Attributes(all) => {
             let k = config.classes.len();
             let signs: Vec<f32> = indices.iter().flat_map(|i| &all[i * k..][..k]).map(|v| if *v > 0 { 1.0 } else { -1.0 }).collect();
-            let signs = Var::constant(Tensor::from_vec(&[indices.len(), k], signs).to_device(&device)?);
+            let signs = Var::constant(Tensor::from_vec(&[indices.len(), k], signs).to_device(&outputs.value().device())?);
             match config.decision {
-                Decision::Odds => mean(&softplus(&scale(&mul(&outputs, &signs)?, -1.0)?)?)?,
-                _ => mean(&square(&sub(&outputs, &signs)?)?)?,
+                Decision::Odds => mean(&softplus(&scale(&mul(outputs, &signs)?, -1.0)?)?)?,
+                _ => mean(&square(&sub(outputs, &signs)?)?)?,
             }
         }
     };
-    let loss = reshape(&loss, &[1])?;
-    Ok((loss.item()?, grad_or_zero(&[&loss], &leaves.all(), Order::Last)?))
+    reshape(&loss, &[1])
 }
 
 /// `running ← running + momentum (batch − running)`
@@ -413,9 +476,9 @@ pub fn evaluate(classifier: &Classifier, data: LabelledImages, batch: usize, pro
         Labels::Attributes(_) => vec![vec![vec![0; 2]; 2]; k],
     };
     let all: Vec<usize> = (0..data.len()).collect();
-    let jobs = all.chunks(batch.max(1)).map(|indices| data.reader(indices.to_vec(), vec![Move::default(); indices.len()]));
+    let jobs = all.chunks(batch.max(1)).map(|indices| data.reader(indices.to_vec(), vec![Move::NONE; indices.len()], 1.0));
     for read in ReadAhead::new(jobs) {
-        let Batch { images, indices } = read?;
+        let Batch { images, indices, .. } = read?;
         let said = classifier.judge(&images)?;
         match data.labels {
             Labels::Classes(truth) => {
@@ -434,4 +497,43 @@ pub fn evaluate(classifier: &Classifier, data: LabelledImages, batch: usize, pro
         progress(indices.last().map_or(0, |i| i + 1))?;
     }
     Ok(Evaluation { confusion })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn moved(m: Move) -> Vec<f32> {
+        // Columns 0, 51, … 255 in three rows.
+        let image: Vec<u8> = (0..3).flat_map(|_| (0..6).map(|x| 51 * x)).collect();
+        let mut out = Vec::new();
+        m.apply(&image, [3, 6, 1], &mut out);
+        out.iter().take(6).map(|v| 2.5 * (v + 1.0)).collect()
+    }
+
+    #[test]
+    fn images_move_as_they_are_told() {
+        let near = |m: Move, expected: [f32; 6]| {
+            let got = moved(m);
+            assert!(got.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-5), "{got:?} instead of {expected:?}");
+        };
+        near(Move::NONE, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+        near(Move { flip: true, ..Move::NONE }, [5.0, 4.0, 3.0, 2.0, 1.0, 0.0]);
+        near(Move { by: [7, 2], ..Move::NONE }, [2.0, 3.0, 4.0, 5.0, 5.0, 5.0]);
+        near(Move { side: 0.5, ..Move::NONE }, [1.25, 1.75, 2.25, 2.75, 3.25, 3.75]);
+        near(Move { side: 1.2, ..Move::NONE }, [0.0, 0.7, 1.9, 3.1, 4.3, 5.0]);
+        near(Move { contrast: 0.5, brightness: 0.2, ..Move::NONE }, [1.75, 2.25, 2.75, 3.25, 3.75, 4.25]);
+    }
+
+    #[test]
+    fn shares_of_blends_are_symmetric_and_mostly_near_the_ends() {
+        let mut rng = Random::new(1, 0);
+        let drawn: Vec<f32> = (0..4000).map(|_| beta(0.2, &mut rng)).collect();
+        assert!(drawn.iter().all(|v| (0.0..=1.0).contains(v)));
+        let mean = drawn.iter().sum::<f32>() / 4000.0;
+        // The variance of Beta(α, α) is 1 / (4 (2α + 1)); the mean of 4000 is within five of its deviations.
+        assert!((mean - 0.5).abs() < 5.0 * (1.0_f32 / 5.6 / 4000.0).sqrt(), "{mean}");
+        let variance = drawn.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / 4000.0;
+        assert!((variance - 1.0 / 5.6).abs() < 0.02, "{variance}");
+    }
 }
