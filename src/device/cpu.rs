@@ -122,16 +122,16 @@ impl Isa {
 /// Defines a function whose loops are compiled for AVX2 as well as for the target's baseline, chosen at run time. The
 /// results are the same: only explicit fused products round differently, and loops here use none.
 macro_rules! simd_dispatch {
-    ($(#[$doc:meta])* fn $name:ident<$t:ident: $bound:path $(, $g:ident: $g_bound:path)?>($($arg:ident: $of:ty),* $(,)?) $body:block) => {
+    ($(#[$doc:meta])* fn $name:ident $(<$($g:ident: $bound:path),+>)? ($($arg:ident: $of:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$doc])*
-        fn $name<$t: $bound $(, $g: $g_bound)?>($($arg: $of),*) {
+        fn $name $(<$($g: $bound),+>)? ($($arg: $of),*) $(-> $ret)? {
             #[inline(always)]
-            fn body<$t: $bound $(, $g: $g_bound)?>($($arg: $of),*) $body
+            fn body $(<$($g: $bound),+>)? ($($arg: $of),*) $(-> $ret)? $body
 
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx2,fma")]
-                fn avx2<$t: $bound $(, $g: $g_bound)?>($($arg: $of),*) {
+                fn avx2 $(<$($g: $bound),+>)? ($($arg: $of),*) $(-> $ret)? {
                     body($($arg),*)
                 }
                 if $crate::device::cpu::Isa::Avx2.is_present() {

@@ -4,7 +4,7 @@
 use rayon::prelude::*;
 
 use super::{Adam, Pull, Slabs};
-use crate::device::cpu::stale_vec;
+use crate::device::cpu::{for_chunks, simd_dispatch, stale_vec};
 use crate::error::Result;
 use crate::tensor::Tensor;
 
@@ -89,103 +89,165 @@ pub fn adam_step(slabs: Slabs, grads: &[Tensor], offsets: &[usize], pull: Pull, 
     Ok(partial.iter().sum::<f64>() + constant)
 }
 
-fn chunk_step(c: Chunk, pull: Pull, r: &Rates) -> f64 {
-    let range = c.at..c.at + c.params.len();
-    match pull {
-        Pull::None => update(c, r, |_, _| (0.0, 0.0), |_, _| 0.0),
-        Pull::L1 { strength } => {
-            let s = strength as f32;
-            update(c, r, |_, theta| (s * theta.signum(), theta.abs()), |_, _| 0.0)
-        }
-        Pull::Ewc { anchor, fisher, lambda } => {
-            let (anchor, fisher, lambda) = (&anchor.as_slice::<f32>()[range.clone()], &fisher.as_slice::<f32>()[range], lambda as f32);
-            let sum = update(
-                c,
-                r,
-                |i, theta| {
-                    let (f, d) = (fisher[i], theta - anchor[i]);
-                    (lambda * f * d, f * d * d)
-                },
-                |_, _| 0.0,
-            );
-            sum * lambda as f64 / 2.0
-        }
-        Pull::Centroid { centroid, weights, loss, distance, gradient, .. } => {
-            let coefficient = if gradient { loss.slope(distance) } else { 0.0 };
-            let (centroid, weight) = (&centroid.as_slice::<f32>()[range], weights[c.segment]);
-            let by = (coefficient * 2.0 * weight) as f32;
-            let sum = update(
-                c,
-                r,
-                |i, theta| (by * (theta - centroid[i]), 0.0),
-                |i, theta| {
-                    let d = theta - centroid[i];
-                    d * d
-                },
-            );
-            sum * weight
+/// Elements that the loops here take at a time: two AVX2 registers of f32. Sums are kept by lane, so their order does not
+/// hinder the lanes.
+const LANES: usize = 16;
+type Lanes = [f32; LANES];
+
+/// Up to `LANES` elements from `at` on; zeros where there are fewer.
+#[inline(always)]
+fn load(from: &[f32], at: usize) -> Lanes {
+    match from[at..].first_chunk::<LANES>() {
+        Some(all) => *all,
+        None => {
+            let mut some = [0.0; LANES];
+            some[..from.len() - at].copy_from_slice(&from[at..]);
+            some
         }
     }
 }
 
-/// The pass itself. `before(i, θ)` gives the regulariser's gradient and a summand, `after(i, θ')` a summand.
 #[inline(always)]
-fn update(mut c: Chunk, r: &Rates, before: impl Fn(usize, f32) -> (f32, f32), after: impl Fn(usize, f32) -> f32) -> f64 {
-    let mut sum = 0.0;
-    for i in 0..c.params.len() {
-        let theta = c.params[i];
-        let (extra, summand) = before(i, theta);
-        let g = c.grad[i] + extra;
-        let v = r.beta2 * c.v[i] + (1.0 - r.beta2) * g * g;
-        c.v[i] = v;
+fn store(to: &mut [f32], at: usize, lanes: Lanes) {
+    match to[at..].first_chunk_mut::<LANES>() {
+        Some(all) => *all = lanes,
+        None => {
+            let rest = to.len() - at;
+            to[at..].copy_from_slice(&lanes[..rest]);
+        }
+    }
+}
+
+/// `f` of every lane.
+#[inline(always)]
+fn each(f: impl Fn(usize) -> f32) -> Lanes {
+    std::array::from_fn(f)
+}
+
+#[inline(always)]
+fn add_to(sums: &mut [f64; LANES], lanes: Lanes) {
+    for (s, v) in sums.iter_mut().zip(lanes) {
+        *s += v as f64;
+    }
+}
+
+simd_dispatch! {
+    fn chunk_step(c: Chunk, pull: Pull, r: &Rates) -> f64 {
+        let range = c.at..c.at + c.params.len();
+        let nothing = |_, _: &Lanes| [0.0; LANES];
+        match pull {
+            Pull::None => update(c, r, |_, _| ([0.0; LANES], [0.0; LANES]), nothing),
+            Pull::L1 { strength } => {
+                let s = strength as f32;
+                update(c, r, |_, theta| (each(|l| s * theta[l].signum()), each(|l| theta[l].abs())), nothing)
+            }
+            Pull::Ewc { anchor, fisher, lambda } => {
+                let (anchor, fisher, lambda) = (&anchor.as_slice::<f32>()[range.clone()], &fisher.as_slice::<f32>()[range], lambda as f32);
+                let before = |at, theta: &Lanes| {
+                    let (f, a) = (load(fisher, at), load(anchor, at));
+                    let d = each(|l| theta[l] - a[l]);
+                    (each(|l| lambda * f[l] * d[l]), each(|l| f[l] * d[l] * d[l]))
+                };
+                update(c, r, before, nothing) * lambda as f64 / 2.0
+            }
+            Pull::Centroid { centroid, weights, loss, distance, gradient, .. } => {
+                let coefficient = if gradient { loss.slope(distance) } else { 0.0 };
+                let (centroid, weight) = (&centroid.as_slice::<f32>()[range], weights[c.segment]);
+                let by = (coefficient * 2.0 * weight) as f32;
+                let away = |at, theta: &Lanes| {
+                    let c = load(centroid, at);
+                    each(|l| theta[l] - c[l])
+                };
+                let before = |at, theta: &Lanes| {
+                    let d = away(at, theta);
+                    (each(|l| by * d[l]), [0.0; LANES])
+                };
+                let after = |at, theta: &Lanes| {
+                    let d = away(at, theta);
+                    each(|l| d[l] * d[l])
+                };
+                update(c, r, before, after) * weight
+            }
+        }
+    }
+}
+
+/// The pass itself. `before(at, θ)` gives the regulariser's gradient and summands, `after(at, θ')` summands.
+#[inline(always)]
+fn update(mut c: Chunk, r: &Rates, before: impl Fn(usize, &Lanes) -> (Lanes, Lanes), after: impl Fn(usize, &Lanes) -> Lanes) -> f64 {
+    let mut sums = [0.0; LANES];
+    for at in (0..c.params.len()).step_by(LANES) {
+        let theta = load(c.params, at);
+        let (extra, summands) = before(at, &theta);
+        add_to(&mut sums, summands);
+        let (g, v) = (load(c.grad, at), load(c.v, at));
+        let g = each(|l| g[l] + extra[l]);
+        let v = each(|l| r.beta2 * v[l] + (1.0 - r.beta2) * g[l] * g[l]);
+        store(c.v, at, v);
         let direction = match &mut c.m {
             None => g,
             Some(m) => {
-                m[i] = r.beta1 * m[i] + (1.0 - r.beta1) * g;
-                m[i]
+                let old = load(m, at);
+                let new = each(|l| r.beta1 * old[l] + (1.0 - r.beta1) * g[l]);
+                store(m, at, new);
+                new
             }
         };
-        let theta = theta - r.step_size * direction / (v.sqrt() * r.inverse_root_correction + r.eps);
-        c.params[i] = theta;
+        let theta = each(|l| theta[l] - r.step_size * direction[l] / (v[l].sqrt() * r.inverse_root_correction + r.eps));
+        store(c.params, at, theta);
         if let Some(ema) = &mut c.ema {
-            ema[i] += r.ema_weight * (theta - ema[i]);
+            let old = load(ema, at);
+            store(ema, at, each(|l| old[l] + r.ema_weight * (theta[l] - old[l])));
         }
-        sum += summand as f64 + after(i, theta) as f64;
+        add_to(&mut sums, after(at, &theta));
     }
-    sum
+    sums.iter().sum()
+}
+
+simd_dispatch! {
+    /// `Σ (p − c)²`
+    fn squared_distance(p: &[f32], c: &[f32]) -> f64 {
+        let mut sums = [0.0; LANES];
+        for at in (0..p.len()).step_by(LANES) {
+            let (p, c) = (load(p, at), load(c, at));
+            add_to(&mut sums, each(|l| (p[l] - c[l]) * (p[l] - c[l])));
+        }
+        sums.iter().sum()
+    }
 }
 
 pub fn weighted_squared_distance(params: &Tensor, centroid: &Tensor, offsets: &[usize], weights: &[f64]) -> f64 {
     let (p, c) = (params.as_slice::<f32>(), centroid.as_slice::<f32>());
     let cuts = cuts(offsets, p.len());
     let ends: Vec<usize> = cuts.iter().skip(1).map(|c| c.1).chain([p.len()]).collect();
-    let partial: Vec<f64> = cuts
-        .par_iter()
-        .zip(ends)
-        .map(|(&(segment, at, _), end)| {
-            let sum: f64 = p[at..end].iter().zip(&c[at..end]).map(|(p, c)| ((p - c) * (p - c)) as f64).sum();
-            sum * weights[segment]
-        })
-        .collect();
+    let partial: Vec<f64> =
+        cuts.par_iter().zip(ends).map(|(&(segment, at, _), end)| squared_distance(&p[at..end], &c[at..end]) * weights[segment]).collect();
     partial.iter().sum()
+}
+
+simd_dispatch! {
+    /// `grad = λ f (p − a)`; returns `Σ f (p − a)²`.
+    fn ewc_chunk(p: &[f32], a: &[f32], f: &[f32], lambda: f32, grad: &mut [f32]) -> f64 {
+        let mut sums = [0.0; LANES];
+        for at in (0..p.len()).step_by(LANES) {
+            let (p, a, f) = (load(p, at), load(a, at), load(f, at));
+            let d = each(|l| p[l] - a[l]);
+            store(grad, at, each(|l| lambda * f[l] * d[l]));
+            add_to(&mut sums, each(|l| f[l] * d[l] * d[l]));
+        }
+        sums.iter().sum()
+    }
 }
 
 pub fn ewc(params: &Tensor, anchor: &Tensor, fisher: &Tensor, lambda: f64) -> (f64, Tensor) {
     let (p, a, f) = (params.as_slice::<f32>(), anchor.as_slice::<f32>(), fisher.as_slice::<f32>());
     let mut grad = stale_vec::<f32>(p.len());
-    let l = lambda as f32;
     let partial: Vec<f64> = grad
         .par_chunks_mut(CHUNK)
         .enumerate()
         .map(|(i, out)| {
-            let at = i * CHUNK;
-            let mut sum = 0.0;
-            for (k, g) in out.iter_mut().enumerate() {
-                let (d, f) = (p[at + k] - a[at + k], f[at + k]);
-                *g = l * f * d;
-                sum += (f * d * d) as f64;
-            }
-            sum
+            let range = i * CHUNK..i * CHUNK + out.len();
+            ewc_chunk(&p[range.clone()], &a[range.clone()], &f[range], lambda as f32, out)
         })
         .collect();
     (partial.iter().sum::<f64>() * lambda / 2.0, Tensor::from_vec(params.shape(), grad))
@@ -195,9 +257,8 @@ pub fn accumulate_squares(into: &mut Tensor, grads: &[Tensor], offsets: &[usize]
     let w = weight as f32;
     let out = into.as_mut_slice::<f32>()?;
     for (g, &at) in grads.iter().zip(offsets) {
-        for (o, g) in out[at..at + g.len()].iter_mut().zip(g.as_slice::<f32>()) {
-            *o += w * g * g;
-        }
+        let (out, g) = (&mut out[at..at + g.len()], g.as_slice::<f32>());
+        for_chunks(out, CHUNK, |at, out| out.iter_mut().zip(&g[at..]).for_each(|(o, g)| *o += w * g * g));
     }
     Ok(())
 }
