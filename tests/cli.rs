@@ -399,6 +399,40 @@ fn resuming_and_threads_change_no_bit() {
     assert!(bytes("whole") == bytes("parts"), "the resumed run differs");
 }
 
+/// Two processes, as torchrun starts them: the first one writes, and the run is that of one alone up to rounding.
+#[test]
+fn two_processes_train_one_model() {
+    let folder = Folder::new();
+    write_images(&folder);
+    let args = |out| train_args(out, "3", &["--device", "cpu"]).into_iter().map(|a| if a == "4" { "8" } else { a }).collect::<Vec<_>>();
+    let address = recant::io::meeting::free_address();
+    let port: u16 = address.rsplit(':').next().unwrap().parse().unwrap();
+    let of_rank = |args: &[&str], rank: usize, port: u16| {
+        let mut command = command(&folder.0, args);
+        command.envs([("WORLD_SIZE", "2"), ("RANK", ["0", "1"][rank]), ("MASTER_ADDR", "127.0.0.1")]).env("MASTER_PORT", (port - 1).to_string());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let both = [1, 0].map(|rank| of_rank(&args("both"), rank, port));
+    for child in both {
+        let out = child.wait_with_output().unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    }
+    folder.ok(&args("alone"));
+    let last = |run: &str| -> serde_json::Value { serde_json::from_str(std::fs::read_to_string(folder.path(run).join("metrics.jsonl")).unwrap().lines().last().unwrap()).unwrap() };
+    let (alone, both) = (last("alone"), last("both"));
+    for loss in ["d", "g"] {
+        let [a, b] = [&alone, &both].map(|l| l[loss].as_f64().unwrap_or_else(|| panic!("{l}")));
+        assert!((a - b).abs() < 1e-3, "{loss}: {a} alone, {b} together");
+    }
+    let torn = train_args("torn", "3", &["--device", "cpu"]);
+    let child = [1, 0].map(|rank| of_rank(&torn, rank, port));
+    for child in child {
+        assert_refused(&child.wait_with_output().unwrap(), &torn, &["--batch", "multiple of 8"]);
+    }
+    let mut lost = command(&folder.0, &torn);
+    assert_refused(&lost.env("WORLD_SIZE", "2").output().unwrap(), &torn, &["RANK", "torchrun"]);
+}
+
 #[cfg(unix)]
 #[test]
 fn an_interrupt_leaves_a_state_to_continue() {

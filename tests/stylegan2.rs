@@ -8,9 +8,12 @@ mod common;
 use common::stylegan2::*;
 use common::{assert_near, nhwc};
 use recant::autograd::{Order, Var, grad_or_zero, mul, sum};
+use recant::device::Device;
+use recant::io::meeting::free_address;
 use recant::losses::{discriminator_loss, path_length, r1_penalty};
 use recant::models::stylegan2::{Discriminator, Generator, StyleGan2Config, Styles};
 use recant::tensor::Tensor;
+use recant::training::ranks::{Place, Ranks};
 use recant::training::{Hyper, NoRegulariser, Trainer};
 
 #[test]
@@ -116,11 +119,29 @@ fn three_training_iterations_in_parts() {
     three_iterations(Some(2));
 }
 
+/// The same by two processes (threads here), each with half of every batch.
+#[test]
+fn three_training_iterations_by_two_ranks() {
+    let address = free_address();
+    let rank = |rank| {
+        let place = Place { rank, world: 2, local: 0, address: address.clone() };
+        let ranks = Ranks::join(&place, &Device::Cpu).unwrap();
+        iterations(Trainer::new(&training_start().config, hyper()).with_ranks(ranks).unwrap())
+    };
+    let both = std::thread::scope(|s| [0, 1].map(|r| s.spawn(move || rank(r))).map(|t| t.join().unwrap()));
+    assert!(both[0] == both[1], "ranks have other bits");
+}
+
 fn three_iterations(at_once: Option<usize>) {
+    iterations(Trainer::new(&training_start().config, Hyper { at_once, ..hyper() }));
+}
+
+/// Compares each of them with the reference; returns the parameters that they end with.
+fn iterations(trainer: Trainer) -> Vec<f32> {
     let (mut state, data) = (training_start(), arrays("train_steps"));
-    let trainer = Trainer::new(&state.config, Hyper { at_once, ..hyper() });
     for i in 0..3 {
         let losses = trainer.iteration(&mut state, &training_inputs(&data, i), &mut NoRegulariser).unwrap();
         assert_iteration(&data, i, &losses, &state);
     }
+    [&state.g, &state.d, &state.g_ema].map(|s| s.as_slice().to_vec()).concat()
 }

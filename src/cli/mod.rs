@@ -66,6 +66,11 @@ impl Global {
         Ok(device)
     }
 
+    /// As `open`, of one of the processes that train together on a machine.
+    fn open_of(&self, local: usize) -> Result<Device> {
+        Global { device: self.device.of_process(local), ..self.clone() }.open()
+    }
+
     /// The device in each precision that was asked for, or that it has; and why no GPU is used.
     fn open_all(&self) -> Result<(Vec<Device>, Option<String>)> {
         let (first, problem) = self.device.open(self.precision.unwrap_or_default())?;

@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::models::stylegan2::StyleGan2Config;
 use crate::tensor::Tensor;
 use crate::training::checkpoint::{Checkpoint, save_state};
+use crate::training::ranks::{Place, Ranks};
 use crate::training::{self, DatasetBatches, GanState, Hyper, NoRegulariser, Trainer};
 
 /// Numbers of the training loop, as options.
@@ -59,6 +60,9 @@ impl HyperArgs {
         .checked()
     }
 }
+
+/// Ranks ask each other every so many iterations whether to stop.
+const STOP_TOGETHER: u64 = 10;
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Train {
@@ -136,13 +140,13 @@ pub(super) struct Recorder<'a> {
 }
 
 impl Recorder<'_> {
-    pub fn on_iteration(&mut self, p: &training::Progress) -> Result<()> {
+    /// `stop`: saves and ends the run here.
+    pub fn on_iteration(&mut self, p: &training::Progress, stop: bool) -> Result<()> {
         let i = p.state.iteration;
         self.progress.at(i, || describe(p));
         if i.is_multiple_of(self.log_every) || i == p.until || p.has_r1() {
             self.folder.log(&Record { iteration: i, seconds: self.start.elapsed().as_secs_f64(), losses: p.losses()? })?;
         }
-        let stop = interrupted();
         if stop || i == p.until || i.is_multiple_of(self.save_every) {
             // What is not finite must not replace a good model.
             p.losses()?;
@@ -176,7 +180,8 @@ impl Train {
         if self.save_every == 0 {
             return Err(Error::config("--save-every", "must be at least 1"));
         }
-        let device = global.open()?;
+        let place = Place::of(|name| std::env::var(name).ok())?;
+        let device = global.open_of(place.as_ref().map_or(0, |p| p.local))?;
         let mut data = self.data.read(Split::Train, Some(self.size))?;
         for class in &self.without {
             data = data.without_class(data.class(class)?)?;
@@ -192,20 +197,40 @@ impl Train {
             iterations: self.iterations,
             save_every: self.save_every,
         };
-        let mut folder = RunFolder::create(&self.out, self.resume, &config, &["iterations", "save_every"])?;
-        let model = folder.file("model.safetensors");
+        // Rank 0 writes for all.
+        let mut folder = match place.as_ref().is_none_or(|p| p.rank == 0) {
+            true => Some(RunFolder::create(&self.out, self.resume, &config, &["iterations", "save_every"])?),
+            false => None,
+        };
+        let model = self.out.join("model.safetensors");
         let (mut state, noise) = self.start(&model, &network, &hyper)?;
         state = state.to_device(&device)?;
-        let streamed = if data.pictures.is_streamed() { " (more than is kept in memory: they are decoded as they are needed)" } else { "" };
-        println!("{} images{streamed}, {} generator and {} discriminator parameters", data.len(), state.g.layout().len(), state.d.layout().len());
-        let trainer = Trainer::new(&network, hyper.clone());
+        let ranks = place.map(|p| Ranks::join(&p, &device)).transpose()?;
+        let mut trainer = Trainer::new(&network, hyper.clone());
+        if let Some(ranks) = &ranks {
+            trainer = trainer.with_ranks(ranks.clone())?;
+        }
         let flip = if self.flip { Flip::Random } else { Flip::Never };
         let mut batches = DatasetBatches::new(&data, hyper.batch, flip, self.seed, state.iteration)?;
+        // One process that was told to stop stops all, at the same iteration.
+        let stop = |iteration: u64| match &ranks {
+            None => Ok(interrupted()),
+            Some(ranks) if iteration.is_multiple_of(STOP_TOGETHER) => ranks.any(interrupted()),
+            Some(_) => Ok(false),
+        };
+        let Some(folder) = &mut folder else {
+            return training::run(&trainer, &mut state, &mut batches, &mut NoRegulariser, self.iterations, &mut |p| {
+                let i = p.state.iteration;
+                if stop(i)? && i < p.until { Err(Error::Interrupted { resume: Some(model.clone()) }) } else { Ok(()) }
+            });
+        };
+        let streamed = if data.pictures.is_streamed() { " (more than is kept in memory: they are decoded as they are needed)" } else { "" };
+        println!("{} images{streamed}, {} generator and {} discriminator parameters", data.len(), state.g.layout().len(), state.d.layout().len());
         let start = std::time::Instant::now();
         let samples = self.out.join("samples");
         let mut recorder = Recorder {
             progress: Progress::new("train", state.iteration, self.iterations),
-            folder: &mut folder,
+            folder,
             model: model.clone(),
             noise: &noise,
             metadata: BTreeMap::new(),
@@ -214,7 +239,7 @@ impl Train {
             start,
         };
         training::run(&trainer, &mut state, &mut batches, &mut NoRegulariser, self.iterations, &mut |p| {
-            recorder.on_iteration(p)?;
+            recorder.on_iteration(p, stop(p.state.iteration)?)?;
             let i = p.state.iteration;
             if i.is_multiple_of(self.save_every) || i == p.until {
                 let columns = sample::columns(&network);

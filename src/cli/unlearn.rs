@@ -9,7 +9,7 @@ use super::Global;
 use super::adapt::StageOptions;
 use super::model::{check_feedback, read_adapted, read_feedback, read_state};
 use super::output::{Progress, summary};
-use super::run_folder::RunFolder;
+use super::run_folder::{RunFolder, interrupted};
 use super::train::{HyperArgs, Recorder};
 use crate::error::{Error, Result};
 use crate::models::stylegan2::{Generator, StyleGan2Config};
@@ -215,7 +215,7 @@ impl Unlearn {
             log_every: 10,
             start: begin,
         };
-        let mut each = |p: &crate::training::Progress| recorder.on_iteration(p);
+        let mut each = |p: &crate::training::Progress| recorder.on_iteration(p, interrupted());
         let state = match &other {
             None => unlearn(&trainer, &pretrained, &adapted, &mut batches, &spec, resumed, &mut each)?,
             Some(spec) => baseline(&trainer, &pretrained, &mut batches, spec, resumed, &mut each)?,

@@ -378,7 +378,7 @@ impl CudaDevice {
     }
 
     /// The driver works on the device that is current in the calling thread.
-    fn bind(&self) -> Result<()> {
+    pub(super) fn bind(&self) -> Result<()> {
         self.0.context.bind_to_thread().map_err(failed("selecting the GPU"))
     }
 
@@ -409,6 +409,10 @@ impl CudaDevice {
 }
 
 impl CudaDevice {
+    pub(super) fn stream(&self) -> &CudaStream {
+        &self.0.stream
+    }
+
     fn is_recording(&self) -> bool {
         self.0.recording.load(Ordering::Relaxed)
     }

@@ -1,8 +1,10 @@
 //! L1: where numbers live. `Device` names a place; `cpu` holds what the CPU ops share, `cuda` opens a GPU, moves bytes
-//! and launches kernels, `peak` measures what a machine can do at most, `profile` where the CPU's time goes.
+//! and launches kernels, `peak` measures what a machine can do at most, `profile` where the CPU's time goes,
+//! `nccl` sums over the GPUs of several processes.
 
 pub mod cpu;
 pub mod cuda;
+pub mod nccl;
 pub mod peak;
 pub mod profile;
 
@@ -46,8 +48,8 @@ impl fmt::Display for Precision {
 /// What was asked for with `--device`; nothing is opened yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Choice {
-    /// The first GPU where one is usable by this program, else the CPU.
-    Auto,
+    /// The GPU of that number where it is usable by this program, else the CPU.
+    Auto(usize),
     Cpu,
     Cuda(usize),
 }
@@ -57,7 +59,7 @@ impl FromStr for Choice {
 
     fn from_str(text: &str) -> std::result::Result<Choice, String> {
         match text {
-            "auto" => Ok(Choice::Auto),
+            "auto" => Ok(Choice::Auto(0)),
             "cpu" => Ok(Choice::Cpu),
             "cuda" => Ok(Choice::Cuda(0)),
             _ => text.strip_prefix("cuda:").and_then(|n| n.parse().ok()).map(Choice::Cuda).ok_or("use auto, cpu, cuda or cuda:N".into()),
@@ -75,7 +77,7 @@ impl Choice {
         match self {
             Choice::Cpu => cpu(None),
             Choice::Cuda(ordinal) => Ok((Device::Cuda(CudaDevice::open(ordinal, precision)?), None)),
-            Choice::Auto => match CudaDevice::open(0, precision) {
+            Choice::Auto(ordinal) => match CudaDevice::open(ordinal, precision) {
                 Ok(device) => Ok((Device::Cuda(device), None)),
                 Err(Error::NoCuda { problem }) => cpu(Some(problem)),
                 // A GPU that is there and fails is for its user to know.
@@ -84,10 +86,19 @@ impl Choice {
         }
     }
 
+    /// That of one of the processes on a machine: each has a GPU of its own.
+    pub fn of_process(self, local: usize) -> Choice {
+        match self {
+            Choice::Auto(_) => Choice::Auto(local),
+            Choice::Cuda(_) => Choice::Cuda(local),
+            Choice::Cpu => Choice::Cpu,
+        }
+    }
+
     /// For work that has no CUDA path: an error when a GPU was asked for by name.
     pub fn host_only(self, what: &'static str) -> Result<()> {
         match self {
-            Choice::Auto | Choice::Cpu => Ok(()),
+            Choice::Auto(_) | Choice::Cpu => Ok(()),
             Choice::Cuda(ordinal) => Err(Error::Unsupported { op: what, problem: format!("it runs on the CPU, not on cuda:{ordinal}; use --device cpu") }),
         }
     }
@@ -108,7 +119,7 @@ mod tests {
 
     #[test]
     fn names_of_devices() {
-        let known = [("auto", Choice::Auto), ("cpu", Choice::Cpu), ("cuda", Choice::Cuda(0)), ("cuda:3", Choice::Cuda(3))];
+        let known = [("auto", Choice::Auto(0)), ("cpu", Choice::Cpu), ("cuda", Choice::Cuda(0)), ("cuda:3", Choice::Cuda(3))];
         for (text, choice) in known {
             assert_eq!(text.parse(), Ok(choice));
         }

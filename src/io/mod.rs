@@ -8,6 +8,7 @@ pub mod archive;
 pub mod atomic;
 pub mod fingerprint;
 pub mod image;
+pub mod meeting;
 pub mod npz;
 pub mod pictures;
 pub mod resample;

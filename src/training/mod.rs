@@ -8,6 +8,7 @@ pub mod checkpoint;
 mod inputs;
 mod parts;
 mod replay;
+pub mod ranks;
 mod run;
 pub mod steps;
 
@@ -15,6 +16,7 @@ pub use inputs::{Inputs, PathInputs};
 pub use run::{Batches, DatasetBatches, Progress, TensorBatches, run};
 
 use parts::{Part, at_once, parts};
+use ranks::Ranks;
 
 use crate::autograd::{Order, Var, concat, scale};
 use crate::device::Device;
@@ -271,11 +273,23 @@ pub struct Trainer {
     pub hyper: Hyper,
     /// On a GPU, whether `run` records iterations as graphs (the default), or queues them op by op.
     pub record: bool,
+    /// The others that train with this process.
+    ranks: Option<Ranks>,
 }
 
 impl Trainer {
     pub fn new(config: &StyleGan2Config, hyper: Hyper) -> Trainer {
-        Trainer { generator: Generator::new(config.clone()), discriminator: Discriminator::new(config.clone()), hyper, record: true }
+        Trainer { generator: Generator::new(config.clone()), discriminator: Discriminator::new(config.clone()), hyper, record: true, ranks: None }
+    }
+
+    /// The same, each batch shared with other ranks. All must start from the same state and be given the same batches.
+    pub fn with_ranks(self, ranks: Ranks) -> Result<Trainer> {
+        let (batch, group) = (self.hyper.batch, Discriminator::group(self.hyper.batch));
+        if !(batch / group).is_multiple_of(ranks.world()) || !(batch / self.hyper.path_shrink).is_multiple_of(ranks.world()) {
+            let problem = format!("{batch} images do not part into {} equal shares of whole groups of {group}; use a multiple of {}", ranks.world(), 4 * ranks.world());
+            return Err(Error::config("--batch", problem));
+        }
+        Ok(Trainer { ranks: Some(ranks), ..self })
     }
 
     /// One whole iteration on `state`, and what it measured.
@@ -295,13 +309,40 @@ impl Trainer {
         Ok(Measured { d, g, r1, path, regulariser: path_sum.flatten().or(sum) })
     }
 
-    fn parts(&self, n: usize) -> Vec<Part> {
-        parts(n, self.hyper.at_once.unwrap_or_else(|| at_once(self.generator.config())))
+    fn rank(&self) -> usize {
+        self.ranks.as_ref().map_or(0, Ranks::rank)
+    }
+
+    /// All parts of a batch whose images meet in groups of `members`.
+    fn parts(&self, n: usize, members: usize) -> Vec<Part> {
+        let at_once = self.hyper.at_once.unwrap_or_else(|| at_once(self.generator.config()));
+        parts(n, members, at_once, self.ranks.as_ref().map_or(1, Ranks::world))
+    }
+
+    /// This rank's parts of a batch that D sees.
+    fn own_parts(&self, n: usize) -> Vec<Part> {
+        self.parts(n, Discriminator::group(n)).into_iter().filter(|p| p.owner == self.rank()).collect()
+    }
+
+    /// The whole batch's loss and gradients, of this rank's parts of them.
+    fn whole(&self, (loss, grads): (Tensor, Vec<Var>)) -> Result<(Tensor, Vec<Var>)> {
+        let Some(ranks) = &self.ranks else { return Ok((loss, grads)) };
+        // One slab, so that one exchange moves everything.
+        let all: Vec<&Tensor> = grads.iter().map(Var::value).chain([&loss]).collect();
+        let flat = all.iter().map(|t| t.reshape(&[t.len()])).collect::<Result<Vec<_>>>()?;
+        let sum = ranks.sum(layout::concat(&flat.iter().collect::<Vec<_>>(), 0)?)?;
+        let mut at = 0;
+        let mut next = |t: &Tensor| {
+            at += t.len();
+            sum.segment(at - t.len(), t.shape())
+        };
+        let grads = grads.iter().map(|g| next(g.value()).map(Var::constant)).collect::<Result<_>>()?;
+        Ok((next(&loss)?, grads))
     }
 
     fn discriminator_step(&self, state: &mut GanState, inputs: &Inputs) -> Result<Tensor> {
-        let (g, parts) = (state.g.constants(), self.parts(inputs.real.dim(0)));
-        let (loss, grads) = steps::in_parts(&state.d, &|_| true, &shares(&parts), &mut |i, p| {
+        let (g, parts) = (state.g.constants(), self.own_parts(inputs.real.dim(0)));
+        let (loss, grads) = self.whole(steps::in_parts(&state.d, &|_| true, &shares(&parts), &mut |i, p| {
             let part = &parts[i];
             let made = |part: &Part| Ok(self.generator.forward(&g, &part.of_styles(&inputs.d_styles)?, &part.of_noise(&inputs.d_noise)?)?.value().clone());
             let fake = match &inputs.given_fakes {
@@ -311,28 +352,28 @@ impl Trainer {
             let both = Var::constant(layout::concat(&[&part.of(&inputs.real)?, &fake], 0)?);
             drop(fake);
             discriminator_loss(&self.discriminator.forward(p, &both, 2)?)
-        })?;
+        })?)?;
         state.d_optim.step(&mut state.d, None, &grads, Pull::None)?;
         Ok(loss)
     }
 
     fn r1_step(&self, state: &mut GanState, real: &Tensor) -> Result<Tensor> {
         let weight = self.hyper.r1_weight / 2.0 * self.hyper.r1_every as f64;
-        let parts = self.parts(real.dim(0));
-        let (loss, grads) = steps::in_parts(&state.d, &|_| true, &shares(&parts), &mut |i, p| {
+        let parts = self.own_parts(real.dim(0));
+        let (loss, grads) = self.whole(steps::in_parts(&state.d, &|_| true, &shares(&parts), &mut |i, p| {
             let real = Var::leaf(parts[i].of(real)?);
             scale(&r1_penalty(&self.discriminator.forward(p, &real, 1)?, &real)?, weight)
-        })?;
+        })?)?;
         state.d_optim.step(&mut state.d, None, &grads, Pull::None)?;
         steps::unweighted(loss, weight)
     }
 
     fn generator_step(&self, state: &mut GanState, inputs: &Inputs, regulariser: &dyn Regulariser) -> Result<(Tensor, Option<Sum>)> {
-        let (d, parts) = (state.d.constants(), self.parts(inputs.real.dim(0)));
-        let (loss, grads) = steps::in_parts(&state.g, &|name| regulariser.trains(name), &shares(&parts), &mut |i, p| {
+        let (d, parts) = (state.d.constants(), self.own_parts(inputs.real.dim(0)));
+        let (loss, grads) = self.whole(steps::in_parts(&state.g, &|name| regulariser.trains(name), &shares(&parts), &mut |i, p| {
             let fake = self.generator.forward(p, &parts[i].of_styles(&inputs.g_styles)?, &parts[i].of_noise(&inputs.g_noise)?)?;
             generator_loss(&self.discriminator.forward(&d, &fake, 1)?)
-        })?;
+        })?)?;
         // The EMA follows the last generator step of the iteration.
         let ema = inputs.path.is_none().then_some((&mut state.g_ema, self.hyper.ema_decay));
         let sum = state.g_optim.step(&mut state.g, ema, &grads, regulariser.pull())?;
@@ -346,23 +387,44 @@ impl Trainer {
         path_lengths(&images, &ws, &part.of(&inputs.y)?, order)
     }
 
+    /// The lengths of each part's images, as numbers; other ranks' come from them.
+    fn known_lengths(&self, state: &GanState, inputs: &PathInputs, parts: &[Part]) -> Result<Vec<Var>> {
+        let leaves = state.g.leaves();
+        let lengths = |part: &Part| match part.owner == self.rank() {
+            true => Ok(self.lengths(&leaves, inputs, part, Order::Last)?.detach().value().clone()),
+            false => Tensor::full_on(&[part.len(), 1], 0.0, DType::F32, &inputs.y.device()),
+        };
+        let mut known = parts.iter().map(lengths).collect::<Result<Vec<_>>>()?;
+        if let Some(ranks) = &self.ranks {
+            let all = ranks.sum(layout::concat(&known.iter().collect::<Vec<_>>(), 0)?)?;
+            let mut at = 0;
+            for (lengths, part) in known.iter_mut().zip(parts) {
+                *lengths = all.rows(at, part.len())?;
+                at += part.len();
+            }
+        }
+        Ok(known.into_iter().map(Var::constant).collect())
+    }
+
     fn path_step(&self, state: &mut GanState, inputs: &PathInputs, regulariser: &dyn Regulariser) -> Result<(Tensor, Option<Sum>)> {
         let weight = self.hyper.path_weight * self.hyper.path_every as f64;
-        let parts = self.parts(inputs.y.dim(0));
+        // Images have nothing to do with each other here; one rank alone cuts them as D's, which gives the same parts.
+        let n = inputs.y.dim(0);
+        let parts = self.parts(n, if self.ranks.is_some() { 1 } else { Discriminator::group(n) });
+        let own: Vec<usize> = (0..parts.len()).filter(|i| parts[*i].owner == self.rank()).collect();
         // The penalty mixes the lengths of all images. Of several parts, the lengths are taken first, and each part then
         // contributes its own, differentiable, beside the others' numbers.
-        let known = match parts.len() {
-            1 => Vec::new(),
-            _ => parts.iter().map(|part| Ok(self.lengths(&state.g.leaves(), inputs, part, Order::Last)?.detach())).collect::<Result<Vec<_>>>()?,
-        };
+        let known = if parts.len() == 1 { Vec::new() } else { self.known_lengths(state, inputs, &parts)? };
         let mut of_batch = None;
-        let (_, grads) = steps::in_parts(&state.g, &|name| regulariser.trains(name), &vec![1.0; parts.len()], &mut |i, p| {
-            let own = self.lengths(p, inputs, &parts[i], Order::Differentiable)?;
-            let all: Vec<&Var> = (0..parts.len()).map(|j| if i == j { &own } else { &known[j] }).collect();
-            let path = path_penalty(&if all.len() == 1 { own.clone() } else { concat(&all, 0)? }, &state.mean_path_length)?;
+        let (loss, grads) = steps::in_parts(&state.g, &|name| regulariser.trains(name), &vec![1.0; own.len()], &mut |k, p| {
+            let here = own[k];
+            let lengths = self.lengths(p, inputs, &parts[here], Order::Differentiable)?;
+            let all: Vec<&Var> = (0..parts.len()).map(|j| if j == here { &lengths } else { &known[j] }).collect();
+            let path = path_penalty(&if all.len() == 1 { lengths.clone() } else { concat(&all, 0)? }, &state.mean_path_length)?;
             of_batch = Some((path.penalty.value().clone(), path.running_mean));
             scale(&path.penalty, weight)
         })?;
+        let (_, grads) = self.whole((loss, grads))?;
         let (penalty, running_mean) = of_batch.expect("a batch has a part");
         state.mean_path_length.assign(&running_mean)?;
         let ema = Some((&mut state.g_ema, self.hyper.ema_decay));

@@ -3,7 +3,7 @@
 //! minibatch standard deviation, and no group is torn apart.
 
 use crate::error::Result;
-use crate::models::stylegan2::{Discriminator, StyleGan2Config, Styles};
+use crate::models::stylegan2::{StyleGan2Config, Styles};
 use crate::ops::layout::{concat, gather_rows};
 use crate::tensor::Tensor;
 
@@ -19,9 +19,16 @@ pub(super) struct Part {
     whole: bool,
     /// Weight of its mean in the batch's.
     pub share: f64,
+    /// The rank that takes it through the networks.
+    pub owner: usize,
 }
 
 impl Part {
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        self.indices.len()
+    }
+
     pub fn of(&self, t: &Tensor) -> Result<Tensor> {
         if self.whole { Ok(t.clone()) } else { gather_rows(t, &self.indices) }
     }
@@ -35,7 +42,7 @@ impl Part {
         let rows = match (made.is_empty(), rest.is_empty()) {
             (true, _) => return given,
             (_, true) => return make(self),
-            _ => [make(&Part { whole: self.whole, share: self.share, indices: made })?, given?],
+            _ => [make(&Part { whole: self.whole, share: self.share, owner: self.owner, indices: made })?, given?],
         };
         gather_rows(&concat(&[&rows[0], &rows[1]], 0)?, &order)
     }
@@ -57,18 +64,18 @@ pub(super) fn at_once(config: &StyleGan2Config) -> usize {
     (GRAPH_BYTES / (2 * image)).max(1)
 }
 
-/// Cuts a batch of `n` into parts of about `at_once` images. Within a batch image b belongs to group b mod (n / members);
-/// a part's images are ordered so that the same rule finds the same groups.
-pub(super) fn parts(n: usize, at_once: usize) -> Vec<Part> {
-    let members = Discriminator::group(n);
+/// Cuts a batch of `n` into parts of about `at_once` images, as many for each of `ranks`. Images of one group stay
+/// together: within a batch image b belongs to group b mod (n / members), and a part's images are ordered so that the
+/// same rule finds the same groups.
+pub(super) fn parts(n: usize, members: usize, at_once: usize, ranks: usize) -> Vec<Part> {
     let groups = n / members;
-    let per_part = (at_once / members).clamp(1, groups.max(1));
-    (0..groups)
-        .step_by(per_part)
-        .map(|first| {
-            let chosen = first..(first + per_part).min(groups);
+    let of_rank = groups / ranks;
+    let per_part = (at_once / members).clamp(1, of_rank.max(1));
+    (0..ranks)
+        .flat_map(|owner| (owner * of_rank..(owner + 1) * of_rank).step_by(per_part).map(move |first| (owner, first..(first + per_part).min((owner + 1) * of_rank))))
+        .map(|(owner, chosen)| {
             let indices: Vec<usize> = (0..members).flat_map(|m| chosen.clone().map(move |g| m * groups + g)).collect();
-            Part { whole: indices.len() == n, share: indices.len() as f64 / n as f64, indices }
+            Part { whole: indices.len() == n, share: indices.len() as f64 / n as f64, owner, indices }
         })
         .collect()
 }
@@ -76,9 +83,11 @@ pub(super) fn parts(n: usize, at_once: usize) -> Vec<Part> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::models::stylegan2::Discriminator;
 
     #[test]
     fn groups_stay_together_and_in_order() {
+        let parts = |n, at_once| parts(n, Discriminator::group(n), at_once, 1);
         let of = |n, at_once| parts(n, at_once).into_iter().map(|p| p.indices).collect::<Vec<_>>();
         assert_eq!(of(16, 4), [[0, 4, 8, 12], [1, 5, 9, 13], [2, 6, 10, 14], [3, 7, 11, 15]]);
         assert_eq!(of(12, 8), [vec![0, 1, 3, 4, 6, 7, 9, 10], vec![2, 5, 8, 11]]);
@@ -89,13 +98,22 @@ mod tests {
         assert!((shares[0] - 2.0 / 3.0).abs() < 1e-15 && (shares[1] - 1.0 / 3.0).abs() < 1e-15);
     }
 
+    #[test]
+    fn ranks_take_the_same_number_of_groups() {
+        let of = |at_once| parts(16, 4, at_once, 2).into_iter().map(|p| (p.owner, p.indices)).collect::<Vec<_>>();
+        let (first, second) = (vec![0, 1, 4, 5, 8, 9, 12, 13], vec![2, 3, 6, 7, 10, 11, 14, 15]);
+        assert_eq!(of(100), [(0, first), (1, second)]);
+        assert_eq!(of(4).iter().map(|p| p.0).collect::<Vec<_>>(), [0, 0, 1, 1]);
+        assert_eq!(parts(4, 1, 100, 4).iter().map(|p| p.indices.len()).collect::<Vec<_>>(), [1; 4]);
+    }
+
     /// Each part's rows are those of the whole batch, whichever of them are given.
     #[test]
     fn made_and_given_rows_keep_their_places() {
         let row = |i: usize| i as f32;
         let given = Tensor::from_vec(&[3, 1], vec![row(5), row(6), row(7)]);
         for at_once in [4, 8] {
-            for part in parts(8, at_once) {
+            for part in parts(8, 4, at_once, 1) {
                 let make = |part: &Part| Ok(Tensor::from_vec(&[part.indices.len(), 1], part.indices.iter().map(|i| row(*i)).collect::<Vec<f32>>()));
                 let rows = part.of_made_and_given(5, &make, &given).unwrap();
                 assert_eq!(rows.to_vec::<f32>(), part.indices.iter().map(|i| row(*i)).collect::<Vec<f32>>());
@@ -106,6 +124,6 @@ mod tests {
     #[test]
     fn large_networks_take_few_images() {
         assert!(at_once(&StyleGan2Config::mnist()) >= 64);
-        assert_eq!(parts(16, at_once(&StyleGan2Config::config_f_256())).len(), 4);
+        assert_eq!(parts(16, 4, at_once(&StyleGan2Config::config_f_256()), 1).len(), 4);
     }
 }

@@ -25,9 +25,12 @@ fn main() {
         .cargo_metadata(false)
         .get_compiler();
     let compiler = compiler.path().to_path_buf();
-    match compile::library(compile::Instrument::Nothing, &compiler, &package, &out) {
-        Ok(library) => {
-            println!("cargo::rustc-env=CUDA_ON_CPU_LIBRARY={}", library.display());
+    let libraries = compile::library(compile::Instrument::Nothing, &compiler, &package, &out)
+        .and_then(|driver| Ok((compile::nccl_library(&compiler, &driver)?, driver)));
+    match libraries {
+        Ok((nccl, driver)) => {
+            println!("cargo::rustc-env=CUDA_ON_CPU_LIBRARY={}", driver.display());
+            println!("cargo::rustc-env=CUDA_ON_CPU_NCCL={}", nccl.display());
             println!(
                 "cargo::rustc-env=CUDA_ON_CPU_COMPILER={}",
                 compiler.display()

@@ -444,6 +444,12 @@ int cuMemcpyDtoH_v2(void* to, const void* from, size_t bytes) {
   return catch_up(stream_of(nullptr));
 }
 int cuMemcpyDtoD_v2(void* to, const void* from, size_t bytes) { return cuMemcpyDtoDAsync_v2(to, from, bytes, nullptr); }
+int cuLaunchHostFunc(void* stream, void (*function)(void*), void* data) {
+  return submit(stream, [=] {
+    function(data);
+    return kSuccess;
+  });
+}
 int cuMemsetD8Async(void* to, unsigned char value, size_t bytes, void* stream) {
   if (Result bad = Memory::device().check(to, bytes, "memset")) return bad;
   return submit(stream, [=] {

@@ -70,6 +70,17 @@ pub fn library(
     )
 }
 
+/// Links a library that answers to the name libnccl.so; what it is asked for is in `driver`.
+pub fn nccl_library(compiler: &Path, driver: &Path) -> Result<PathBuf, String> {
+    let library = driver.with_file_name("libnccl_on_cpu.so");
+    run(Command::new(compiler)
+        .args(["-shared", "-Wl,-soname,libnccl.so", "-Wl,--no-as-needed"])
+        .arg("-o")
+        .arg(&library)
+        .arg(driver))?;
+    Ok(library)
+}
+
 /// Whether a kernel source compiles; makes nothing. The error is the text of the compiler.
 pub fn check(compiler: &Path, package: &Path, source: &Path) -> Result<(), String> {
     let flags = common_flags(

@@ -37,6 +37,19 @@ pub fn install() {
     }
 }
 
+/// Loads the stand-in for NCCL, unless a real driver was asked for: under the name libnccl.so, for cudarc. Its ranks are
+/// threads of this process.
+pub fn install_nccl() {
+    static LIBRARY: OnceLock<Option<Library>> = OnceLock::new();
+    LIBRARY.get_or_init(|| {
+        is_emulated().then(|| {
+            library();
+            // SAFETY: an empty library; what it depends on is loaded.
+            unsafe { Library::new(env!("CUDA_ON_CPU_NCCL")) }.expect("the library that the build script linked")
+        })
+    });
+}
+
 fn library() -> &'static Library {
     static LIBRARY: OnceLock<Library> = OnceLock::new();
     LIBRARY.get_or_init(|| {
