@@ -8,20 +8,21 @@
 //! | layer | module | holds |
 //! |---|---|---|
 //! | L0 | [`error`] | one error type; every message is a line that names the remedy |
-//! | L1 | [`device`] | where numbers live: element types, recycled host buffers, instruction sets; a GPU's memory, launches and graphs |
+//! | L1 | [`device`] | where numbers live: element types, recycled host buffers, instruction sets; a GPU's memory, launches and graphs; NCCL; the profile of the CPU's ops |
 //! | L2 | [`tensor`] | contiguous arrays without history |
 //! | L3 | [`ops`] | functions on tensors, one directory per family: `mod.rs` (spec, checks, dispatch), `cpu.rs`, `cuda.rs` |
-//! | L3' | [`io`] | safetensors, PyTorch files, npz, images, atomic writes |
+//! | L3' | [`io`] | safetensors, PyTorch files, npz; pictures, read ahead; atomic writes; where processes meet |
 //! | L4 | [`autograd`] | `Var`, `grad` of any order, one rule file per op family |
 //! | L5 | [`nn`] | parameter slabs, layers, optimiser state |
 //! | L6 | [`models`], [`data`] | StyleGAN2, classifiers, Inception; data sets and batches |
-//! | L7 | [`losses`], [`training`] | logistic losses, R1, path length; one iteration as a function; checkpoints |
+//! | L7 | [`losses`], [`training`] | logistic losses, R1, path length; one iteration as a function, whole, in parts or by several ranks; checkpoints |
 //! | L8 | [`unlearning`] | Fisher, EWC, both stages, repulsion, extrapolation, feedback |
 //! | L9 | [`metrics`] | PUL, feature statistics, Fréchet distance, FID |
 //! | L10 | [`cli`] | one file per command |
 //!
 //! The way down from a command: `cli/unlearn.rs` → `unlearning/unlearn.rs` → `training/mod.rs` (one iteration) →
-//! `losses/` → `models/stylegan2/generator.rs` → `autograd/grad.rs` → `ops/conv2d/mod.rs` → `ops/conv2d/cpu.rs`.
+//! `losses/` → `models/stylegan2/generator.rs` → `autograd/grad.rs` → `ops/conv2d/mod.rs` → `ops/conv2d/cpu.rs` →
+//! `ops/conv2d/cpu/winograd.rs` (dense 3×3) and `tile.rs` (the register tiles of all).
 //!
 //! # What holds everywhere
 //!

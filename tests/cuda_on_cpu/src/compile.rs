@@ -70,7 +70,8 @@ pub fn library(
     )
 }
 
-/// Links a library that answers to the name libnccl.so; what it is asked for is in `driver`.
+/// Links a library that answers to the name libnccl.so; what it is asked for is in `driver`. For the build script.
+#[allow(dead_code)]
 pub fn nccl_library(compiler: &Path, driver: &Path) -> Result<PathBuf, String> {
     let library = driver.with_file_name("libnccl_on_cpu.so");
     run(Command::new(compiler)
