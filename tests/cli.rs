@@ -511,6 +511,7 @@ fn wrong_numbers() {
     folder.refused(&with(&UNLEARN, &["--alpha", "-0.5"]), &["--alpha"]);
     let adapt = ADAPT.map(|a| if a == "adapted" { "x" } else { a });
     folder.refused(&with(&adapt, &["--models", "0"]), &["--models", "k ≥ 1"]);
+    folder.refused(&with(&adapt, &["--device", "cpu", "--gpus", "2"]), &["--gpus", "CPU"]);
     folder.refused(&["demo", "--models", "0"], &["--models", "k ≥ 1"]);
     folder.refused(&UNLEARN[..5].iter().copied().chain(["--out", "x"]).collect::<Vec<_>>(), &["--adapted", "--repulsion none"]);
     folder.refused(&with(&adapt, &["--lambda", "nan"]), &["--lambda"]);
@@ -596,6 +597,13 @@ fn the_method_on_a_gpu() {
     marks(&folder, 0..10);
     on_gpu(&FEEDBACK);
     on_gpu(&with(&ADAPT, &["--models", "2", "--fisher-samples", "4"]));
+    // Side by side on one GPU, the models are the same.
+    let together = ADAPT.map(|a| if a == "adapted" { "together" } else { a });
+    on_gpu(&with(&together, &["--models", "2", "--fisher-samples", "4", "--streams", "2"]));
+    for model in ["adapted_0.safetensors", "adapted_1.safetensors"] {
+        let bytes = |run: &str| std::fs::read(folder.path(run).join(model)).unwrap();
+        assert!(bytes("adapted") == bytes("together"), "{model} is another one beside others");
+    }
     on_gpu(&UNLEARN);
     on_gpu(&train_args("on_gpu", "5", &[]));
     on_gpu(&train_args("on_gpu", "9", &["--resume"]));

@@ -44,7 +44,7 @@ fn adapting_keeps_only_the_negative_modes_and_unlearning_drops_only_them() {
         GaussiansSpec { seed: 0, models: 1, repulsion: Some(NL2), ..full.clone() },
         GaussiansSpec { seed: 0, models: 1, repulsion: Some(IL2), ..full },
     ];
-    let results = side_by_side(&Device::Cpu, specs.len(), |i| quiet(&specs[i])).unwrap();
+    let results = side_by_side(&[Device::Cpu], specs.len(), |_, i| quiet(&specs[i])).unwrap();
     for (GaussiansSpec { seed, .. }, r) in specs.iter().zip(&results) {
         let before = Counts::of(&r.pretrained);
         assert!(before.smallest_share(|_| true) >= 0.05, "seed {seed}, pre-trained: {before:?}");

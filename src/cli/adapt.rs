@@ -11,6 +11,7 @@ use super::model::{check_feedback, read_feedback, read_state};
 use super::output::{Progress, summary};
 use super::run_folder::{RunFolder, interrupted};
 use super::train::{HyperArgs, describe};
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::training::checkpoint::{Checkpoint, save_state};
 use crate::training::{Hyper, Losses, TensorBatches, Trainer};
@@ -71,6 +72,12 @@ pub(crate) struct Adapt {
     stage: StageOptions,
     #[command(flatten)]
     hyper: HyperArgs,
+    /// GPUs to adapt on side by side, from that of --device on
+    #[arg(long, default_value_t = 1)]
+    gpus: usize,
+    /// Adaptations at a time on each GPU: small networks fill it together
+    #[arg(long, default_value_t = 1)]
+    streams: usize,
     /// Folder for adapted_0.safetensors …
     #[arg(long)]
     out: PathBuf,
@@ -114,11 +121,10 @@ impl AdaptOptions {
 impl Adapt {
     pub fn run(&self, global: &Global) -> Result<()> {
         let begin = std::time::Instant::now();
-        let device = global.open()?;
+        let devices = global.open_several(self.gpus, self.streams)?;
         let hyper = self.hyper.hyper()?;
         let spec = self.options.spec(self.iterations, &self.stage)?;
         let (pretrained, noise) = read_state(&self.model, &hyper, self.stage.seed)?;
-        let pretrained = pretrained.to_device(&device)?;
         let feedback = read_feedback(&self.feedback, pretrained.config.size)?;
         check_feedback(&feedback)?;
         let config = Config { command: "adapt", model: &self.model, feedback: &self.feedback, spec: &spec, hyper: &hyper };
@@ -126,9 +132,10 @@ impl Adapt {
         let trainer = Trainer::new(&pretrained.config, hyper.clone());
         let done = Mutex::new((Progress::new("adapt", 0, spec.iterations * spec.models as u64), 0u64, folder));
         let file = |j: usize| self.out.join(format!("adapted_{j}.safetensors"));
-        side_by_side(&device, spec.models, |j| {
+        side_by_side(&devices, spec.models, |device, j| {
+            let pretrained = pretrained.to_device(device)?;
             let resumed = match self.resume && file(j).exists() {
-                true => Some(Checkpoint::open(file(j))?.into_state(&file(j), &hyper, spec.seed)?.to_device(&device)?),
+                true => Some(Checkpoint::open(file(j))?.into_state(&file(j), &hyper, spec.seed)?.to_device(device)?),
                 false => None,
             };
             let drawn = resumed.as_ref().map_or(0, |s| s.iteration);
@@ -154,7 +161,10 @@ impl Adapt {
         })?;
         done.into_inner().expect("no thread panics while it holds the progress").0.finish();
         println!("{} adapted models: {}", spec.models, self.out.display());
-        summary(global, &serde_json::json!({"models": spec.models, "iterations": spec.iterations, "out": self.out, "seconds": begin.elapsed().as_secs_f64(), "device": device.to_string()}));
+        let mut names: Vec<String> = devices.iter().map(Device::to_string).collect();
+        names.sort();
+        names.dedup();
+        summary(global, &serde_json::json!({"models": spec.models, "iterations": spec.iterations, "out": self.out, "seconds": begin.elapsed().as_secs_f64(), "device": names.join(" ")}));
         Ok(())
     }
 }

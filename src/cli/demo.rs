@@ -242,7 +242,7 @@ impl Demo {
 
     fn adapt(&self, trainer: &Trainer, original: &GanState, feedback: &Feedback, spec: &AdaptSpec) -> Result<Vec<ParamSlab>> {
         let watch = Watched::new("adapt", spec.iterations * spec.models as u64);
-        let adapted = side_by_side(&original.device(), spec.models, |j| {
+        let adapted = side_by_side(&[original.device()], spec.models, |_, j| {
             let mut batches = TensorBatches::new(&feedback.images, feedback.negatives(), trainer.hyper.batch, model_seed(spec.seed, j), 0)?;
             let state = adapt(trainer, original, &mut batches, spec, j, None, &mut |p| watch.step(p))?;
             Ok(state.g_ema)
@@ -253,7 +253,7 @@ impl Demo {
 
     fn unlearn(&self, trainer: &Trainer, original: &GanState, adapted: &[ParamSlab], feedback: &Feedback, specs: &[UnlearnSpec]) -> Result<Vec<GanState>> {
         let watch = Watched::new("unlearn", self.iterations * specs.len() as u64);
-        let states = side_by_side(&original.device(), specs.len(), |i| {
+        let states = side_by_side(&[original.device()], specs.len(), |_, i| {
             let mut batches = MarkedBatches::new(feedback, &trainer.hyper, specs[i].seed, 0)?;
             unlearn(trainer, original, adapted, &mut batches, &specs[i], None, &mut |p| watch.step(p))
         })?;

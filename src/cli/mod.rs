@@ -71,6 +71,21 @@ impl Global {
         Global { device: self.device.of_process(local), ..self.clone() }.open()
     }
 
+    /// So many GPUs from that of `open` on, each so many times, or the CPU.
+    fn open_several(&self, gpus: usize, streams: usize) -> Result<Vec<Device>> {
+        let first = self.open()?;
+        match &first {
+            _ if gpus == 0 || streams == 0 => Err(Error::config("--gpus, --streams", "must be at least 1")),
+            Device::Cpu if gpus * streams > 1 => Err(Error::config("--gpus, --streams", "are for GPUs, and this runs on the CPU, which shares its threads by itself; leave them out")),
+            Device::Cpu => Ok(vec![first]),
+            Device::Cuda(gpu) => {
+                let ordinals = (0..streams).flat_map(|_| gpu.ordinal()..gpu.ordinal() + gpus).skip(1);
+                let others = ordinals.map(|n| Ok(Choice::Cuda(n).open(self.precision.unwrap_or_default())?.0)).collect::<Result<Vec<_>>>()?;
+                Ok(std::iter::once(first).chain(others).collect())
+            }
+        }
+    }
+
     /// The device in each precision that was asked for, or that it has; and why no GPU is used.
     fn open_all(&self) -> Result<(Vec<Device>, Option<String>)> {
         let (first, problem) = self.device.open(self.precision.unwrap_or_default())?;

@@ -153,7 +153,7 @@ pub(super) struct Stage1 {
 
 impl Lab {
     fn all<T: Send>(&self, n: usize, job: impl Fn(usize) -> Result<T> + Sync) -> Result<Vec<T>> {
-        if self.one_at_a_time { (0..n).map(job).collect() } else { side_by_side(&self.device, n, job) }
+        if self.one_at_a_time { (0..n).map(job).collect() } else { side_by_side(std::slice::from_ref(&self.device), n, |_, i| job(i)) }
     }
 
     fn save(&self, path: &Path, slab: &ParamSlab) -> Result<()> {

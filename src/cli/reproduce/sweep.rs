@@ -176,7 +176,7 @@ impl Sweep {
     fn generators(&self, task: &Task, stage1: &Stage1, all: &[Setting]) -> Result<Vec<Option<ParamSlab>>> {
         let lab = task.lab;
         let watch = Watched::new("unlearn", lab.settings.unlearn_iterations * all.len() as u64);
-        let slabs = crate::unlearning::schedule::side_by_side(&lab.device, all.len(), |i| {
+        let slabs = crate::unlearning::schedule::side_by_side(std::slice::from_ref(&lab.device), all.len(), |_, i| {
             let file = self.out.join(format!("setting_{i}.safetensors"));
             if file.exists() {
                 return Ok(Some(Checkpoint::open(&file)?.g_ema));

@@ -92,11 +92,11 @@ pub fn adam_step(slabs: Slabs, grads: &[Tensor], offsets: &[usize], pull: Pull, 
 /// Elements that the loops here take at a time: two AVX2 registers of f32. Sums are kept by lane, so their order does not
 /// hinder the lanes.
 const LANES: usize = 16;
-type Lanes = [f32; LANES];
+type Block = [f32; LANES];
 
 /// Up to `LANES` elements from `at` on; zeros where there are fewer.
 #[inline(always)]
-fn load(from: &[f32], at: usize) -> Lanes {
+fn load(from: &[f32], at: usize) -> Block {
     match from[at..].first_chunk::<LANES>() {
         Some(all) => *all,
         None => {
@@ -108,7 +108,7 @@ fn load(from: &[f32], at: usize) -> Lanes {
 }
 
 #[inline(always)]
-fn store(to: &mut [f32], at: usize, lanes: Lanes) {
+fn store(to: &mut [f32], at: usize, lanes: Block) {
     match to[at..].first_chunk_mut::<LANES>() {
         Some(all) => *all = lanes,
         None => {
@@ -120,12 +120,12 @@ fn store(to: &mut [f32], at: usize, lanes: Lanes) {
 
 /// `f` of every lane.
 #[inline(always)]
-fn each(f: impl Fn(usize) -> f32) -> Lanes {
+fn each(f: impl Fn(usize) -> f32) -> Block {
     std::array::from_fn(f)
 }
 
 #[inline(always)]
-fn add_to(sums: &mut [f64; LANES], lanes: Lanes) {
+fn add_to(sums: &mut [f64; LANES], lanes: Block) {
     for (s, v) in sums.iter_mut().zip(lanes) {
         *s += v as f64;
     }
@@ -134,7 +134,7 @@ fn add_to(sums: &mut [f64; LANES], lanes: Lanes) {
 simd_dispatch! {
     fn chunk_step(c: Chunk, pull: Pull, r: &Rates) -> f64 {
         let range = c.at..c.at + c.params.len();
-        let nothing = |_, _: &Lanes| [0.0; LANES];
+        let nothing = |_, _: &Block| [0.0; LANES];
         match pull {
             Pull::None => update(c, r, |_, _| ([0.0; LANES], [0.0; LANES]), nothing),
             Pull::L1 { strength } => {
@@ -143,7 +143,7 @@ simd_dispatch! {
             }
             Pull::Ewc { anchor, fisher, lambda } => {
                 let (anchor, fisher, lambda) = (&anchor.as_slice::<f32>()[range.clone()], &fisher.as_slice::<f32>()[range], lambda as f32);
-                let before = |at, theta: &Lanes| {
+                let before = |at, theta: &Block| {
                     let (f, a) = (load(fisher, at), load(anchor, at));
                     let d = each(|l| theta[l] - a[l]);
                     (each(|l| lambda * f[l] * d[l]), each(|l| f[l] * d[l] * d[l]))
@@ -154,15 +154,15 @@ simd_dispatch! {
                 let coefficient = if gradient { loss.slope(distance) } else { 0.0 };
                 let (centroid, weight) = (&centroid.as_slice::<f32>()[range], weights[c.segment]);
                 let by = (coefficient * 2.0 * weight) as f32;
-                let away = |at, theta: &Lanes| {
+                let away = |at, theta: &Block| {
                     let c = load(centroid, at);
                     each(|l| theta[l] - c[l])
                 };
-                let before = |at, theta: &Lanes| {
+                let before = |at, theta: &Block| {
                     let d = away(at, theta);
                     (each(|l| by * d[l]), [0.0; LANES])
                 };
-                let after = |at, theta: &Lanes| {
+                let after = |at, theta: &Block| {
                     let d = away(at, theta);
                     each(|l| d[l] * d[l])
                 };
@@ -174,7 +174,7 @@ simd_dispatch! {
 
 /// The pass itself. `before(at, θ)` gives the regulariser's gradient and summands, `after(at, θ')` summands.
 #[inline(always)]
-fn update(mut c: Chunk, r: &Rates, before: impl Fn(usize, &Lanes) -> (Lanes, Lanes), after: impl Fn(usize, &Lanes) -> Lanes) -> f64 {
+fn update(mut c: Chunk, r: &Rates, before: impl Fn(usize, &Block) -> (Block, Block), after: impl Fn(usize, &Block) -> Block) -> f64 {
     let mut sums = [0.0; LANES];
     for at in (0..c.params.len()).step_by(LANES) {
         let theta = load(c.params, at);
