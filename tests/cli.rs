@@ -316,6 +316,14 @@ fn a_sweep_over_strengths_and_its_choice() {
     let svg = std::fs::read_to_string(folder.path("sweep/sweep.svg")).unwrap();
     assert!(svg.contains("EL2, α 1/D₀") && svg.contains("IL2"));
     assert!(std::fs::read_to_string(folder.path("sweep/sweep.txt")).unwrap().contains("positives only"));
+    // Another pull takes what is there from the folder.
+    let model = folder.path("sweep/el2_1e-4_1.safetensors");
+    let written = |path: &Path| std::fs::metadata(path).unwrap().modified().unwrap();
+    let before = written(&model);
+    let more = sweep.map(|a| if a == "1e-4,1e-2" { "1e-4,1e-2,1e-3" } else { a });
+    let found = json(folder.ok(&with(&with(&more, &short), &["--resume"])));
+    assert_eq!(found["trials"].as_array().unwrap().iter().filter(|t| t["loss"] == "IL2").count(), 3, "{found}");
+    assert_eq!(written(&model), before);
     folder.refused(&["reproduce", "sweep", "--pulls", "1e-4,-1", "--out", "x"], &["--pulls", "positive"]);
 }
 

@@ -41,10 +41,10 @@ pub(crate) struct Sweep {
     #[arg(long, default_value = "8")]
     class: String,
     /// Pulls at the start of stage 2 (the derivative of the loss by the squared distance)
-    #[arg(long, value_delimiter = ',', allow_negative_numbers = true, default_value = "3e-5,1e-4,3e-4,1e-3,3e-3")]
+    #[arg(long, value_delimiter = ',', allow_negative_numbers = true, default_value = "1e-4,6e-4,1e-3,2e-3,3e-2")]
     pulls: Vec<f64>,
     /// α of EL2 in units of 1/D₀, D₀ being the squared distance at the start
-    #[arg(long, value_delimiter = ',', allow_negative_numbers = true, default_value = "0.5,1,2")]
+    #[arg(long, value_delimiter = ',', allow_negative_numbers = true, default_value = "0.01,0.03,0.1,1")]
     alphas: Vec<f64>,
     /// Iterations of each adaptation
     #[arg(long)]
@@ -63,7 +63,7 @@ pub(crate) struct Sweep {
     /// Folder for models, outcomes and sweep.svg
     #[arg(long)]
     out: PathBuf,
-    /// Go on where an earlier call stopped
+    /// Go on where an earlier call stopped, or add pulls and alphas to its
     #[arg(long)]
     resume: bool,
 }
@@ -90,6 +90,8 @@ struct Setting {
     name: String,
     pull: f64,
     kind: Option<Kind>,
+    /// Of the file that keeps its generator.
+    key: String,
 }
 
 /// The index that the rule takes among trials of one loss, in the order of their pull.
@@ -120,15 +122,16 @@ impl Sweep {
     }
 
     fn settings_of(&self, d0: f64) -> Vec<Setting> {
-        let mut all = vec![Setting { loss: "none", name: "positives only".into(), pull: 0.0, kind: None }];
+        let mut all = vec![Setting { loss: "none", name: "positives only".into(), pull: 0.0, kind: None, key: "none".into() }];
         for &pull in &self.pulls {
             for &alpha in &self.alphas {
                 let [el2, ..] = matched(Pulls { el2: pull, alpha, nl2: pull, il2: pull }, d0);
-                all.push(Setting { loss: "EL2", name: format!("pull {pull:e}, α {alpha}/D₀"), pull, kind: Some(el2) });
+                all.push(Setting { loss: "EL2", name: format!("pull {pull:e}, α {alpha}/D₀"), pull, kind: Some(el2), key: format!("el2_{pull:e}_{alpha}") });
             }
             let [_, nl2, il2] = matched(Pulls { el2: pull, alpha: 1.0, nl2: pull, il2: pull }, d0);
-            all.push(Setting { loss: "NL2", name: format!("pull {pull:e}"), pull, kind: Some(nl2) });
-            all.push(Setting { loss: "IL2", name: format!("pull {pull:e}"), pull, kind: Some(il2) });
+            for (loss, key, kind) in [("NL2", "nl2", nl2), ("IL2", "il2", il2)] {
+                all.push(Setting { loss, name: format!("pull {pull:e}"), pull, kind: Some(kind), key: format!("{key}_{pull:e}") });
+            }
         }
         all
     }
@@ -147,7 +150,7 @@ impl Sweep {
         settings.feedback = self.feedback.unwrap_or(settings.feedback);
         settings.samples = self.samples.unwrap_or(settings.samples);
         let config = serde_json::json!({"command": "reproduce sweep", "class": self.class, "pulls": self.pulls, "alphas": self.alphas, "settings": settings, "seed": self.seed});
-        let mut folder = RunFolder::create(&self.out, self.resume, &config, &[])?;
+        let mut folder = RunFolder::create(&self.out, self.resume, &config, &["pulls", "alphas"])?;
         let lab = self.lab(settings, device)?;
         let class = class_of(&lab.classifier, &self.class)?;
         let task = Task { lab: &lab, class, run: 0, folder: self.out.clone(), real: None, retrained: None };
@@ -177,7 +180,7 @@ impl Sweep {
         let lab = task.lab;
         let watch = Watched::new("unlearn", lab.settings.unlearn_iterations * all.len() as u64);
         let slabs = crate::unlearning::schedule::side_by_side(std::slice::from_ref(&lab.device), all.len(), |_, i| {
-            let file = self.out.join(format!("setting_{i}.safetensors"));
+            let file = self.out.join(format!("{}.safetensors", all[i].key));
             if file.exists() {
                 return Ok(Some(Checkpoint::open(&file)?.g_ema));
             }
