@@ -1,15 +1,16 @@
 //! Times features of 32 px digits at block 768 with their statistics, and prints one line of JSON, as
-//! `peer/inception_peer.py` does.
+//! `peer/inception_peer.py` does. With `--profile 1` it says on standard error which ops took how long.
 //!
 //! `cargo run --release -p recant-benches --bin inception -- --weights inception.safetensors --digits t10k-images-idx3-ubyte --n 512`
 
 use recant::data::mnist::{Mnist, read_idx};
+use recant::device::profile;
 use recant::metrics::{Extractor, FidProtocol, Preparation};
 use recant::models::inception::{Block, Inception};
 use recant_benches::{Options, peak_bytes, show};
 
 fn main() {
-    let options = Options::parse(&[("weights", ""), ("digits", ""), ("n", "512"), ("batch", "16"), ("dims", "768"), ("threads", "2")]);
+    let options = Options::parse(&[("weights", ""), ("digits", ""), ("n", "512"), ("batch", "16"), ("dims", "768"), ("threads", "2"), ("profile", "0")]);
     options.on_threads(|| measure(&options));
 }
 
@@ -28,9 +29,17 @@ fn measure(options: &Options) {
     let extractor = Extractor::new(net, protocol).unwrap_or_else(|e| fail(e));
     let warm = data.subset(&(0..batch.min(n)).collect::<Vec<_>>());
     extractor.dataset(&warm, batch, &mut |_| Ok(())).unwrap_or_else(|e| fail(e));
+    let profiled = options.number("profile") > 0;
+    if profiled {
+        profile::start();
+    }
     let start = std::time::Instant::now();
     let statistics = extractor.dataset(&data, batch, &mut |_| Ok(())).unwrap_or_else(|e| fail(e));
     let seconds = start.elapsed().as_secs_f64();
+    for line in if profiled { profile::stop() } else { Vec::new() } {
+        let (share, rate) = (100.0 * line.seconds / seconds, 1e-9 * line.flops / line.seconds);
+        eprintln!("{share:5.1} %  {rate:6.1} GFLOP/s  {} {}", line.op, line.operands);
+    }
     let trace: f64 = (0..statistics.dims()).map(|i| statistics.sigma[i * statistics.dims() + i]).sum();
     show(
         options.number("threads"),
