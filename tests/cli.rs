@@ -130,6 +130,13 @@ fn the_method_from_images_to_an_unlearned_model() {
         let args = UNLEARN.map(|a| if a == "unlearned" { repulsion } else { a });
         folder.ok(&with(&args, &["--repulsion", repulsion]));
     }
+    // A loss by its pull says so, and writes the numbers that it comes to.
+    for loss in ["el2", "nl2", "il2"] {
+        let run = format!("pull-{loss}");
+        let args = UNLEARN.map(|a| if a == "unlearned" { run.as_str() } else { a });
+        let said = folder.ok(&with(&args, &["--repulsion", loss, "--pull", "1e-3"]));
+        assert!(said.contains("pulls by 1.00e-3"), "{said}");
+    }
     for method in ["ewc", "l1", "cf-k", "eu-k"] {
         let args = UNLEARN.map(|a| if a == "unlearned" { method } else { a });
         folder.ok(&with(&args, &["--method", method]));
@@ -517,6 +524,8 @@ fn wrong_numbers() {
         folder.refused(&["demo", "--gamma", gamma], &["--gamma", "positive"]);
     }
     folder.refused(&with(&UNLEARN, &["--alpha", "-0.5"]), &["--alpha"]);
+    folder.refused(&with(&UNLEARN, &["--pull", "-1"]), &["--pull", "positive"]);
+    folder.refused(&with(&UNLEARN, &["--pull", "1", "--gamma", "1"]), &["--pull", "--gamma"]);
     let adapt = ADAPT.map(|a| if a == "adapted" { "x" } else { a });
     folder.refused(&with(&adapt, &["--models", "0"]), &["--models", "k ≥ 1"]);
     folder.refused(&with(&adapt, &["--device", "cpu", "--gpus", "2"]), &["--gpus", "CPU"]);

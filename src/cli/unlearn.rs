@@ -17,7 +17,7 @@ use crate::training::checkpoint::{Checkpoint, save_generator};
 use crate::training::{Hyper, Trainer};
 use crate::unlearning::baselines::{Baseline, BaselineSpec, L1_STRENGTH, Trained, baseline};
 use crate::unlearning::fisher::FisherSpec;
-use crate::unlearning::repulsion::{Distance, Kind};
+use crate::unlearning::repulsion::{Distance, Kind, SLOW_DECAY, squared_distance};
 use crate::unlearning::unlearn::{MarkedBatches, UnlearnSpec, unlearn};
 
 /// The repulsion losses by name.
@@ -92,7 +92,11 @@ pub(crate) struct RepulsionOptions {
     /// Weight γ (default: el2 100, nl2 1, il2 1)
     #[arg(long, allow_negative_numbers = true)]
     pub gamma: Option<f64>,
-    /// Decay α of el2
+    /// How hard the loss pulls at the start: its derivative by the squared distance, in place of --gamma; α is then 0.01 over
+    /// that distance where --alpha is not given. 1e-3 is what the sweep in the README chose
+    #[arg(long, conflicts_with = "gamma", allow_negative_numbers = true)]
+    pub pull: Option<f64>,
+    /// Decay α of el2 (default: 0.01)
     #[arg(long, allow_negative_numbers = true)]
     pub alpha: Option<f64>,
     /// Distance to the adapted models
@@ -107,12 +111,22 @@ pub(crate) struct RepulsionOptions {
 const DEFAULT_ALPHA: f64 = 0.01;
 
 impl RepulsionOptions {
-    pub fn kind(&self) -> Result<Option<Kind>> {
-        let kind = match self.repulsion {
-            Loss::None => return Ok(None),
-            Loss::El2 => Kind::El2 { gamma: self.gamma.unwrap_or(100.0), alpha: self.alpha.unwrap_or(DEFAULT_ALPHA) },
-            Loss::Nl2 => Kind::Nl2 { gamma: self.gamma.unwrap_or(1.0) },
-            Loss::Il2 => Kind::Il2 { gamma: self.gamma.unwrap_or(1.0) },
+    /// The loss; `d0` gives the squared distance of the start to the adapted models.
+    pub fn kind(&self, d0: impl FnOnce() -> Result<f64>) -> Result<Option<Kind>> {
+        let kind = match (self.repulsion, self.pull) {
+            (Loss::None, _) => return Ok(None),
+            (_, Some(pull)) if !(pull.is_finite() && pull > 0.0) => {
+                return Err(Error::config("--pull", format!("{pull} must be a positive number: a negative one would attract to what is to be unlearned")));
+            }
+            (Loss::El2, Some(pull)) => {
+                let d0 = d0()?;
+                Kind::el2_pulling(pull, self.alpha.unwrap_or(SLOW_DECAY / d0), d0)
+            }
+            (Loss::Nl2, Some(pull)) => Kind::nl2_pulling(pull),
+            (Loss::Il2, Some(pull)) => Kind::il2_pulling(pull, d0()?),
+            (Loss::El2, None) => Kind::El2 { gamma: self.gamma.unwrap_or(100.0), alpha: self.alpha.unwrap_or(DEFAULT_ALPHA) },
+            (Loss::Nl2, None) => Kind::Nl2 { gamma: self.gamma.unwrap_or(1.0) },
+            (Loss::Il2, None) => Kind::Il2 { gamma: self.gamma.unwrap_or(1.0) },
         };
         if self.runaway.is_nan() || self.runaway <= 0.0 {
             return Err(Error::config("--runaway", format!("{} must be above 0", self.runaway)));
@@ -170,16 +184,7 @@ impl Unlearn {
         let begin = std::time::Instant::now();
         let device = global.open()?;
         let hyper = Hyper { given_fakes: self.negatives_as_fakes, ..self.hyper.hyper()? }.checked()?;
-        let spec = UnlearnSpec {
-            iterations: self.iterations,
-            repulsion: self.repulsion.kind()?,
-            distance: self.repulsion.distance,
-            runaway: self.repulsion.runaway,
-            optimiser: self.stage.optimiser,
-            start: self.stage.start,
-            seed: self.stage.seed,
-        };
-        if self.baseline.method == Method::Repulsion && spec.repulsion.is_some() && self.adapted.is_empty() {
+        if self.baseline.method == Method::Repulsion && self.repulsion.repulsion != Loss::None && self.adapted.is_empty() {
             return Err(Error::config("--adapted", "is needed by the repulsion; give the folder that `recant adapt` wrote, or --repulsion none"));
         }
         let (pretrained, noise) = read_state(&self.model, &hyper, self.stage.seed)?;
@@ -187,6 +192,16 @@ impl Unlearn {
         let feedback = read_feedback(&self.feedback, pretrained.config.size)?;
         check_feedback(&feedback)?;
         let adapted = read_adapted(&self.adapted, &pretrained.g_ema)?;
+        let d0 = || squared_distance(&adapted, self.stage.start.of(&pretrained), self.repulsion.distance);
+        let spec = UnlearnSpec {
+            iterations: self.iterations,
+            repulsion: self.repulsion.kind(d0)?,
+            distance: self.repulsion.distance,
+            runaway: self.repulsion.runaway,
+            optimiser: self.stage.optimiser,
+            start: self.stage.start,
+            seed: self.stage.seed,
+        };
         let other = self.baseline.baseline(&pretrained.config)?.map(|baseline| BaselineSpec {
             baseline,
             iterations: spec.iterations,
@@ -202,6 +217,10 @@ impl Unlearn {
             true => Some(Checkpoint::open(&model)?.into_state(&model, &hyper, spec.seed)?.to_device(&device)?),
             false => None,
         };
+        if let (None, Some(kind)) = (&other, spec.repulsion) {
+            let d0 = squared_distance(&adapted, spec.start.of(&pretrained), spec.distance)?;
+            println!("squared distance of the start to the adapted models: D₀ = {d0:.4e}; the loss pulls by {:.2e} there", -kind.slope(d0));
+        }
         let drawn = resumed.as_ref().map_or(0, |s| s.iteration);
         let trainer = Trainer::new(&pretrained.config, hyper.clone());
         let mut batches = MarkedBatches::new(&feedback, &hyper, spec.seed, drawn)?;

@@ -27,6 +27,16 @@ pub enum Start {
     Raw,
 }
 
+impl Start {
+    /// The generator that a stage starts from.
+    pub fn of(self, pretrained: &GanState) -> &ParamSlab {
+        match self {
+            Start::Ema => &pretrained.g_ema,
+            Start::Raw => &pretrained.g,
+        }
+    }
+}
+
 /// Numbers of stage 1.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct AdaptSpec {
@@ -55,10 +65,7 @@ impl AdaptSpec {
 
 /// A stage's starting state made from a pre-trained one: iteration and path-length mean at zero, its own randomness.
 pub fn stage_start(pretrained: &GanState, start: Start, optimiser: Optimiser, trainer: &Trainer, seed: u64) -> Result<GanState> {
-    let g = match start {
-        Start::Ema => &pretrained.g_ema,
-        Start::Raw => &pretrained.g,
-    };
+    let g = start.of(pretrained);
     let device = pretrained.device();
     let optim = |old: &AdamState, adam| match optimiser {
         Optimiser::Restore => {

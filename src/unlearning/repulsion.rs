@@ -11,7 +11,26 @@ pub use crate::ops::optimizer::RepulsionLoss as Kind;
 use crate::ops::optimizer::{Pull, weighted_squared_distance};
 use crate::training::Regulariser;
 
+/// α of a loss given by its pull, in units of 1/D₀: stage 2 itself takes the parameters many times D₀ away, and at 1/D₀
+/// EL2 would have ended by then (README.md has the sweep).
+pub const SLOW_DECAY: f64 = 0.01;
+
 impl Kind {
+    /// EL2 that pulls so hard at the squared distance `d0`: `−dL/dD = αγ e^{−αD₀} = pull`.
+    pub fn el2_pulling(pull: f64, alpha: f64, d0: f64) -> Kind {
+        Kind::El2 { gamma: pull * (alpha * d0).exp() / alpha, alpha }
+    }
+
+    /// NL2, which pulls equally at all distances.
+    pub fn nl2_pulling(pull: f64) -> Kind {
+        Kind::Nl2 { gamma: pull }
+    }
+
+    /// IL2 that pulls so hard at the squared distance `d0`: `γ / D₀² = pull`.
+    pub fn il2_pulling(pull: f64, d0: f64) -> Kind {
+        Kind::Il2 { gamma: pull * d0 * d0 }
+    }
+
     /// The same numbers if they are usable.
     pub fn checked(self) -> Result<Kind> {
         let (gamma, alpha) = match self {
@@ -68,6 +87,11 @@ pub fn centroid(models: &[ParamSlab]) -> Result<ParamSlab> {
     let k = models.len() as f64;
     let mean = (0..first.layout().len()).map(|i| (models.iter().map(|m| m.as_slice()[i] as f64).sum::<f64>() / k) as f32);
     ParamSlab::from_values(first.layout(), mean.collect())
+}
+
+/// Squared distance of parameters to adapted models, D₀ of those that stage 2 starts from.
+pub fn squared_distance(adapted: &[ParamSlab], start: &ParamSlab, distance: Distance) -> Result<f64> {
+    Ok(Repulsion::new(Kind::Nl2 { gamma: 1.0 }, distance, adapted, start, f64::MAX)?.distance())
 }
 
 impl Repulsion {

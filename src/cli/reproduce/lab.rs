@@ -27,7 +27,7 @@ use crate::unlearning::baselines::{Baseline, BaselineSpec, Trained, baseline};
 use crate::unlearning::extrapolate::extrapolate;
 use crate::unlearning::feedback::{Feedback, collect};
 use crate::unlearning::fisher::FisherSpec;
-use crate::unlearning::repulsion::{Distance, Kind, Repulsion};
+use crate::unlearning::repulsion::{Distance, Kind, squared_distance};
 use crate::unlearning::schedule::side_by_side;
 use crate::unlearning::unlearn::{MarkedBatches, UnlearnSpec, unlearn};
 
@@ -169,7 +169,7 @@ impl Lab {
 
     /// Squared distance of the start to the adapted models.
     pub fn initial_distance(&self, adapted: &[ParamSlab], distance: Distance) -> Result<f64> {
-        Ok(Repulsion::new(Kind::Nl2 { gamma: 1.0 }, distance, adapted, &self.original.g_ema, f64::MAX)?.distance())
+        squared_distance(adapted, &self.original.g_ema, distance)
     }
 
     fn kinds(&self, adapted: &[ParamSlab]) -> Result<(Distance, [Kind; 3])> {

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::paper;
 use crate::training::Hyper;
-use crate::unlearning::repulsion::{Distance, Kind};
+use crate::unlearning::repulsion::{Distance, Kind, SLOW_DECAY};
 
 /// How large an experiment is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
@@ -84,19 +84,17 @@ pub(super) struct Settings {
     pub notes: Vec<[String; 3]>,
 }
 
-/// EL2, NL2 and IL2 that begin with given pulls: EL2 with α = alpha/D₀ and γ = pull·D₀·e^alpha/alpha, so that
-/// `αγ e^{−αD₀} = pull`; NL2 with γ = pull; IL2 with γ = pull·D₀². D₀ is the squared distance of the start to the adapted
-/// models.
+/// EL2, NL2 and IL2 that begin with given pulls; D₀ is the squared distance of the start to the adapted models.
 pub(super) fn matched(pulls: Pulls, d0: f64) -> [Kind; 3] {
     [
-        Kind::El2 { gamma: pulls.el2 * d0 * pulls.alpha.exp() / pulls.alpha, alpha: pulls.alpha / d0 },
-        Kind::Nl2 { gamma: pulls.nl2 },
-        Kind::Il2 { gamma: pulls.il2 * d0 * d0 },
+        Kind::el2_pulling(pulls.el2, pulls.alpha / d0, d0),
+        Kind::nl2_pulling(pulls.nl2),
+        Kind::il2_pulling(pulls.il2, d0),
     ]
 }
 
 /// What `recant reproduce sweep` chose for digit 8: its rule looks at neither PUL nor real images.
-const SMALL_PULLS: Pulls = Pulls { el2: 1e-3, alpha: 0.01, nl2: 6e-4, il2: 2e-3 };
+const SMALL_PULLS: Pulls = Pulls { el2: 1e-3, alpha: SLOW_DECAY, nl2: 6e-4, il2: 2e-3 };
 
 /// What the last row has besides the paper's method.
 const GIVEN_FAKES: (&str, &str) = (
@@ -133,7 +131,7 @@ impl Settings {
             lambda: 5e8,
             l1: 5e-5,
             samples: 5000,
-            fid_images: 1000,
+            fid_images: 500,
             real_images: Some(2000),
             runs: 3,
             notes: vec![
@@ -152,7 +150,7 @@ impl Settings {
                 ),
                 note(GIVEN_FAKES.0, "ours", GIVEN_FAKES.1),
                 note("extrapolation γ 1", "official code", "extrapolate.py's evaluated model"),
-                note("5000 latents; 1000 generated and 2000 real images for FID", "ours", "time; the paper takes 15,000 latents and 10,000 images"),
+                note("5000 latents; 500 generated and 2000 real images for FID", "ours", "time; the paper takes 15,000 latents and 10,000 images"),
             ],
             hyper,
         }
