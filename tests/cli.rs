@@ -672,6 +672,36 @@ fn the_evidence_on_a_gpu() {
     assert_eq!(found["outcomes"].as_array().map(Vec::len), Some(12), "{found}");
 }
 
+/// A group of one, which needs NCCL as any other.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_group_on_a_gpu() {
+    let folder = Folder::new();
+    write_images(&folder);
+    if on_gpu(&folder, "a_group_on_a_gpu").is_none() {
+        return;
+    }
+    let run = |out: &str, preloaded: &[&Path]| {
+        let args = with(&train_args(out, "2", &[]), &["--device", "cuda"]);
+        let mut command = command(&folder.0, &args);
+        let address = recant::io::meeting::free_address();
+        let port: u16 = address.rsplit(':').next().unwrap().parse().unwrap();
+        command.envs([("WORLD_SIZE", "1"), ("RANK", "0"), ("MASTER_ADDR", "127.0.0.1")]).env("MASTER_PORT", (port - 1).to_string());
+        if cuda_on_cpu::is_emulated() {
+            let list: Vec<_> = preloaded.iter().map(|p| p.to_str().unwrap()).collect();
+            command.env("LD_PRELOAD", list.join(":"));
+        }
+        command.output().unwrap()
+    };
+    let driver = cuda_on_cpu::driver_library();
+    if !recant::device::nccl::is_present() {
+        assert_refused(&run("without", &[driver]), &["train"], &["NCCL", "libnccl.so", "LD_LIBRARY_PATH"]);
+    }
+    let out = run("with", &[driver, cuda_on_cpu::nccl_library()]);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    assert!(folder.path("with/model.safetensors").exists());
+}
+
 #[test]
 fn runaway_and_poles_stop_with_the_last_good_model() {
     let folder = adapted();

@@ -15,9 +15,14 @@ fn failed(what: &str) -> impl FnOnce(result::NcclError) -> Error + '_ {
     move |e| Error::Cuda { what: format!("NCCL, {what}"), problem: format!("{:?}; NCCL_DEBUG=INFO makes it say more", e.0) }
 }
 
-fn present() -> Result<()> {
+/// Whether this machine has the library.
+pub fn is_present() -> bool {
     // SAFETY: looks for a library by name and calls nothing in it.
-    if unsafe { sys::is_culib_present() } {
+    unsafe { sys::is_culib_present() }
+}
+
+fn present() -> Result<()> {
+    if is_present() {
         return Ok(());
     }
     let problem = "training by several processes needs NCCL, and there is no libnccl.so; install it (it comes with PyTorch, or as nvidia-nccl-cu13 from PyPI) and put its folder into LD_LIBRARY_PATH";

@@ -45,7 +45,7 @@ pub fn install_nccl() {
         is_emulated().then(|| {
             library();
             // SAFETY: an empty library; what it depends on is loaded.
-            unsafe { Library::new(env!("CUDA_ON_CPU_NCCL")) }.expect("the library that the build script linked")
+            unsafe { Library::new(nccl_library()) }.expect("the library that the build script linked")
         })
     });
 }
@@ -142,6 +142,11 @@ pub fn device_memory() -> (usize, usize) {
 /// Where the stand-in driver library is, for programs that a test starts: preloaded, it is their `libcuda.so`.
 pub fn driver_library() -> &'static Path {
     Path::new(env!("CUDA_ON_CPU_LIBRARY"))
+}
+
+/// The same of the stand-in for NCCL, their `libnccl.so`; it is to be preloaded behind the driver.
+pub fn nccl_library() -> &'static Path {
+    Path::new(env!("CUDA_ON_CPU_NCCL"))
 }
 
 /// Runs `work` while the stand-in driver says that it is of that version, as `cuDriverGetVersion` counts. For the whole
