@@ -149,7 +149,10 @@ impl Sweep {
         settings.unlearn_iterations = self.iterations.unwrap_or(settings.unlearn_iterations);
         settings.feedback = self.feedback.unwrap_or(settings.feedback);
         settings.samples = self.samples.unwrap_or(settings.samples);
-        let config = serde_json::json!({"command": "reproduce sweep", "class": self.class, "pulls": self.pulls, "alphas": self.alphas, "settings": settings, "seed": self.seed});
+        let mut described = serde_json::to_value(&settings).expect("plain data");
+        // What the sweep is to choose is no setting of it.
+        described.as_object_mut().expect("a struct").remove("strength");
+        let config = serde_json::json!({"command": "reproduce sweep", "class": self.class, "pulls": self.pulls, "alphas": self.alphas, "settings": described, "seed": self.seed});
         let mut folder = RunFolder::create(&self.out, self.resume, &config, &["pulls", "alphas"])?;
         let lab = self.lab(settings, device)?;
         let class = class_of(&lab.classifier, &self.class)?;
