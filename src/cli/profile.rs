@@ -86,34 +86,40 @@ pub(super) fn watched(iterations: u64, ceilings: Ceilings, work: impl FnOnce() -
     let done = work();
     let lines = profile::stop();
     done?;
-    let whole = start.elapsed().as_secs_f64();
-    let row = |name: String, calls: u64, seconds: f64, flops: f64, bytes: f64| Row {
-        name,
-        calls: calls as f64 / iterations as f64,
-        milliseconds: 1e3 * seconds / iterations as f64,
-        share: seconds / whole,
-        gflops_per_second: 1e-9 * flops / seconds,
-        gbytes_per_second: 1e-9 * bytes / seconds,
-        of_ceiling: ceilings.floor(flops, bytes) / seconds,
-    };
-    let mut by_op: Vec<Line> = Vec::new();
-    for line in &lines {
-        match by_op.iter_mut().find(|l| l.op == line.op) {
-            Some(sum) => {
-                sum.calls += line.calls;
-                sum.seconds += line.seconds;
-                sum.flops += line.flops;
-                sum.bytes += line.bytes;
+    Ok(Profile::of(&lines, iterations, start.elapsed().as_secs_f64(), ceilings))
+}
+
+impl Profile {
+    /// `whole`: seconds of all iterations.
+    fn of(lines: &[Line], iterations: u64, whole: f64, ceilings: Ceilings) -> Profile {
+        let row = |name: String, calls: u64, seconds: f64, flops: f64, bytes: f64| Row {
+            name,
+            calls: calls as f64 / iterations as f64,
+            milliseconds: 1e3 * seconds / iterations as f64,
+            share: seconds / whole,
+            gflops_per_second: 1e-9 * flops / seconds,
+            gbytes_per_second: 1e-9 * bytes / seconds,
+            of_ceiling: ceilings.floor(flops, bytes) / seconds,
+        };
+        let mut by_op: Vec<Line> = Vec::new();
+        for line in lines {
+            match by_op.iter_mut().find(|l| l.op == line.op) {
+                Some(sum) => {
+                    sum.calls += line.calls;
+                    sum.seconds += line.seconds;
+                    sum.flops += line.flops;
+                    sum.bytes += line.bytes;
+                }
+                None => by_op.push(line.clone()),
             }
-            None => by_op.push(line.clone()),
         }
+        by_op.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+        let mut ops: Vec<Row> = by_op.iter().map(|l| row(l.op.to_string(), l.calls, l.seconds, l.flops, l.bytes)).collect();
+        let in_ops: f64 = by_op.iter().map(|l| l.seconds).sum();
+        ops.push(row("between ops".into(), 0, whole - in_ops, 0.0, 0.0));
+        let operands = lines.iter().take(LISTED).map(|l| row(format!("{} {}", l.op, l.operands), l.calls, l.seconds, l.flops, l.bytes)).collect();
+        Profile { ops, operands }
     }
-    by_op.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
-    let mut ops: Vec<Row> = by_op.iter().map(|l| row(l.op.to_string(), l.calls, l.seconds, l.flops, l.bytes)).collect();
-    let in_ops: f64 = by_op.iter().map(|l| l.seconds).sum();
-    ops.push(row("between ops".into(), 0, whole - in_ops, 0.0, 0.0));
-    let operands = lines.iter().take(LISTED).map(|l| row(format!("{} {}", l.op, l.operands), l.calls, l.seconds, l.flops, l.bytes)).collect();
-    Ok(Profile { ops, operands })
 }
 
 /// The rows as text.
@@ -132,25 +138,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shares_add_up_and_work_is_counted() {
-        let ceilings = Ceilings { bytes_per_second: 1e9, flops_per_second: 1e12 };
-        let a = Random::new(0, 0).normal(&[37, 41]);
-        let b = Random::new(0, 0).normal(&[41, 3]);
-        let found = watched(2, ceilings, || {
-            for _ in 0..4 {
-                matmul(&a, Read::Plain, &b, Read::Plain)?;
-            }
-            Ok(())
-        })
-        .unwrap();
-        let share: f64 = found.ops.iter().map(|r| r.share).sum();
-        assert!((share - 1.0).abs() < 1e-9, "{share}");
-        // Other tests of this process may run ops meanwhile; these shapes are this one's.
-        let line = found.operands.iter().chain(&found.ops).find(|r| r.name == "matmul [37, 41] [41, 3]").expect("its line");
-        assert_eq!(line.calls, 2.0);
-        let (flops, bytes) = (2.0 * 37.0 * 41.0 * 3.0, 4.0 * (37.0 * 41.0 + 41.0 * 3.0 + 37.0 * 3.0));
-        assert!((line.gflops_per_second * 1e6 * line.milliseconds / (2.0 * flops) - 1.0).abs() < 1e-9);
-        assert!((line.gbytes_per_second * 1e6 * line.milliseconds / (2.0 * bytes) - 1.0).abs() < 1e-9);
-        assert!(rows_table(&found.ops).contains("between ops"));
+    fn lines_become_shares_and_rates() {
+        let line = |op, operands: &str, calls, seconds, flops, bytes| Line { op, operands: operands.into(), calls, seconds, flops, bytes };
+        let lines = [line("conv2d", "[1]", 4, 3.0, 6e9, 1e9), line("zip", "[3]", 2, 2.0, 0.0, 4e9), line("conv2d", "[2]", 2, 1.0, 6e9, 1e9)];
+        let found = Profile::of(&lines, 2, 8.0, Ceilings { bytes_per_second: 4e9, flops_per_second: 6e9 });
+        let seen: Vec<_> = found.ops.iter().map(|r| (r.name.as_str(), r.calls, r.milliseconds, r.share)).collect();
+        assert_eq!(seen, [("conv2d", 3.0, 2000.0, 0.5), ("zip", 1.0, 1000.0, 0.25), ("between ops", 0.0, 1000.0, 0.25)]);
+        assert_eq!((found.ops[0].gflops_per_second, found.ops[1].gbytes_per_second), (3.0, 2.0));
+        // Two seconds of products, and one second of bytes.
+        assert_eq!((found.ops[0].of_ceiling, found.ops[1].of_ceiling), (0.5, 0.5));
+        assert_eq!(found.operands.iter().map(|r| r.name.as_str()).collect::<Vec<_>>(), ["conv2d [1]", "zip [3]", "conv2d [2]"]);
+    }
+
+    /// Other tests of this process may run ops meanwhile; the shapes are this one's.
+    #[test]
+    fn an_op_says_what_it_did() {
+        let (a, b) = (Random::new(0, 0).normal(&[37, 41]), Random::new(0, 0).normal(&[41, 3]));
+        profile::start();
+        for _ in 0..4 {
+            matmul(&a, Read::Plain, &b, Read::Plain).unwrap();
+        }
+        let lines = profile::stop();
+        let line = lines.iter().find(|l| l.op == "matmul" && l.operands == "[37, 41] [41, 3]").expect("its line");
+        assert_eq!((line.calls, line.flops, line.bytes), (4, 4.0 * 2.0 * 37.0 * 41.0 * 3.0, 4.0 * 4.0 * (37.0 * 41.0 + 41.0 * 3.0 + 37.0 * 3.0)));
+        assert!(line.seconds > 0.0);
     }
 }
