@@ -111,6 +111,28 @@ macro_rules! unroll {
 /// Finished sums of a tile on their way out.
 type Lines<T, const MR: usize> = [[T; MAX_PANEL]; MR];
 
+/// Adds one run's products to the sums of a tile.
+///
+/// # Safety
+/// `run` after each window is inside the input, the panel has a line per value; the instruction set of `L` is present.
+#[inline(always)]
+unsafe fn multiply<L: Lanes, const MR: usize, const NV: usize>(windows: &[*const L::Item; MR], run: &Run, panel: *const L::Item, mut sum: [[L; NV]; MR]) -> [[L; NV]; MR] {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let mut line = [L::splat(L::Item::ZERO); NV];
+        let mut panel = panel;
+        for k in run.offset..run.offset + run.len {
+            unroll!(NV, J => { line[J] = L::load(panel.add(J * L::COUNT)); });
+            unroll!(MR, R => {
+                let v = L::splat(*windows[R].add(k));
+                unroll!(NV, J => { sum[R][J] = v.mul_add(line[J], sum[R][J]); });
+            });
+            panel = panel.add(NV * L::COUNT);
+        }
+        sum
+    }
+}
+
 /// # Safety
 /// The bounds that `gather` asserts hold, and the instruction set of `L` is present.
 #[inline(always)]
@@ -120,19 +142,17 @@ unsafe fn gather_body<L: Lanes, const MR: usize, const NV: usize>(job: &Gather<L
         // pixels and channels written are inside the exclusive `Columns`, and `scale` covers the same channels.
         unsafe {
             let mut sum = [[L::splat(L::Item::ZERO); NV]; MR];
-            let mut line = [L::splat(L::Item::ZERO); NV];
             let mut windows = [job.input.as_ptr(); MR];
-            let mut panel = job.panel.as_ptr();
-            for run in job.runs {
-                // A short tile repeats its last row; the repeats are computed and dropped.
-                unroll!(MR, R => { windows[R] = job.input.as_ptr().add(tile[R.min(tile.len() - 1)].input + run.offset); });
-                for k in 0..run.len {
-                    unroll!(NV, J => { line[J] = L::load(panel.add(J * L::COUNT)); });
-                    unroll!(MR, R => {
-                        let v = L::splat(*windows[R].add(k));
-                        unroll!(NV, J => { sum[R][J] = v.mul_add(line[J], sum[R][J]); });
-                    });
-                    panel = panel.add(NV * L::COUNT);
+            // A short tile repeats its last row; the repeats are computed and dropped.
+            unroll!(MR, R => { windows[R] = job.input.as_ptr().add(tile[R.min(tile.len() - 1)].input); });
+            if let [run] = job.runs {
+                // Apart, because sums of several runs are kept in memory between them.
+                sum = multiply(&windows, run, job.panel.as_ptr(), sum);
+            } else {
+                let mut panel = job.panel.as_ptr();
+                for run in job.runs {
+                    sum = multiply(&windows, run, panel, sum);
+                    panel = panel.add(run.len * NV * L::COUNT);
                 }
             }
             if width == NV * L::COUNT {
@@ -337,30 +357,33 @@ unsafe fn separable<L: Lanes, A: Axis<P, Q>, const P: usize, const Q: usize>(job
         // SAFETY: whole registers are valid at every place of `from`, and in `to` and `scale` unless it is the last one.
         unsafe {
             let mut middle = [[L::splat(L::Item::ZERO); P]; Q];
-            for x in 0..P {
+            unroll!(P, X => {
                 let mut column = [L::splat(L::Item::ZERO); P];
-                let from = job.from.as_ptr().add(x * job.from_pitch[1] + c);
+                let from = job.from.as_ptr().add(X * job.from_pitch[1] + c);
                 unroll!(P, Y => { column[Y] = L::load(from.add(Y * job.from_pitch[0])); });
                 let column = A::apply(column);
-                unroll!(Q, Y => { middle[Y][x] = column[Y]; });
-            }
+                unroll!(Q, Y => { middle[Y][X] = column[Y]; });
+            });
             let left = job.channels - c;
-            for (y, row) in middle.into_iter().enumerate().take(job.keep[0]) {
-                let row = A::apply(row);
-                let to = to.as_mut_ptr().add(y * job.to_pitch[0] + c);
-                let scale = job.scale.map(|s| s.as_ptr().add(c));
-                unroll!(Q, X => {
-                    if X < job.keep[1] {
-                        let to = to.add(X * job.to_pitch[1]);
-                        if left >= L::COUNT {
-                            finish(row[X], to, false, scale);
-                        } else {
-                            let mut line = [L::Item::ZERO; MAX_PANEL];
-                            row[X].store(line.as_mut_ptr());
-                            finish_some(&line[..left], to, false, scale);
-                        }
+            if left >= L::COUNT && job.keep == [Q; 2] {
+                let scale = job.scale.map(|s| L::load(s.as_ptr().add(c)));
+                unroll!(Q, Y => {
+                    let mut row = A::apply(middle[Y]);
+                    if let Some(scale) = scale {
+                        unroll!(Q, X => { row[X] = row[X].mul(scale); });
                     }
+                    let to = to.as_mut_ptr().add(Y * job.to_pitch[0] + c);
+                    unroll!(Q, X => { row[X].store(to.add(X * job.to_pitch[1])); });
                 });
+                continue;
+            }
+            let mut line = [L::Item::ZERO; MAX_PANEL];
+            for (y, row) in middle.into_iter().enumerate().take(job.keep[0]) {
+                for (x, sum) in A::apply(row).into_iter().enumerate().take(job.keep[1]) {
+                    sum.store(line.as_mut_ptr());
+                    let to = to.as_mut_ptr().add(y * job.to_pitch[0] + x * job.to_pitch[1] + c);
+                    finish_some(&line[..left.min(L::COUNT)], to, false, job.scale.map(|s| s.as_ptr().add(c)));
+                }
             }
         }
     }

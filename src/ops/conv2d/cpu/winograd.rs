@@ -30,7 +30,7 @@ const PASS_CHANNELS: usize = 192;
 /// stays in the L1 cache.
 const BLOCK_VALUES: usize = 4 << 20;
 const BLOCK_TILES: usize = 512;
-const PASS_TILES: usize = 256;
+const PASS_TILES: usize = 64;
 /// Weight gradient: output channels of one task.
 const GROUP_CHANNELS: usize = 96;
 
