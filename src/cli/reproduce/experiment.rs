@@ -75,6 +75,9 @@ pub(crate) struct ExperimentArgs {
     /// Adapted models, k
     #[arg(long)]
     models: Option<usize>,
+    /// Weight of the R1 penalty: that of the pre-trained model's training
+    #[arg(long)]
+    r1: Option<f64>,
     /// Iterations of each adaptation
     #[arg(long)]
     adapt_iterations: Option<u64>,
@@ -96,6 +99,9 @@ pub(crate) struct ExperimentArgs {
     /// Images for the distances
     #[arg(long)]
     fid_images: Option<usize>,
+    /// Runs with distances, the first ones
+    #[arg(long)]
+    fid_runs: Option<u64>,
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Folder for everything: configuration, models, outcomes, table.md, figures
@@ -142,6 +148,14 @@ impl ExperimentArgs {
             "--samples" samples <- self.samples,
             "--fid-images" fid_images <- self.fid_images,
         );
+        if let Some(runs) = self.fid_runs {
+            s.fid_runs = Some(runs);
+            given.push(format!("--fid-runs {runs}"));
+        }
+        if let Some(weight) = self.r1 {
+            s.hyper.r1_weight = weight;
+            given.push(format!("--r1 {weight}"));
+        }
         if !given.is_empty() {
             s.notes.push([given.join(", "), "this call".into(), "given as options, in place of the numbers above".into()]);
         }
@@ -181,7 +195,7 @@ impl ExperimentArgs {
             (None, None) => {
                 let network = self.network(experiment)?;
                 let data = self.data(network.size, "to pre-train; or give --model")?;
-                let state = trained(&self.out.join("pretrained.safetensors"), "pre-train", &data, &network, &hyper, settings.pretrain_iterations, self.seed, &device)?;
+                let state = trained(&self.out.join("pretrained.safetensors"), "pre-train", &data, &network, &settings, settings.pretrain_iterations, self.seed, &device)?;
                 (state, default_noise(&network))
             }
         };
@@ -243,7 +257,7 @@ impl ExperimentArgs {
         let data = self.data(config.size, "for the retrained reference; or give --retrained, or --retrain-iterations 0")?;
         let data = data.without_class(data.class(class)?)?;
         let file = self.out.join(format!("retrained_{class}.safetensors"));
-        let state = trained(&file, &format!("without {class}"), &data, config, &lab.settings.hyper, lab.settings.retrain_iterations, self.seed + 1, &lab.device)?;
+        let state = trained(&file, &format!("without {class}"), &data, config, &lab.settings, lab.settings.retrain_iterations, self.seed + 1, &lab.device)?;
         state.g_ema.to_device(&Device::Cpu).map(Some)
     }
 
@@ -334,7 +348,10 @@ impl ExperimentArgs {
 
 /// Trains a pair on a data set and a device, continuing the file if it is there.
 #[allow(clippy::too_many_arguments, reason = "each says another thing, and both calls name all")]
-fn trained(file: &Path, what: &str, data: &Dataset, network: &StyleGan2Config, hyper: &Hyper, iterations: u64, seed: u64, device: &Device) -> Result<GanState> {
+fn trained(file: &Path, what: &str, data: &Dataset, network: &StyleGan2Config, settings: &Settings, iterations: u64, seed: u64, device: &Device) -> Result<GanState> {
+    // The settings' EMA is that of the short stages.
+    let hyper = &Hyper { ema_decay: Hyper::default().ema_decay, ..settings.hyper.clone() };
+    let flip = if settings.mirror { Flip::Random } else { Flip::Never };
     let state = match file.exists() {
         true => Checkpoint::open(file)?.into_state(file, hyper, seed)?,
         false => GanState::init(network, hyper, seed),
@@ -342,7 +359,7 @@ fn trained(file: &Path, what: &str, data: &Dataset, network: &StyleGan2Config, h
     let mut state = state.to_device(device)?;
     let noise = default_noise(network);
     let trainer = Trainer::new(network, hyper.clone());
-    let mut batches = DatasetBatches::new(data, hyper.batch, Flip::Never, seed, state.iteration)?;
+    let mut batches = DatasetBatches::new(data, hyper.batch, flip, seed, state.iteration)?;
     let mut progress = Progress::new(what, state.iteration, iterations);
     training::run(&trainer, &mut state, &mut batches, &mut NoRegulariser, iterations, &mut |p| {
         let i = p.state.iteration;
@@ -408,7 +425,8 @@ fn markdown(experiment: Experiment, scale: Scale, lab: &Lab, classes: &[String],
     match &lab.extractor {
         Some(e) => {
             let real = s.real_images.map_or("all".into(), |n| n.to_string());
-            out += &format!("Distances: {fid}, {}, {} generated images, {real} real ones. ", e.protocol(), s.fid_images)
+            let runs = s.fid_runs.filter(|n| *n < s.runs).map_or(String::new(), |n| format!(", in the first {n} of the runs"));
+            out += &format!("Distances: {fid}, {}, {} generated images, {real} real ones{runs}. ", e.protocol(), s.fid_images)
         }
         None => out += "No Inception weights were given, so there is no FID. ",
     }

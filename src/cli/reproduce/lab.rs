@@ -324,7 +324,7 @@ impl Task<'_> {
             let text = std::fs::read_to_string(&file).map_err(|e| Error::io(&file, e))?;
             let outcome: Outcome = serde_json::from_str(&text).map_err(|e| Error::file(&file, format!("does not parse ({e}); remove it to measure again")))?;
             // A call that has Inception's weights completes what one without them measured.
-            if outcome.fid.is_some() || lab.extractor.is_none() || self.real.is_none() {
+            if outcome.fid.is_some() || self.features().is_none() || self.real.is_none() {
                 return Ok(outcome);
             }
         }
@@ -355,7 +355,8 @@ impl Task<'_> {
 
     fn features(&self) -> Option<Features<'_>> {
         let lab = self.lab;
-        lab.extractor.as_ref().map(|extractor| Features { extractor, batch: lab.batch, images: lab.settings.fid_images })
+        let extractor = lab.extractor.as_ref().filter(|_| lab.settings.fid_runs.is_none_or(|runs| self.run < runs));
+        extractor.map(|extractor| Features { extractor, batch: lab.batch, images: lab.settings.fid_images })
     }
 
     /// Inception statistics of the retrained reference, for Ret-FID.

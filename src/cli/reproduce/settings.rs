@@ -34,6 +34,11 @@ impl Experiment {
             Experiment::Afhq => &paper::AFHQ,
         }
     }
+
+    /// Faces are mirrored in pre-training (the official train.py); digits would become others.
+    fn mirrors(self) -> bool {
+        self != Experiment::Mnist
+    }
 }
 
 /// The strength of a repulsion loss.
@@ -69,6 +74,8 @@ pub(super) struct Settings {
     pub adapt_iterations: u64,
     pub unlearn_iterations: u64,
     pub pretrain_iterations: u64,
+    /// Training images are mirrored at random.
+    pub mirror: bool,
     pub retrain_iterations: u64,
     pub strength: Strength,
     pub extrapolation: f64,
@@ -78,6 +85,8 @@ pub(super) struct Settings {
     pub fid_images: usize,
     /// Real images for the distances; none: all.
     pub real_images: Option<usize>,
+    /// Runs whose generators are compared with them, the first ones; none: all.
+    pub fid_runs: Option<u64>,
     pub runs: u64,
     /// Number, source, reason.
     #[serde(skip)]
@@ -109,12 +118,12 @@ fn note(number: impl Into<String>, source: &str, reason: &str) -> [String; 3] {
 impl Settings {
     pub fn of(experiment: Experiment, scale: Scale) -> Settings {
         match scale {
-            Scale::Small => Settings::small(),
+            Scale::Small => Settings::small(experiment),
             Scale::Paper => Settings::paper(experiment),
         }
     }
 
-    fn small() -> Settings {
+    fn small(experiment: Experiment) -> Settings {
         let hyper = Hyper { ema_decay: 0.98, r1_weight: 1.0, ..Hyper::default() };
         Settings {
             unlearn_lr: hyper.lr / 2.0,
@@ -125,6 +134,7 @@ impl Settings {
             adapt_iterations: 120,
             unlearn_iterations: 400,
             pretrain_iterations: 20_000,
+            mirror: experiment.mirrors(),
             retrain_iterations: 0,
             strength: Strength::Matched(SMALL_PULLS),
             extrapolation: 1.0,
@@ -133,6 +143,7 @@ impl Settings {
             samples: 5000,
             fid_images: 500,
             real_images: Some(2000),
+            fid_runs: Some(1),
             runs: 3,
             notes: vec![
                 note("batch 16, lr 0.002, R1 every 16, path 2/4, mixing 0.9", "paper", "the official code's training loop"),
@@ -150,7 +161,7 @@ impl Settings {
                 ),
                 note(GIVEN_FAKES.0, "ours", GIVEN_FAKES.1),
                 note("extrapolation γ 1", "official code", "extrapolate.py's evaluated model"),
-                note("5000 latents; 500 generated and 2000 real images for FID", "ours", "time; the paper takes 15,000 latents and 10,000 images"),
+                note("5000 latents; 500 generated and 2000 real images for FID, in the first run", "ours", "time; the paper takes 15,000 latents and 10,000 images"),
             ],
             hyper,
         }
@@ -178,6 +189,7 @@ impl Settings {
             adapt_iterations: adapt,
             unlearn_iterations: unlearn,
             pretrain_iterations: pretrain,
+            mirror: experiment.mirrors(),
             retrain_iterations: retrain,
             strength: Strength::Given { distance: Distance::Official, el2, nl2, il2 },
             extrapolation: 1.0,
@@ -186,6 +198,7 @@ impl Settings {
             samples: 15_000,
             fid_images: if experiment == Experiment::CelebaHq { 20_000 } else { 10_000 },
             real_images: None,
+            fid_runs: None,
             runs: 3,
             notes: vec![
                 note("batch 16, lr 0.002, R1 10/16, path 2/4, mixing 0.9, EMA half-life 312 iterations", "paper", "the official code's training loop"),
