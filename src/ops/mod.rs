@@ -14,6 +14,7 @@ pub mod reduce;
 pub mod resize;
 pub mod upfirdn2d;
 
+use crate::device::cpu::keep_awake;
 use crate::device::profile::{self, Work};
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
@@ -33,6 +34,7 @@ pub(crate) fn same_kind(op: &'static str, tensors: &[&Tensor]) -> Result<()> {
 
 /// Runs an op of the CPU, which a profile may be watching. `flops`: as `Work` counts them.
 pub(crate) fn on_cpu(op: &'static str, inputs: &[&Tensor], flops: usize, job: impl FnOnce() -> Tensor) -> Tensor {
+    keep_awake();
     profile::op(op, job, |output| Work {
         operands: inputs.iter().map(|t| format!("{:?}", t.shape())).collect::<Vec<_>>().join(" "),
         flops: flops as f64,
