@@ -530,6 +530,7 @@ fn wrong_numbers() {
     folder.refused(&with(&adapt, &["--models", "0"]), &["--models", "k ≥ 1"]);
     folder.refused(&with(&adapt, &["--device", "cpu", "--gpus", "2"]), &["--gpus", "CPU"]);
     folder.refused(&["demo", "--models", "0"], &["--models", "k ≥ 1"]);
+    folder.refused(&["demo", "--device", "cpu", "--streams", "2"], &["--streams", "CPU"]);
     folder.refused(&UNLEARN[..5].iter().copied().chain(["--out", "x"]).collect::<Vec<_>>(), &["--adapted", "--repulsion none"]);
     folder.refused(&with(&adapt, &["--lambda", "nan"]), &["--lambda"]);
     folder.refused(&["sample", "--model", "run/model.safetensors", "--out", "a.jpg"], &["--out", ".png"]);
@@ -667,7 +668,7 @@ fn the_evidence_on_a_gpu() {
     std::fs::copy(folder.path("feedback.npz"), run.join("feedback.npz")).unwrap();
     let table = ["reproduce", "mnist", "--model", "run/model.safetensors", "--classifier", "lenet.safetensors", "--classes", class, "--out", "table", "--retrained"];
     let retrained = format!("{class}=run/model.safetensors");
-    let short = ["--runs", "1", "--models", "1", "--adapt-iterations", "1", "--iterations", "1", "--samples", "10"];
+    let short = ["--streams", "2", "--runs", "1", "--models", "1", "--adapt-iterations", "1", "--iterations", "1", "--samples", "10"];
     let found = on_gpu(&with(&with(&table, &[&retrained]), &short));
     assert_eq!(found["outcomes"].as_array().map(Vec::len), Some(12), "{found}");
 }

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use clap::Args;
 use serde::Serialize;
 
-use super::Global;
+use super::{Global, SideBySide};
 use super::model::{check_feedback, read_feedback, read_state};
 use super::output::{Progress, summary};
 use super::run_folder::{RunFolder, interrupted};
@@ -72,12 +72,8 @@ pub(crate) struct Adapt {
     stage: StageOptions,
     #[command(flatten)]
     hyper: HyperArgs,
-    /// GPUs to adapt on side by side, from that of --device on
-    #[arg(long, default_value_t = 1)]
-    gpus: usize,
-    /// Adaptations at a time on each GPU: small networks fill it together
-    #[arg(long, default_value_t = 1)]
-    streams: usize,
+    #[command(flatten)]
+    side_by_side: SideBySide,
     /// Folder for adapted_0.safetensors …
     #[arg(long)]
     out: PathBuf,
@@ -121,7 +117,7 @@ impl AdaptOptions {
 impl Adapt {
     pub fn run(&self, global: &Global) -> Result<()> {
         let begin = std::time::Instant::now();
-        let devices = global.open_several(self.gpus, self.streams)?;
+        let devices = global.open_several(&self.side_by_side)?;
         let hyper = self.hyper.hyper()?;
         let spec = self.options.spec(self.iterations, &self.stage)?;
         let (pretrained, noise) = read_state(&self.model, &hyper, self.stage.seed)?;

@@ -14,7 +14,8 @@ use super::evaluate::{Bench, Report, histogram_table, show_distance};
 use super::model::{check_feedback, class_of, classifier_of};
 use super::output::{Progress, summary, table};
 use super::sample::images_of;
-use super::{Global, run_folder};
+use super::{Global, SideBySide, run_folder};
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::io::{atomic, image, safetensors};
 use crate::metrics::class_statistics::ClassStatistics;
@@ -78,6 +79,8 @@ pub(crate) struct Demo {
     /// Decay α of EL2
     #[arg(long, default_value_t = 0.0004, allow_negative_numbers = true)]
     alpha: f64,
+    #[command(flatten)]
+    side_by_side: SideBySide,
     /// Shared latents of the evaluation
     #[arg(long, default_value_t = 5000)]
     evaluate: usize,
@@ -135,7 +138,8 @@ impl Stopwatch {
 impl Demo {
     pub fn run(&self, global: &Global) -> Result<()> {
         let begin = std::time::Instant::now();
-        let device = global.open()?;
+        let devices = global.open_several(&self.side_by_side)?;
+        let device = devices[0].clone();
         let mut watch = Stopwatch(begin);
         if self.evaluate == 0 {
             return Err(Error::config("--evaluate", "must be at least 1"));
@@ -158,10 +162,10 @@ impl Demo {
         let seconds_feedback = watch.lap();
 
         let adapting = Trainer::new(&original.config, hyper);
-        let adapted = self.adapt(&adapting, &original, &feedback, &adapt_spec)?;
+        let adapted = self.adapt(&devices, &adapting, &original, &feedback, &adapt_spec)?;
         let seconds_adapt = watch.lap();
         let unlearning = Trainer::new(&original.config, unlearn_hyper);
-        let states = self.unlearn(&unlearning, &original, &adapted, &feedback, &specs)?;
+        let states = self.unlearn(&devices, &unlearning, &original, &adapted, &feedback, &specs)?;
         let seconds_unlearn = watch.lap();
 
         let bench = Bench { device: &device, g: &g, classifier: &embedded.classifier, class, n: self.evaluate, seed: self.seed };
@@ -240,22 +244,24 @@ impl Demo {
         Ok(feedback)
     }
 
-    fn adapt(&self, trainer: &Trainer, original: &GanState, feedback: &Feedback, spec: &AdaptSpec) -> Result<Vec<ParamSlab>> {
+    fn adapt(&self, devices: &[Device], trainer: &Trainer, original: &GanState, feedback: &Feedback, spec: &AdaptSpec) -> Result<Vec<ParamSlab>> {
         let watch = Watched::new("adapt", spec.iterations * spec.models as u64);
-        let adapted = side_by_side(&[original.device()], spec.models, |_, j| {
+        let adapted = side_by_side(devices, spec.models, |device, j| {
+            let original = original.to_device(device)?;
             let mut batches = TensorBatches::new(&feedback.images, feedback.negatives(), trainer.hyper.batch, model_seed(spec.seed, j), 0)?;
-            let state = adapt(trainer, original, &mut batches, spec, j, None, &mut |p| watch.step(p))?;
-            Ok(state.g_ema)
+            let state = adapt(trainer, &original, &mut batches, spec, j, None, &mut |p| watch.step(p))?;
+            state.g_ema.to_device(&devices[0])
         })?;
         watch.finish();
         Ok(adapted)
     }
 
-    fn unlearn(&self, trainer: &Trainer, original: &GanState, adapted: &[ParamSlab], feedback: &Feedback, specs: &[UnlearnSpec]) -> Result<Vec<GanState>> {
+    fn unlearn(&self, devices: &[Device], trainer: &Trainer, original: &GanState, adapted: &[ParamSlab], feedback: &Feedback, specs: &[UnlearnSpec]) -> Result<Vec<GanState>> {
         let watch = Watched::new("unlearn", self.iterations * specs.len() as u64);
-        let states = side_by_side(&[original.device()], specs.len(), |_, i| {
+        let states = side_by_side(devices, specs.len(), |device, i| {
+            let original = original.to_device(device)?;
             let mut batches = MarkedBatches::new(feedback, &trainer.hyper, specs[i].seed, 0)?;
-            unlearn(trainer, original, adapted, &mut batches, &specs[i], None, &mut |p| watch.step(p))
+            unlearn(trainer, &original, adapted, &mut batches, &specs[i], None, &mut |p| watch.step(p))?.to_device(&devices[0])
         })?;
         watch.finish();
         Ok(states)

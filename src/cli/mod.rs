@@ -56,6 +56,17 @@ pub(crate) struct Global {
     json: bool,
 }
 
+/// Options of commands that train several networks.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct SideBySide {
+    /// GPUs to train on side by side, from that of --device on
+    #[arg(long, default_value_t = 1)]
+    gpus: usize,
+    /// Networks at a time on each GPU: small ones fill it together
+    #[arg(long, default_value_t = 1)]
+    streams: usize,
+}
+
 impl Global {
     /// The device to run on. Where there is a driver that `auto` cannot use, its user is told.
     fn open(&self) -> Result<Device> {
@@ -72,7 +83,8 @@ impl Global {
     }
 
     /// So many GPUs from that of `open` on, each so many times, or the CPU.
-    fn open_several(&self, gpus: usize, streams: usize) -> Result<Vec<Device>> {
+    fn open_several(&self, SideBySide { gpus, streams }: &SideBySide) -> Result<Vec<Device>> {
+        let (gpus, streams) = (*gpus, *streams);
         let first = self.open()?;
         match &first {
             _ if gpus == 0 || streams == 0 => Err(Error::config("--gpus, --streams", "must be at least 1")),

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::lab::{Lab, Method, Outcome, Task};
 use super::paper::{Cell, NOT_RUN, WHY_NOT_RUN};
 use super::settings::{Experiment, Scale, Settings};
-use crate::cli::Global;
+use crate::cli::{Global, SideBySide};
 use crate::cli::demo::Embedded;
 use crate::cli::evaluate::Real;
 use crate::cli::fid::{Chosen, InceptionOptions, Side, Taker};
@@ -51,6 +51,8 @@ pub(crate) struct ExperimentArgs {
     classifier: Option<PathBuf>,
     #[command(flatten)]
     inception: InceptionOptions,
+    #[command(flatten)]
+    side_by_side: SideBySide,
     /// A model trained without a class, as CLASS=FILE (repeatable); else one is trained for --retrain-iterations
     #[arg(long, value_name = "CLASS=FILE")]
     retrained: Vec<String>,
@@ -175,7 +177,8 @@ impl ExperimentArgs {
     }
 
     /// The pair that everything starts from, its noise buffers, who judges, and class statistics that come with it.
-    fn lab(&self, experiment: Experiment, settings: Settings, device: Device) -> Result<Lab> {
+    fn lab(&self, experiment: Experiment, settings: Settings, devices: Vec<Device>) -> Result<Lab> {
+        let device = &devices[0];
         let embedded = (experiment == Experiment::Mnist).then(Embedded::load).transpose()?;
         let (mut embedded_model, mut embedded_judge) = (None, None);
         if let Some(e) = embedded {
@@ -195,7 +198,7 @@ impl ExperimentArgs {
             (None, None) => {
                 let network = self.network(experiment)?;
                 let data = self.data(network.size, "to pre-train; or give --model")?;
-                let state = trained(&self.out.join("pretrained.safetensors"), "pre-train", &data, &network, &settings, settings.pretrain_iterations, self.seed, &device)?;
+                let state = trained(&self.out.join("pretrained.safetensors"), "pre-train", &data, &network, &settings, settings.pretrain_iterations, self.seed, device)?;
                 (state, default_noise(&network))
             }
         };
@@ -204,13 +207,13 @@ impl ExperimentArgs {
             (None, Some((classifier, statistics))) => (classifier, Some(statistics)),
             (None, None) => return Err(Error::config("--classifier", "is needed: it gives the feedback and judges; train one with `recant classifier train`")),
         };
-        let (original, classifier) = (original.to_device(&device)?, classifier.to_device(&device)?);
+        let (original, classifier) = (original.to_device(device)?, classifier.to_device(device)?);
         let by_class = match (own_statistics, &self.data) {
             (Some(statistics), _) => Some(statistics),
             (None, Some(data)) => Real::of(data)?.by_class(&classifier)?,
             (None, None) => None,
         };
-        let extractor = self.inception.extractor(Some(original.config.size), &device)?;
+        let extractor = self.inception.extractor(Some(original.config.size), device)?;
         Ok(Lab {
             generator: Generator::new(original.config.clone()),
             one_at_a_time: self.scale == Scale::Paper,
@@ -218,7 +221,7 @@ impl ExperimentArgs {
             seed: self.seed,
             settings,
             start: original.g_ema.to_device(&Device::Cpu)?,
-            device,
+            devices,
             original,
             noise,
             classifier,
@@ -257,7 +260,7 @@ impl ExperimentArgs {
         let data = self.data(config.size, "for the retrained reference; or give --retrained, or --retrain-iterations 0")?;
         let data = data.without_class(data.class(class)?)?;
         let file = self.out.join(format!("retrained_{class}.safetensors"));
-        let state = trained(&file, &format!("without {class}"), &data, config, &lab.settings, lab.settings.retrain_iterations, self.seed + 1, &lab.device)?;
+        let state = trained(&file, &format!("without {class}"), &data, config, &lab.settings, lab.settings.retrain_iterations, self.seed + 1, lab.device())?;
         state.g_ema.to_device(&Device::Cpu).map(Some)
     }
 
@@ -273,7 +276,7 @@ impl ExperimentArgs {
     }
 
     pub(super) fn run(&self, global: &Global, experiment: Experiment) -> Result<()> {
-        let device = global.open()?;
+        let devices = global.open_several(&self.side_by_side)?;
         let start = std::time::Instant::now();
         let settings = self.settings(experiment)?;
         let table = experiment.table();
@@ -289,7 +292,7 @@ impl ExperimentArgs {
         // Checked before anything is written.
         self.source()?;
         let mut folder = RunFolder::create(&self.out, self.resume, &config, &[])?;
-        let lab = self.lab(experiment, settings, device)?;
+        let lab = self.lab(experiment, settings, devices)?;
         let classes: Vec<String> = if self.classes.is_empty() { table.classes.iter().map(|c| c.to_string()).collect() } else { self.classes.clone() };
         let methods = if self.methods.is_empty() { Method::ALL.to_vec() } else { self.methods.clone() };
         let numbers = classes.iter().map(|c| class_of(&lab.classifier, c)).collect::<Result<Vec<_>>>()?;
@@ -317,7 +320,7 @@ impl ExperimentArgs {
         atomic::write_bytes(&folder.file("table.md"), text.as_bytes())?;
         println!("\n{text}");
         println!("table and figures: {}", self.out.display());
-        summary(global, &serde_json::json!({"outcomes": outcomes, "out": self.out, "seconds": start.elapsed().as_secs_f64(), "device": lab.device.to_string()}));
+        summary(global, &serde_json::json!({"outcomes": outcomes, "out": self.out, "seconds": start.elapsed().as_secs_f64(), "device": lab.device().to_string()}));
         Ok(())
     }
 
@@ -333,7 +336,7 @@ impl ExperimentArgs {
         let chosen: Vec<usize> = negative.into_iter().take(half).chain(positive).take(COLUMNS).collect();
         let z = gather_rows(&latents, &chosen)?;
         let grid = |name: &str, slabs: &[&ParamSlab]| {
-            let rows = slabs.iter().map(|s| images_of(&lab.generator, &s.to_device(&lab.device)?, &z, seed)).collect::<Result<Vec<_>>>()?;
+            let rows = slabs.iter().map(|s| images_of(&lab.generator, &s.to_device(lab.device())?, &z, seed)).collect::<Result<Vec<_>>>()?;
             image::write_grid(task.folder.join(name), &concat(&rows.iter().collect::<Vec<_>>(), 0)?, chosen.len())
         };
         let rows: Vec<&ParamSlab> = std::iter::once(&lab.start).chain(generators.iter().map(|(_, s)| s)).collect();

@@ -110,10 +110,11 @@ pub(super) struct Outcome {
 /// See the module.
 pub(super) struct Lab {
     pub settings: Settings,
-    /// Where everything runs. Slabs between the stages are on the host, as in their files.
-    pub device: Device,
+    /// Where networks train, each on one; all else runs on the first. Slabs between the stages are on the host, as in
+    /// their files.
+    pub devices: Vec<Device>,
     pub generator: Generator,
-    /// The pre-trained pair, on the device.
+    /// The pre-trained pair, on the first device.
     pub original: GanState,
     /// Its EMA generator on the host.
     pub start: ParamSlab,
@@ -152,8 +153,16 @@ pub(super) struct Stage1 {
 }
 
 impl Lab {
-    fn all<T: Send>(&self, n: usize, job: impl Fn(usize) -> Result<T> + Sync) -> Result<Vec<T>> {
-        if self.one_at_a_time { (0..n).map(job).collect() } else { side_by_side(std::slice::from_ref(&self.device), n, |_, i| job(i)) }
+    /// Calls `job(device, i)` for `0..n`, several at a time where that is faster.
+    pub fn all<T: Send>(&self, n: usize, job: impl Fn(&Device, usize) -> Result<T> + Sync) -> Result<Vec<T>> {
+        match &self.devices[..] {
+            [only] if self.one_at_a_time => (0..n).map(|i| job(only, i)).collect(),
+            devices => side_by_side(devices, n, job),
+        }
+    }
+
+    pub fn device(&self) -> &Device {
+        &self.devices[0]
     }
 
     fn save(&self, path: &Path, slab: &ParamSlab) -> Result<()> {
@@ -181,7 +190,7 @@ impl Lab {
 
     /// Judges a generator on the run's latents.
     pub fn bench(&self, class: usize, run: u64) -> Bench<'_> {
-        Bench { device: &self.device, g: &self.generator, classifier: &self.classifier, class, n: self.settings.samples, seed: self.seed + run }
+        Bench { device: self.device(), g: &self.generator, classifier: &self.classifier, class, n: self.settings.samples, seed: self.seed + run }
     }
 }
 
@@ -238,13 +247,13 @@ impl Task<'_> {
         };
         let trainer = Trainer::new(&lab.original.config, s.hyper.clone());
         let watch = Watched::new("adapt", spec.iterations * spec.models as u64);
-        let adapted = lab.all(spec.models, |j| {
+        let adapted = lab.all(spec.models, |device, j| {
             let file = self.file(&format!("adapted_{j}.safetensors"));
             if file.exists() {
                 return Ok(Checkpoint::open(&file)?.g_ema);
             }
             let mut batches = TensorBatches::new(&feedback.images, feedback.negatives(), trainer.hyper.batch, model_seed(spec.seed, j), 0)?;
-            let state = adapt(&trainer, &lab.original, &mut batches, &spec, j, None, &mut |p| watch.step(p))?;
+            let state = adapt(&trainer, &lab.original.to_device(device)?, &mut batches, &spec, j, None, &mut |p| watch.step(p))?;
             let adapted = state.g_ema.to_device(&Device::Cpu)?;
             lab.save(&file, &adapted)?;
             Ok(adapted)
@@ -258,12 +267,12 @@ impl Task<'_> {
         let lab = self.lab;
         let methods: Vec<Method> = methods.iter().copied().filter(|m| *m != Method::Retraining || self.retrained.is_some()).collect();
         let watch = Watched::new("unlearn", lab.settings.unlearn_iterations * methods.len() as u64);
-        let slabs = lab.all(methods.len(), |i| {
+        let slabs = lab.all(methods.len(), |device, i| {
             let file = self.file(&format!("{}.safetensors", methods[i].key()));
             if file.exists() {
                 return Ok(Checkpoint::open(&file)?.g_ema);
             }
-            let slab = self.generator(methods[i], stage1, &watch)?;
+            let slab = self.generator(methods[i], stage1, device, &watch)?;
             lab.save(&file, &slab)?;
             Ok(slab)
         })?;
@@ -271,26 +280,26 @@ impl Task<'_> {
         Ok(methods.into_iter().zip(slabs).collect())
     }
 
-    fn generator(&self, method: Method, stage1: &Stage1, watch: &Watched) -> Result<ParamSlab> {
+    fn generator(&self, method: Method, stage1: &Stage1, device: &Device, watch: &Watched) -> Result<ParamSlab> {
         let s = &self.lab.settings;
         let trained = Trained::default_of(&self.lab.original.config);
         match method {
             Method::Retraining => Ok(self.retrained.expect("left out without one").clone()),
             Method::Extrapolation => extrapolate(&self.lab.start, &stage1.adapted, s.extrapolation),
-            Method::PositivesOnly => self.unlearned(None, 0, stage1, watch),
-            Method::El2 => self.unlearned(Some(stage1.kinds[0]), 0, stage1, watch),
-            Method::El2Given => self.unlearned(Some(stage1.kinds[0]), s.given_fakes, stage1, watch),
-            Method::Nl2 => self.unlearned(Some(stage1.kinds[1]), 0, stage1, watch),
-            Method::Il2 => self.unlearned(Some(stage1.kinds[2]), 0, stage1, watch),
-            Method::Ewc => self.baseline(Baseline::Ewc { lambda: s.lambda, fisher: FisherSpec::default() }, stage1, watch),
-            Method::L1 => self.baseline(Baseline::L1 { strength: s.l1 }, stage1, watch),
-            Method::CfK => self.baseline(Baseline::CfK { trained }, stage1, watch),
-            Method::EuK => self.baseline(Baseline::EuK { trained }, stage1, watch),
+            Method::PositivesOnly => self.unlearned(None, 0, stage1, device, watch),
+            Method::El2 => self.unlearned(Some(stage1.kinds[0]), 0, stage1, device, watch),
+            Method::El2Given => self.unlearned(Some(stage1.kinds[0]), s.given_fakes, stage1, device, watch),
+            Method::Nl2 => self.unlearned(Some(stage1.kinds[1]), 0, stage1, device, watch),
+            Method::Il2 => self.unlearned(Some(stage1.kinds[2]), 0, stage1, device, watch),
+            Method::Ewc => self.baseline(Baseline::Ewc { lambda: s.lambda, fisher: FisherSpec::default() }, stage1, device, watch),
+            Method::L1 => self.baseline(Baseline::L1 { strength: s.l1 }, stage1, device, watch),
+            Method::CfK => self.baseline(Baseline::CfK { trained }, stage1, device, watch),
+            Method::EuK => self.baseline(Baseline::EuK { trained }, stage1, device, watch),
         }
     }
 
     /// Stage 2 with a given repulsion and so many marked negatives among a batch's fakes.
-    pub fn unlearned(&self, repulsion: Option<Kind>, given_fakes: usize, stage1: &Stage1, watch: &Watched) -> Result<ParamSlab> {
+    pub fn unlearned(&self, repulsion: Option<Kind>, given_fakes: usize, stage1: &Stage1, device: &Device, watch: &Watched) -> Result<ParamSlab> {
         let s = &self.lab.settings;
         let trainer = self.lab.unlearner(given_fakes)?;
         let spec = UnlearnSpec {
@@ -303,16 +312,16 @@ impl Task<'_> {
             seed: self.seed(),
         };
         let mut batches = MarkedBatches::new(&stage1.feedback, &trainer.hyper, self.seed(), 0)?;
-        let state = unlearn(&trainer, &self.lab.original, &stage1.adapted, &mut batches, &spec, None, &mut |p| watch.step(p))?;
+        let state = unlearn(&trainer, &self.lab.original.to_device(device)?, &stage1.adapted, &mut batches, &spec, None, &mut |p| watch.step(p))?;
         state.g_ema.to_device(&Device::Cpu)
     }
 
-    fn baseline(&self, kind: Baseline, stage1: &Stage1, watch: &Watched) -> Result<ParamSlab> {
+    fn baseline(&self, kind: Baseline, stage1: &Stage1, device: &Device, watch: &Watched) -> Result<ParamSlab> {
         let s = &self.lab.settings;
         let trainer = self.lab.unlearner(0)?;
         let spec = BaselineSpec { baseline: kind, iterations: s.unlearn_iterations, optimiser: Optimiser::Restore, start: Start::Ema, seed: self.seed() };
         let mut batches = MarkedBatches::new(&stage1.feedback, &trainer.hyper, self.seed(), 0)?;
-        baseline(&trainer, &self.lab.original, &mut batches, &spec, None, &mut |p| watch.step(p))?.g_ema.to_device(&Device::Cpu)
+        baseline(&trainer, &self.lab.original.to_device(device)?, &mut batches, &spec, None, &mut |p| watch.step(p))?.g_ema.to_device(&Device::Cpu)
     }
 
     /// The outcome in the folder, or measured now. `before`: images of the class that the original makes.

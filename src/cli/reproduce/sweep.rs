@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::chart::{Curve, Point, pul_against_distance};
 use super::lab::{Lab, Outcome, Stage1, Task};
 use super::settings::{Experiment, Pulls, Scale, Settings, matched};
-use crate::cli::Global;
+use crate::cli::{Global, SideBySide};
 use crate::cli::demo::{Embedded, Watched};
 use crate::cli::evaluate::Bench;
 use crate::cli::model::class_of;
@@ -58,6 +58,8 @@ pub(crate) struct Sweep {
     /// Latents of the evaluation, and of the rule
     #[arg(long)]
     samples: Option<usize>,
+    #[command(flatten)]
+    side_by_side: SideBySide,
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Folder for models, outcomes and sweep.svg
@@ -101,17 +103,17 @@ fn chosen(trials: &[&Trial], without: f64) -> Option<usize> {
 }
 
 impl Sweep {
-    fn lab(&self, settings: Settings, device: Device) -> Result<Lab> {
+    fn lab(&self, settings: Settings, devices: Vec<Device>) -> Result<Lab> {
         let e = Embedded::load()?;
         let noise = e.model.noise.clone();
-        let original = e.model.into_state(std::path::Path::new("the embedded model"), &settings.hyper, self.seed)?.to_device(&device)?;
+        let original = e.model.into_state(std::path::Path::new("the embedded model"), &settings.hyper, self.seed)?.to_device(&devices[0])?;
         Ok(Lab {
             generator: Generator::new(original.config.clone()),
             start: original.g_ema.to_device(&Device::Cpu)?,
             original,
             noise,
-            classifier: e.classifier.to_device(&device)?,
-            device,
+            classifier: e.classifier.to_device(&devices[0])?,
+            devices,
             by_class: Some(e.statistics),
             extractor: None,
             batch: 1,
@@ -138,7 +140,7 @@ impl Sweep {
 
     pub fn run(&self, global: &Global) -> Result<()> {
         let start = std::time::Instant::now();
-        let device = global.open()?;
+        let devices = global.open_several(&self.side_by_side)?;
         for (option, list) in [("--pulls", &self.pulls), ("--alphas", &self.alphas)] {
             if list.is_empty() || list.iter().any(|v| !(v.is_finite() && *v > 0.0)) {
                 return Err(Error::config(option, "needs positive numbers"));
@@ -154,7 +156,7 @@ impl Sweep {
         described.as_object_mut().expect("a struct").remove("strength");
         let config = serde_json::json!({"command": "reproduce sweep", "class": self.class, "pulls": self.pulls, "alphas": self.alphas, "settings": described, "seed": self.seed});
         let mut folder = RunFolder::create(&self.out, self.resume, &config, &["pulls", "alphas"])?;
-        let lab = self.lab(settings, device)?;
+        let lab = self.lab(settings, devices)?;
         let class = class_of(&lab.classifier, &self.class)?;
         let task = Task { lab: &lab, class, run: 0, folder: self.out.clone(), real: None, retrained: None };
         let stage1 = task.stage1()?;
@@ -174,7 +176,7 @@ impl Sweep {
         }
         self.choose(&mut trials);
         self.report(&trials)?;
-        summary(global, &serde_json::json!({"d0": d0, "trials": trials, "out": self.out, "seconds": start.elapsed().as_secs_f64(), "device": lab.device.to_string()}));
+        summary(global, &serde_json::json!({"d0": d0, "trials": trials, "out": self.out, "seconds": start.elapsed().as_secs_f64(), "device": lab.device().to_string()}));
         Ok(())
     }
 
@@ -182,12 +184,12 @@ impl Sweep {
     fn generators(&self, task: &Task, stage1: &Stage1, all: &[Setting]) -> Result<Vec<Option<ParamSlab>>> {
         let lab = task.lab;
         let watch = Watched::new("unlearn", lab.settings.unlearn_iterations * all.len() as u64);
-        let slabs = crate::unlearning::schedule::side_by_side(std::slice::from_ref(&lab.device), all.len(), |_, i| {
+        let slabs = lab.all(all.len(), |device, i| {
             let file = self.out.join(format!("{}.safetensors", all[i].key));
             if file.exists() {
                 return Ok(Some(Checkpoint::open(&file)?.g_ema));
             }
-            match task.unlearned(all[i].kind, 0, stage1, &watch) {
+            match task.unlearned(all[i].kind, 0, stage1, device, &watch) {
                 Ok(slab) => save_generator(&file, lab.generator.config(), &slab, &lab.noise, &Default::default()).map(|()| Some(slab)),
                 Err(Error::Diverged { problem, .. }) => {
                     eprintln!("{} {}: {problem}", all[i].loss, all[i].name);
