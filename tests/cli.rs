@@ -283,7 +283,7 @@ fn evaluation_with_fid_ret_fid_and_drift() {
 #[test]
 fn a_table_of_the_paper_and_its_resumption() {
     let folder = Folder::new();
-    let short = ["--feedback", "60", "--models", "1", "--adapt-iterations", "2", "--iterations", "2", "--samples", "60", "--runs", "2", "--json"];
+    let short = ["--feedback", "60", "--models", "1", "--adapt-iterations", "2", "--iterations", "2", "--samples", "60", "--fid-images", "4", "--runs", "2", "--json"];
     let common = with(&["reproduce", "mnist", "--classes", "1", "--out", "table"], &short);
     let first = json(folder.ok(&common));
     let outcomes = first["outcomes"].as_array().unwrap();
@@ -303,6 +303,16 @@ fn a_table_of_the_paper_and_its_resumption() {
     let second = json(folder.ok(&with(&common, &["--resume"])));
     assert_eq!(second["outcomes"], first["outcomes"]);
     assert_eq!(std::fs::metadata(folder.path("table/1/run_1/el2.safetensors")).unwrap().modified().unwrap(), trained, "not trained again");
+
+    // A reference and Inception's weights that come later complete what is there, in the first run.
+    write_stem(&folder);
+    let later = ["--resume", "--methods", "el2", "--retrained", "1=table/1/run_1/el2.safetensors"];
+    let third = json(folder.ok(&with(&with(&common, &later), &STEM)));
+    for outcome in third["outcomes"].as_array().unwrap() {
+        let before = outcomes.iter().find(|o| ["run", "method"].iter().all(|key| o[key] == outcome[key])).unwrap();
+        assert_eq!((&outcome["pul"], &outcome["histogram"]), (&before["pul"], &before["histogram"]));
+        assert_eq!(outcome["ret_fid"].is_number(), outcome["run"] == 0 && !outcome["method"].is_null(), "{outcome}");
+    }
 
     folder.refused(&["reproduce", "afhq", "--out", "x"], &["--data", "pre-train"]);
     folder.refused(&["reproduce", "mnist", "--classes", "12", "--out", "y"], &["12", "0, 1, 2"]);

@@ -329,13 +329,25 @@ impl Task<'_> {
         let name = method.map_or("Original", Method::name);
         let file = self.file(&format!("{}.json", method.map_or("original".into(), Method::key)));
         let lab = self.lab;
+        let save = |outcome: &Outcome| atomic::write_bytes(&file, &serde_json::to_vec_pretty(outcome).expect("plain data"));
+        // A model has no distance to itself.
+        let reference = reference.filter(|_| method != Some(Method::Retraining));
+        let distance = |own: &Option<Statistics>, to: Option<&Statistics>| match (&lab.extractor, own, to) {
+            (Some(e), Some(own), Some(to)) => fid(e.protocol(), own, to).map(|r| Some(r.distance)),
+            _ => Ok(None),
+        };
         if file.exists() {
             let text = std::fs::read_to_string(&file).map_err(|e| Error::io(&file, e))?;
-            let outcome: Outcome = serde_json::from_str(&text).map_err(|e| Error::file(&file, format!("does not parse ({e}); remove it to measure again")))?;
-            // A call that has Inception's weights completes what one without them measured.
-            if outcome.fid.is_some() || self.features().is_none() || self.real.is_none() {
-                return Ok(outcome);
+            let mut outcome: Outcome = serde_json::from_str(&text).map_err(|e| Error::file(&file, format!("does not parse ({e}); remove it to measure again")))?;
+            // A call that has Inception's weights, or a reference, completes what one without them measured.
+            let missing = (outcome.fid.is_none() && self.real.is_some()) || (outcome.ret_fid.is_none() && reference.is_some());
+            if let Some(features) = self.features().filter(|_| missing) {
+                let bench = Bench { n: features.images.min(lab.settings.samples), ..lab.bench(self.class, self.run) };
+                let own = measure(&bench, name, slab, Some(features))?.inception;
+                (outcome.fid, outcome.ret_fid) = (distance(&own, self.real)?, distance(&own, reference)?);
+                save(&outcome)?;
             }
+            return Ok(outcome);
         }
         let measured = measure(&lab.bench(self.class, self.run), name, slab, self.features())?;
         let now = measured.judged.histogram[self.class];
@@ -343,10 +355,6 @@ impl Task<'_> {
         if before == 0 {
             return Err(Error::config("--class", format!("the original makes no image of {}: there is nothing to unlearn", self.class_name())));
         }
-        let distance = |to: Option<&Statistics>| match (&lab.extractor, &measured.inception, to) {
-            (Some(e), Some(own), Some(to)) => fid(e.protocol(), own, to).map(|r| Some(r.distance)),
-            _ => Ok(None),
-        };
         let others = lab.by_class.as_ref().map(|c| c.without(self.class)).transpose()?;
         let outcome = Outcome {
             class: self.class_name().to_string(),
@@ -354,11 +362,11 @@ impl Task<'_> {
             method,
             pul: 100.0 * (before as f64 - now as f64) / before as f64,
             frechet: others.map(|o| measured.judged.frechet(&o)).transpose()?.flatten(),
-            fid: distance(self.real)?,
-            ret_fid: if method == Some(Method::Retraining) { None } else { distance(reference)? },
+            fid: distance(&measured.inception, self.real)?,
+            ret_fid: distance(&measured.inception, reference)?,
             histogram: measured.judged.histogram,
         };
-        atomic::write_bytes(&file, &serde_json::to_vec_pretty(&outcome).expect("plain data"))?;
+        save(&outcome)?;
         Ok(outcome)
     }
 
