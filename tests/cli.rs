@@ -317,6 +317,8 @@ fn a_table_of_the_paper_and_its_resumption() {
     folder.refused(&["reproduce", "afhq", "--out", "x"], &["--data", "pre-train"]);
     folder.refused(&["reproduce", "mnist", "--classes", "12", "--out", "y"], &["12", "0, 1, 2"]);
     folder.refused(&["reproduce", "mnist", "--runs", "0", "--out", "z"], &["--runs"]);
+    folder.refused(&["reproduce", "mnist", "--real-images", "1", "--out", "z"], &["--real-images"]);
+    folder.refused(&["reproduce", "mnist", "--r1", "-1", "--out", "z"], &["--r1"]);
     folder.refused(&["reproduce", "mnist", "--data", "nothing", "--out", "z"], &["nothing", "mnist:DIR"]);
     assert!(!folder.path("z").exists());
 }

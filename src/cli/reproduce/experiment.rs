@@ -78,7 +78,7 @@ pub(crate) struct ExperimentArgs {
     #[arg(long)]
     models: Option<usize>,
     /// Weight of the R1 penalty: that of the pre-trained model's training
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     r1: Option<f64>,
     /// Iterations of each adaptation
     #[arg(long)]
@@ -101,6 +101,9 @@ pub(crate) struct ExperimentArgs {
     /// Images for the distances
     #[arg(long)]
     fid_images: Option<usize>,
+    /// Real images for the distances, spread over the data (default at the paper's scale: all)
+    #[arg(long)]
+    real_images: Option<usize>,
     /// Runs with distances, the first ones
     #[arg(long)]
     fid_runs: Option<u64>,
@@ -131,9 +134,9 @@ impl ExperimentArgs {
         let mut s = Settings::of(experiment, self.scale);
         let mut given = Vec::new();
         macro_rules! take {
-            ($($option:literal $field:ident <- $value:expr),* $(,)?) => {
+            ($($option:literal $($field:ident).+ <- $value:expr),* $(,)?) => {
                 $(if let Some(v) = $value {
-                    s.$field = v;
+                    s.$($field).+ = v.into();
                     given.push(format!("{} {v}", $option));
                 })*
             };
@@ -149,21 +152,17 @@ impl ExperimentArgs {
             "--retrain-iterations" retrain_iterations <- self.retrain_iterations,
             "--samples" samples <- self.samples,
             "--fid-images" fid_images <- self.fid_images,
+            "--real-images" real_images <- self.real_images,
+            "--fid-runs" fid_runs <- self.fid_runs,
+            "--r1" hyper.r1_weight <- self.r1,
         );
-        if let Some(runs) = self.fid_runs {
-            s.fid_runs = Some(runs);
-            given.push(format!("--fid-runs {runs}"));
-        }
-        if let Some(weight) = self.r1 {
-            s.hyper.r1_weight = weight;
-            given.push(format!("--r1 {weight}"));
-        }
         if !given.is_empty() {
             s.notes.push([given.join(", "), "this call".into(), "given as options, in place of the numbers above".into()]);
         }
-        if s.runs == 0 || s.models == 0 || s.feedback == 0 || s.samples < 2 || s.fid_images < 2 {
-            return Err(Error::config("--runs, --models, --feedback, --samples, --fid-images", "must be at least 1 (samples and images at least 2)"));
+        if s.runs == 0 || s.models == 0 || s.feedback == 0 || s.samples < 2 || s.fid_images < 2 || s.real_images.is_some_and(|n| n < 2) {
+            return Err(Error::config("--runs, --models, --feedback, --samples, --fid-images, --real-images", "must be at least 1 (samples and images at least 2)"));
         }
+        s.hyper = s.hyper.checked()?;
         Ok(s)
     }
 
