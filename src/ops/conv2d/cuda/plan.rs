@@ -3,7 +3,7 @@
 //!
 //! | precision | sizes | kernel | tile |
 //! |---|---|---|---|
-//! | bf16 | Hopper; 64 channels or more on both sides, multiples of 8; stride 1 or 2; tiles for half of the chip | conv2d_sm90.cu | 128 × 256, or 128 × 128 for few channels or tiles |
+//! | bf16 | Hopper; 64 channels or more on both sides, multiples of 8; stride 1 or 2; tiles for half of the chip | conv2d_sm90.cu | 128 × 256 or 128 × 128, by `Share` |
 //! | any | up to 32 columns of outputs (not in weight gradients) | `_narrow_f32` | 128 × 16 |
 //! | f32 | | `_f32` | 64 × 64 |
 //! | TF32, 3×TF32, bf16 | half of `ENOUGH_BLOCKS` tiles or more | `_tf32`, `_tf32x3`, `_bf16` | 128 × 128 |
@@ -188,8 +188,6 @@ impl Hopper {
     const LARGEST_STRIDE: usize = 2;
     /// Rows of a tile, which are the pixels of its box but in the weight gradient, where boxes are along the sum.
     const ROWS: usize = 128;
-    /// A part has at least so many steps: what its addition costs is little then.
-    const SHORTEST_PART: usize = 16;
 
     /// For bf16 on Hopper, whole rows of channels, and tiles for half of the chip at least.
     fn new(device: &CudaDevice, direction: Direction, spec: Conv2d, e: Extent) -> Option<Hopper> {
@@ -209,24 +207,57 @@ impl Hopper {
             Direction::WeightGradSquared => return None,
         };
         let (boxes, count) = boxes([map[0], map[1], e.n], pixels);
-        let sized = |columns: usize| {
+        let widths = if channels > 128 { &[256, 128][..] } else { &[128] };
+        let shares = widths.iter().flat_map(|&columns| {
             let tiles = layers * channels.div_ceil(columns);
             match direction {
-                Direction::WeightGrad => {
-                    let part = count.div_ceil((2 * chip / tiles).clamp(1, (count / Hopper::SHORTEST_PART).max(1)));
-                    let parts = count.div_ceil(part.max(1));
-                    (tiles * parts, if parts == 1 { 0 } else { part }, parts)
-                }
-                _ => (tiles * count, 0, 1),
+                Direction::WeightGrad => Share::cuts(tiles, columns, count),
+                _ => vec![Share { tiles: tiles * count, columns, steps: direction.product(spec, e).1.div_ceil(Hopper::DEPTH), parts: 1 }],
             }
-        };
-        let wide = channels > 128 && sized(256).0 >= chip;
-        let columns = if wide { 256 } else { 128 };
-        let (tiles, part, parts) = sized(columns);
+        });
+        let Share { tiles, columns, steps, parts } = shares.min_by_key(|s| s.time(chip)).expect("one width at least");
+        let (wide, part) = (columns == 256, if parts == 1 { 0 } else { steps });
         // sizeof(Stages) in kernels/conv2d_sm90.cu: four stages, and the barriers up to the alignment of 1024 bytes.
         let shared = 4 * (Hopper::ROWS + columns) * Hopper::DEPTH * 2 + 1024;
         let grid = Grid { blocks: [tiles.min(chip) as u32, 1, 1], threads: 384, shared: shared as u32 };
         (2 * tiles >= chip).then_some(Hopper { kernel: names[!wide as usize], grid, columns, boxes, part, parts })
+    }
+}
+
+/// Work as equal tiles, each a number of steps of the sums of so many columns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Share {
+    tiles: usize,
+    columns: usize,
+    steps: usize,
+    /// Parts that the sums are cut into, counted in `tiles`.
+    parts: usize,
+}
+
+impl Share {
+    /// What a tile costs beside its steps, in steps: 128 rows of f32 leave for memory in the time of about six, and the
+    /// first operands of the next tile are waited for.
+    const REST: usize = 8;
+    /// A part has at least so many steps: what its addition costs is little then.
+    const SHORTEST_PART: usize = 16;
+
+    /// `tiles` whose sums of so many steps may be cut.
+    fn cuts(tiles: usize, columns: usize, steps: usize) -> Vec<Share> {
+        let most = (steps / Share::SHORTEST_PART).max(1);
+        let cut = |parts: usize| {
+            let steps_of_part = steps.div_ceil(parts).max(1);
+            let parts = steps.div_ceil(steps_of_part).max(1);
+            Share { tiles: tiles * parts, columns, steps: steps_of_part, parts }
+        };
+        (1..=most).map(cut).collect()
+    }
+
+    /// Time by waves of one tile on each of a chip's multiprocessors, in hundredths of a column's step. Tiles of 128
+    /// columns read a fifth more shared memory per product, and are taken to be a tenth slower. Of equal times `min_by_key`
+    /// takes the first: the wide tile, and the fewest parts.
+    fn time(&self, chip: usize) -> usize {
+        let pace = if self.columns < 256 { 110 } else { 100 };
+        self.tiles.div_ceil(chip.max(1)) * (self.steps + Share::REST) * self.columns * pace
     }
 }
 
@@ -244,6 +275,28 @@ fn boxes(map: [usize; 3], pixels: usize) -> ([usize; 3], usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The share of an H200's 132 multiprocessors.
+    fn chosen(tiles_of_256: usize, steps: usize, cut: bool) -> (usize, usize) {
+        let of = |tiles, columns| if cut { Share::cuts(tiles, columns, steps) } else { vec![Share { tiles, columns, steps, parts: 1 }] };
+        let best = [of(tiles_of_256, 256), of(2 * tiles_of_256, 128)].concat().into_iter().min_by_key(|s| s.time(132)).unwrap();
+        (best.columns, best.parts)
+    }
+
+    #[test]
+    fn waves_decide() {
+        // Many tiles: the wide ones. A wave that is nearly full: wide as well. Half a wave, or one and a bit: narrow.
+        for (tiles, columns) in [(5000, 256), (132, 256), (120, 256), (66, 128), (140, 128), (198, 128), (264, 256)] {
+            assert_eq!(chosen(tiles, 72, false).0, columns, "{tiles} tiles");
+        }
+        // Long sums of few tiles are cut until the chip is full, short ones are not cut at all.
+        assert_eq!(chosen(18, 256, true), (256, 7));
+        assert_eq!(chosen(18, 16, true), (128, 1));
+        for parts in Share::cuts(5, 128, 1000) {
+            assert!(parts.steps >= Share::SHORTEST_PART && parts.steps * parts.parts >= 1000 && parts.steps * (parts.parts - 1) < 1000, "{parts:?}");
+        }
+        assert_eq!(Share::cuts(5, 128, 0), [Share { tiles: 5, columns: 128, steps: 1, parts: 1 }]);
+    }
 
     #[test]
     fn boxes_waste_little() {
