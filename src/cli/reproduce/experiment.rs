@@ -427,7 +427,7 @@ fn markdown(experiment: Experiment, scale: Scale, lab: &Lab, classes: &[String],
     match &lab.extractor {
         Some(e) => {
             let real = s.real_images.map_or("all".into(), |n| n.to_string());
-            let runs = s.fid_runs.filter(|n| *n < s.runs).map_or(String::new(), |n| format!(", in the first {n} of the runs"));
+            let runs = s.fid_runs.filter(|n| *n < s.runs).map_or(String::new(), |n| if n == 1 { ", in the first run".into() } else { format!(", in the first {n} runs") });
             out += &format!("Distances: {fid}, {}, {} generated images, {real} real ones{runs}. ", e.protocol(), s.fid_images)
         }
         None => out += "No Inception weights were given, so there is no FID. ",
