@@ -400,8 +400,8 @@ impl Layer {
 #[test]
 fn convolutions_on_hopper() {
     let layer = |n, size, channels, kernel, stride, padding| Layer { n, size, channels, kernel, spec: Conv2d::square(stride, padding) };
-    // Wide and narrow tiles on either side, ragged all.
-    let layers = [layer(3, [9, 7], [72, 80], 3, 1, 1), layer(3, [17, 17], [64, 248], 1, 2, 0), layer(3, [16, 17], [248, 72], 2, 2, 0)];
+    // Wide and narrow tiles in each direction, ragged all, on a chip of four multiprocessors.
+    let layers = [layer(3, [9, 7], [72, 80], 3, 1, 1), layer(7, [13, 13], [64, 248], 1, 2, 0), layer(3, [16, 17], [248, 72], 2, 2, 0)];
     let hopper = gpu::cuda_with(Precision::Bf16);
     let device = Device::Cuda(hopper.clone());
     for layer in &layers {
