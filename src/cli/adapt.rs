@@ -6,11 +6,11 @@ use std::sync::Mutex;
 use clap::Args;
 use serde::Serialize;
 
-use super::{Global, SideBySide};
 use super::model::{check_feedback, read_feedback, read_state};
 use super::output::{Progress, summary};
 use super::run_folder::{RunFolder, interrupted};
 use super::train::{HyperArgs, describe};
+use super::{Global, SideBySide};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::training::checkpoint::{Checkpoint, save_state};
