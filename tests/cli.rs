@@ -382,6 +382,21 @@ fn classifiers_train_on_classes_and_attributes() {
     assert_eq!(faces["balanced"][0], 1.0, "{faces}");
     assert_eq!(faces["balanced"].as_array().unwrap().len(), 40);
 
+    // Trained further: at another size, and without its head on other classes.
+    let further = |data: &str, more: &[&str]| {
+        let common = ["classifier", "train", "--from", "net.safetensors", "--data", data, "--out", "further.safetensors", "--batch", "6", "--json"];
+        json(folder.ok(&with(&common, more)))
+    };
+    let found = further("folder:classes", &["--epochs", "1", "--size", "40", "--lr", "1e-5", "--weight-decay", "0.01", "--hold-out"]);
+    assert_eq!((&found["images"], &found["accuracy"]), (&serde_json::json!(18), &serde_json::json!(1.0)));
+    further("celeba:faces", &["--epochs", "1"]);
+    assert_eq!(json(eval("further.safetensors", "celeba:faces", &[]))["balanced"].as_array().unwrap().len(), 40);
+    let refused = |more: &[&str], words: &[&str]| {
+        folder.refused(&with(&["classifier", "train", "--data", "folder:classes", "--from", "net.safetensors", "--out", "x"], more), words)
+    };
+    refused(&["--network", "lenet"], &["--from", "--network"]);
+    refused(&["--weight-decay", "-1"], &["--weight-decay"]);
+
     // The same network, its declaration lost and given back.
     let content = recant::io::safetensors::read(folder.path("net.safetensors")).unwrap();
     recant::io::safetensors::write(folder.path("bare.safetensors"), &content.tensors, &Default::default()).unwrap();

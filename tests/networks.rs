@@ -187,6 +187,27 @@ fn a_resnet_learns_two_colours() {
     assert_eq!(result.accuracy(), 1.0, "{:?}", result.confusion);
 }
 
+/// A network goes on with its head where the outputs stay, also at another size, and without it where they change.
+#[test]
+fn a_network_is_trained_further() {
+    let config = |classes: &[&str], size| ClassifierConfig::resnet(ResNet::ResNet18, classes.iter().map(|c| c.to_string()).collect(), size);
+    let same = |a: &Classifier, b: &Classifier| -> Vec<String> {
+        let (a, b) = (a.to_torch(), b.to_torch());
+        a.keys().filter(|k| a[*k].shape() == b[*k].shape() && a[*k].to_f64_vec() == b[*k].to_f64_vec()).cloned().collect()
+    };
+    let old = initial(config(&["a", "b"], 32));
+    let all: Vec<String> = old.to_torch().into_keys().collect();
+    let larger = old.restarted(config(&["a", "b"], 48), &mut Random::new(1, 0)).unwrap();
+    assert_eq!((same(&larger, &old), larger.config().preprocessing.size), (all.clone(), [48; 2]));
+    let body: Vec<String> = all.iter().filter(|n| !n.starts_with("fc.")).cloned().collect();
+    for classes in [&["a", "c"][..], &["a", "b", "c"]] {
+        let other = old.restarted(config(classes, 32), &mut Random::new(1, 0)).unwrap();
+        assert_eq!((same(&other, &old), other.n_classes()), (body.clone(), classes.len()));
+    }
+    let another = ClassifierConfig::resnet(ResNet::ResNet50, vec!["a".into(), "b".into()], 32);
+    assert!(old.restarted(another, &mut Random::new(1, 0)).unwrap_err().to_string().contains("--from"));
+}
+
 /// `act(x wᵀ + b)` of one row.
 fn linear(x: &[f64], w: &Tensor, b: &Tensor) -> Vec<f64> {
     let (w, b) = (w.to_f64_vec(), b.to_f64_vec());

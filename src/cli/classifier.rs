@@ -15,10 +15,12 @@ use crate::data::mnist::Split;
 use crate::error::{Error, Result};
 use crate::models::classifier::{
     AFHQ, Architecture, Augment, CELEBA, Classifier, ClassifierConfig, Decision, Evaluation, LabelledImages, Labels, Optimizer, Preprocessing, Recipe, Schedule,
-    evaluate, train,
+    TrainProgress, evaluate, fine_tune, train,
 };
 use crate::nn::Adamax;
 use crate::ops::optimizer::Adam;
+use crate::ops::random::Random;
+use crate::training::streams;
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ClassifierArgs {
@@ -111,10 +113,14 @@ struct TrainArgs {
     /// Labelled images: mnist:DIR, folder:DIR with class subfolders, npz:FILE with labels, or celeba:DIR with attributes
     #[arg(long)]
     data: Source,
-    /// lenet, resnet18, resnet50, resnext50_32x4d, celeba_heads or afhq_cnn
-    #[arg(long, default_value = "lenet")]
-    network: Architecture,
-    /// The network's input in pixels: a side, or HEIGHTxWIDTH (default: 32 for lenet, 250 for afhq_cnn, else 64)
+    /// lenet, resnet18, resnet50, resnext50_32x4d, celeba_heads or afhq_cnn (default: lenet, or that of --from)
+    #[arg(long)]
+    network: Option<Architecture>,
+    /// Classifier file to start from instead of random values; its head goes along where the classes are the same
+    #[arg(long)]
+    from: Option<PathBuf>,
+    /// The network's input in pixels: a side, or HEIGHTxWIDTH (default: that of --from, 32 for lenet, 250 for afhq_cnn,
+    /// else 64)
     #[arg(long)]
     size: Option<Size>,
     /// Train on nine tenths of each class and judge the result on the others
@@ -135,6 +141,9 @@ struct TrainArgs {
     /// Learning rate over the run (default: lenet cosine, else constant)
     #[arg(long, value_enum)]
     schedule: Option<Schedule>,
+    /// AdamW's weight decay, on every parameter
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    weight_decay: f64,
     /// Mirror every second image
     #[arg(long)]
     flip: bool,
@@ -209,8 +218,8 @@ impl ClassifierArgs {
 }
 
 impl TrainArgs {
-    fn recipe(&self) -> Result<Recipe> {
-        let base = if self.network == Architecture::LeNet { Recipe::mnist() } else { Recipe::celeba() };
+    fn recipe(&self, network: Architecture) -> Result<Recipe> {
+        let base = if network == Architecture::LeNet { Recipe::mnist() } else { Recipe::celeba() };
         if !(self.lr.is_finite() && self.lr > 0.0) {
             return Err(Error::config("--lr", format!("{} must be a positive number", self.lr)));
         }
@@ -225,6 +234,7 @@ impl TrainArgs {
                 OptimizerName::Adamax => Optimizer::Adamax(Adamax { lr, beta1, beta2, eps }),
             },
             schedule: self.schedule.unwrap_or(base.schedule),
+            weight_decay: self.weight_decay,
             batch: self.batch.unwrap_or(base.batch),
             epochs: self.epochs.unwrap_or(base.epochs),
             augment: Augment { flip: self.flip, shift: self.shift, zoom: self.zoom, jitter: self.jitter },
@@ -237,20 +247,33 @@ impl TrainArgs {
     fn run(&self, global: &Global) -> Result<()> {
         let start = std::time::Instant::now();
         let device = global.open()?;
-        let recipe = self.recipe()?;
-        let size = self.size.map_or([self.network.default_size(); 2], |s| s.0);
+        let from = self.from.as_deref().map(read_classifier).transpose()?;
+        let known = from.as_ref().map(Classifier::config);
+        let network = self.network.or(known.map(|c| c.architecture)).unwrap_or(Architecture::LeNet);
+        let recipe = self.recipe(network)?;
+        let size = self.size.map_or(known.map_or([network.default_size(); 2], |c| c.preprocessing.size), |s| s.0);
         let all = self.data.read_at(Split::Train, Some(size))?;
         let data = if self.hold_out { all.part(Part::Training) } else { all.clone() };
         let decision = if data.attributes.is_some() { Decision::Signs } else { Decision::Largest };
-        let config = ClassifierConfig::new(self.network, data.class_names.clone(), decision, size);
+        let mut config = ClassifierConfig::new(network, data.class_names.clone(), decision, size);
+        if let Some(known) = known {
+            config.preprocessing = Preprocessing { size, ..known.preprocessing.clone() };
+        }
         let mut progress: Option<Progress> = None;
-        let classifier = train(&config, labelled(&data)?, &recipe, &device, &mut |p| {
+        let mut report = |p: &TrainProgress| {
             let bar = progress.get_or_insert_with(|| Progress::new("classifier", 0, p.steps as u64));
             bar.at(p.step as u64, || format!("epoch {} loss {:.4}", p.epoch + 1, p.loss));
             // An interrupted run leaves its last whole epoch.
             p.epoch_done.map_or(Ok(()), |c| write_classifier(&self.out, c))?;
             stop_if_interrupted()
-        })?;
+        };
+        let classifier = match &from {
+            Some(from) => {
+                let start = from.restarted(config, &mut Random::new(recipe.seed, streams::INIT))?;
+                fine_tune(start.to_device(&device)?, labelled(&data)?, &recipe, &mut report)?
+            }
+            None => train(&config, labelled(&data)?, &recipe, &device, &mut report)?,
+        };
         if let Some(bar) = progress {
             bar.finish();
         }

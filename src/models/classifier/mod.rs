@@ -208,6 +208,28 @@ impl Classifier {
         Classifier::new(config, params, buffers)
     }
 
+    /// This network with the outputs and the input of `config`, of the same architecture. Its head goes along where both
+    /// have the same outputs; another starts from its initial values.
+    pub fn restarted(&self, config: ClassifierConfig, rng: &mut Random) -> Result<Classifier> {
+        let same_outputs = config.classes == self.config.classes && config.decision == self.config.decision;
+        if config.architecture != self.config.architecture {
+            return Err(Error::config("--from", "holds a network of another architecture; leave --network away"));
+        }
+        if same_outputs {
+            return Classifier::new(config, self.params.clone(), self.buffers.clone());
+        }
+        // What a network without outputs has is its body.
+        let body = ClassifierConfig { classes: Vec::new(), ..config.clone() };
+        let mut tensors = Classifier::init(config.clone(), rng)?.to_torch();
+        let mine = self.to_torch();
+        for segment in body.layout().segments().iter().chain(body.buffers().segments()) {
+            if mine[&segment.name].shape() == segment.torch_shape {
+                tensors.insert(segment.name.clone(), mine[&segment.name].clone());
+            }
+        }
+        Classifier::from_torch(config, &tensors).map_err(|problem| Error::config("--from", problem))
+    }
+
     /// From tensors in PyTorch's names and shapes. The error names what does not fit; the caller knows the file.
     pub fn from_torch(config: ClassifierConfig, tensors: &BTreeMap<String, Tensor>) -> std::result::Result<Classifier, String> {
         config.check().map_err(|e| e.to_string())?;

@@ -198,8 +198,21 @@ impl Optimizer {
 }
 
 impl State {
-    /// One step at `factor` times the optimiser's learning rate.
-    fn step(&mut self, params: &mut ParamSlab, gradients: &[Var], factor: f64) -> Result<()> {
+    fn lr(&self) -> f64 {
+        match self {
+            State::Adam(s) => s.adam.lr,
+            State::Adamax(s) => s.adamax.lr,
+        }
+    }
+
+    /// One step at `factor` times the optimiser's learning rate, after a share of it times `decay` is taken off every
+    /// parameter: the decoupled decay of AdamW (Loshchilov and Hutter, ICLR 2019), in PyTorch's order.
+    fn step(&mut self, params: &mut ParamSlab, gradients: &[Var], factor: f64, decay: f64) -> Result<()> {
+        if decay > 0.0 {
+            let scale = 1.0 - self.lr() * factor * decay;
+            let decayed = map(params.values(), Map::Affine { scale, shift: 0.0 })?;
+            *params.values_mut() = decayed;
+        }
         match self {
             State::Adam(s) => {
                 let full = s.adam.lr;
@@ -243,6 +256,9 @@ impl Schedule {
 pub struct Recipe {
     pub optimizer: Optimizer,
     pub schedule: Schedule,
+    /// Share of a parameter, times the learning rate, that a step takes off beside its gradient: AdamW's weight decay.
+    #[serde(default)]
+    pub weight_decay: f64,
     pub batch: usize,
     pub epochs: usize,
     pub augment: Augment,
@@ -272,6 +288,7 @@ impl Recipe {
         Recipe {
             optimizer: Optimizer::Adam(Adam { lr: 2e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8 }),
             schedule: Schedule::Cosine,
+            weight_decay: 0.0,
             batch: 256,
             epochs: 12,
             augment: Augment::default(),
@@ -286,6 +303,7 @@ impl Recipe {
         Recipe {
             optimizer: Optimizer::Adamax(Adamax { lr: 2e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8 }),
             schedule: Schedule::Constant,
+            weight_decay: 0.0,
             batch: 50,
             epochs: 3,
             augment: Augment { flip: true, shift: 8, ..Augment::default() },
@@ -335,6 +353,9 @@ pub fn fine_tune(start: Classifier, data: LabelledImages, recipe: &Recipe, progr
     if !(0.0..=1.0).contains(&recipe.mixup) {
         return Err(Error::config("--mixup", format!("{} must lie in 0..1", recipe.mixup)));
     }
+    if !(recipe.weight_decay.is_finite() && recipe.weight_decay >= 0.0) {
+        return Err(Error::config("--weight-decay", format!("{} must be 0 or more", recipe.weight_decay)));
+    }
     if ![recipe.augment.zoom, recipe.augment.jitter].iter().all(|v| (0.0..1.0).contains(v)) {
         return Err(Error::config("--zoom, --jitter", "are shares: at least 0 and less than 1"));
     }
@@ -359,7 +380,7 @@ pub fn fine_tune(start: Classifier, data: LabelledImages, recipe: &Recipe, progr
             let problem = format!("the loss is {loss}; lower the learning rate");
             return Err(Error::Diverged { what: "classifier training".into(), step, problem });
         }
-        state.step(&mut params, &gradients, recipe.schedule.factor(done, steps))?;
+        state.step(&mut params, &gradients, recipe.schedule.factor(done, steps), recipe.weight_decay)?;
         take_in(&mut buffers, &moments)?;
         let whole = match step.is_multiple_of(per_epoch) {
             true => Some(Classifier::new(config.clone(), params.deep_clone()?, buffers.deep_clone()?)?),
@@ -502,6 +523,7 @@ pub fn evaluate(classifier: &Classifier, data: LabelledImages, batch: usize, pro
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tensor::DType;
 
     fn moved(m: Move) -> Vec<f32> {
         // Columns 0, 51, … 255 in three rows.
@@ -523,6 +545,23 @@ mod tests {
         near(Move { side: 0.5, ..Move::NONE }, [1.25, 1.75, 2.25, 2.75, 3.25, 3.75]);
         near(Move { side: 1.2, ..Move::NONE }, [0.0, 0.7, 1.9, 3.1, 4.3, 5.0]);
         near(Move { contrast: 0.5, brightness: 0.2, ..Move::NONE }, [1.75, 2.25, 2.75, 3.25, 3.75, 4.25]);
+    }
+
+    /// Without a gradient neither optimiser moves a parameter, so that what is left is the decay.
+    #[test]
+    fn weights_decay_beside_the_gradient() {
+        let config = ClassifierConfig::mnist();
+        let none: Vec<Var> = config.layout().segments().iter().map(|s| Var::constant(Tensor::zeros(&s.shape, DType::F32))).collect();
+        for optimizer in [Recipe::mnist().optimizer, Recipe::celeba().optimizer] {
+            let mut params = ParamSlab::init(&config.layout(), &mut Random::new(1, 0));
+            let before = params.as_slice().to_vec();
+            let mut state = optimizer.start(params.layout(), &Device::Cpu).unwrap();
+            state.step(&mut params, &none, 0.5, 0.0).unwrap();
+            assert_eq!(params.as_slice(), before);
+            state.step(&mut params, &none, 0.5, 100.0).unwrap();
+            // 1 − 2e-3 · 0.5 · 100
+            assert!(params.as_slice().iter().zip(before).all(|(p, b)| (p - 0.9 * b).abs() <= 1e-7 * b.abs()));
+        }
     }
 
     #[test]
