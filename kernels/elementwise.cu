@@ -6,7 +6,7 @@
 // Threads: four elements each where addresses (and C, for channel_scale) allow, else one; grid-stride.
 // Cost per element: map 8 bytes, zip 12, channel_scale 8 (s stays in L2); a few FLOP, transcendental maps some tens.
 // Bound by memory.
-// Numerics: one rounding per operation as on the CPU; affine is one fused multiply-add. expf, logf, tanhf, powf and
+// Numerics: one rounding per operation as on the CPU; affine and saturate have one fused multiply-add. expf, logf, tanhf, powf and
 // log1pf are within a few units in the last place.
 // Launched by src/ops/elementwise/cuda.rs.
 #include "common.cuh"
@@ -22,7 +22,8 @@ enum MapKind : int32_t {
   kLog = 7,
   kSigmoid = 8,
   kTanh = 9,
-  kSoftplus = 10  // log(1 + e^x)
+  kSoftplus = 10,  // log(1 + e^x)
+  kSaturate = 11   // a x + b cut to [0, 1]; NaN stays
 };
 
 struct MapParams {
@@ -82,6 +83,12 @@ extern "C" __global__ void map_f32(const float* x, float* y, MapParams p) {
     case kTanh: return map(x, y, p.count, [](float v) { return tanhf(v); });
     case kSoftplus:
       return map(x, y, p.count, [](float v) { return v > 0.0f ? v + log1pf(expf(-v)) : log1pf(expf(v)); });
+    case kSaturate:
+      return map(x, y, p.count, [=](float v) {
+        v = fmaf(v, a, b);
+        v = v < 0.0f ? 0.0f : v;
+        return v > 1.0f ? 1.0f : v;
+      });
   }
 }
 

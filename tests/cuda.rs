@@ -20,7 +20,7 @@ use recant::losses::{path_length, r1_penalty};
 use recant::models::stylegan2::Styles;
 use recant::ops::bias_act::{Activation, Epilogue, bias_act, bias_act_grad};
 use recant::ops::conv2d::{Conv2d, WeightGrad, conv2d, conv2d_act, conv2d_transpose, conv2d_weight_grad, conv2d_weight_grad_squared};
-use recant::ops::elementwise::{Map, Zip, channel_scale, map, zip};
+use recant::ops::elementwise::{Map, Zip, channel_scale, map, saturate, zip};
 use recant::ops::layout::{concat, pad, permute, slice};
 use recant::ops::matmul::{Read, matmul};
 use recant::ops::optimizer::{Adam, Pull, RepulsionLoss, Resident, Slabs, accumulate_squares, adam_step, ewc, weighted_squared_distance};
@@ -87,6 +87,7 @@ fn elementwise() {
     for f in [Map::Powf(0.5), Map::Powf(-0.5), Map::Powf(-1.0), Map::Powf(1.7), Map::Log] {
         compare(&device, &format!("{f:?}"), std::slice::from_ref(&p), FUNCTION, &|t| map(&t[0], f));
     }
+    compare(&device, "saturate", std::slice::from_ref(&x), FUNCTION, &|t| saturate(&t[0], 0.5, 0.5));
     let long = normal(4, &[2, 3001]);
     compare(&device, "map, not aligned", std::slice::from_ref(&long), FUNCTION, &|t| map(&unaligned(&t[0]), Map::Exp));
     compare(&device, "map of nothing", &[normal(5, &[0, 3])], EXACT, &|t| map(&t[0], Map::Exp));

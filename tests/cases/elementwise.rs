@@ -3,7 +3,7 @@
 use super::{Case, Tolerance, normal, positive};
 use recant::autograd::{self, Var};
 use recant::error::Result;
-use recant::ops::elementwise::{Map, Zip, channel_scale, map, zip};
+use recant::ops::elementwise::{Map, Zip, channel_scale, map, saturate, zip};
 
 const SMALL: &[usize] = &[3, 2, 5];
 const LARGE: &[usize] = &[9, 50, 41];
@@ -78,6 +78,15 @@ pub fn cases() -> Vec<Case> {
             .on_vars(move |v| on_vars(&v[0]));
             cases.push(if linear(f) { case.adjoint(move |t| map(&t[0], f)) } else { case });
         }
+    }
+    for shape in [SMALL, LARGE, &[0, 2]] {
+        cases.push(Case::new(
+            format!("saturate {shape:?}"),
+            vec![normal(0, shape)],
+            |t| saturate(&t[0], 0.7, 0.4),
+            |t| t[0].to_f64_vec().into_iter().map(|x| (0.7 * x + 0.4).clamp(0.0, 1.0)).collect(),
+            ROUNDED,
+        ));
     }
     for (f, reference, on_vars) in zips() {
         for shape in [SMALL, LARGE] {

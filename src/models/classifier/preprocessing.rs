@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::error::{Error, Result};
 use crate::ops::bias_act::{Activation, bias_act};
-use crate::ops::elementwise::{self, Map, Zip};
+use crate::ops::elementwise;
 use crate::ops::layout::concat;
 use crate::ops::matmul::{Read, matmul};
 use crate::ops::reduce::broadcast_to;
@@ -84,7 +84,7 @@ impl Preprocessing {
             Error::shape("classifier input", format!("{:?} where [N, H, W, 3] or [N, H, W, 1] is needed", images.shape()))
         })?;
         let [n, h, w, c] = shape;
-        let x = clamped_to_unit(images)?;
+        let x = elementwise::saturate(images, 0.5, 0.5)?;
         let x = match (c, self.colours) {
             (3, Colours::Grey) => {
                 let luma = Tensor::from_slice(&[3, 1], &LUMA).to_dtype(x.dtype()).to_device(&x.device())?;
@@ -103,15 +103,6 @@ impl Preprocessing {
         let shift = row(self.mean.iter().zip(&self.std).map(|(m, s)| -m / s).collect())?.reshape(&[k])?;
         bias_act(&x, Some(&shift), None, Activation::LINEAR)
     }
-}
-
-/// `(x + 1) / 2` cut to [0, 1], as `relu(u) − relu(u − 1)`.
-fn clamped_to_unit(x: &Tensor) -> Result<Tensor> {
-    let relu = |shift: f64| {
-        let u = elementwise::map(x, Map::Affine { scale: 0.5, shift })?;
-        bias_act(&u, None, None, Activation::RELU)
-    };
-    elementwise::zip(&relu(0.5)?, &relu(-0.5)?, Zip::Sub)
 }
 
 impl fmt::Display for Preprocessing {

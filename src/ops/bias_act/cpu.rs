@@ -4,6 +4,9 @@ use super::Activation;
 use crate::device::cpu::{for_chunks, simd_dispatch, stale_vec};
 use crate::tensor::{Scalar, Tensor};
 
+/// Values of a pixel beside which the loop over pixels costs little.
+const WIDE: usize = 96;
+
 simd_dispatch! {
     /// Pixels of `bias.len()` channels; `shift` is what pixel `i` gets on all channels.
     fn act_pixels<T: Scalar, F: Fn(usize) -> T>(out: &mut [T], x: &[T], bias: &[T], shift: F, up: T, down: T) {
@@ -28,17 +31,23 @@ simd_dispatch! {
 pub fn bias_act<T: Scalar>(x: &Tensor, bias: Option<&Tensor>, noise: Option<(&Tensor, &Tensor)>, act: Activation) -> Tensor {
     let src = x.as_slice::<T>();
     let c = x.shape().last().copied().unwrap_or(1).max(1);
-    let zeros = vec![T::ZERO; c];
-    let bias = bias.map_or(&zeros[..], |b| b.as_slice::<T>());
+    // Several narrow pixels count as one wide one, where all of them get the same: loops over channels are vectorised.
+    let pixels = if noise.is_none() { (WIDE / c).max(1) } else { 1 };
+    let bias = bias.map_or(vec![T::ZERO; c], |b| b.to_vec::<T>()).repeat(pixels);
     let noise = noise.map(|(n, s)| (n.as_slice::<T>(), s.as_slice::<T>()[0]));
     let (up, down) = (T::from_f64(act.gain), T::from_f64(act.gain * act.slope));
     let mut out = stale_vec::<T>(src.len());
-    let pixels_per_chunk = ((1 << 13) / c).max(1);
+    let pixels_per_chunk = ((1 << 13) / (pixels * c)).max(1) * pixels;
     for_chunks(&mut out, pixels_per_chunk * c, |at, chunk| {
         match noise {
-            None => act_pixels(chunk, &src[at..], bias, |_| T::ZERO, up, down),
+            None => {
+                let whole = chunk.len() / bias.len() * bias.len();
+                let (wide, rest) = chunk.split_at_mut(whole);
+                act_pixels(wide, &src[at..], &bias, |_| T::ZERO, up, down);
+                act_pixels(rest, &src[at + whole..], &bias[..c], |_| T::ZERO, up, down);
+            }
             // Noise of one image repeats over the batch.
-            Some((n, s)) => act_pixels(chunk, &src[at..], bias, |i| s * n[(at / c + i) % n.len()], up, down),
+            Some((n, s)) => act_pixels(chunk, &src[at..], &bias, |i| s * n[(at / c + i) % n.len()], up, down),
         }
     });
     Tensor::from_vec(x.shape(), out)

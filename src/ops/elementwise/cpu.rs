@@ -64,6 +64,15 @@ pub fn map<T: Scalar>(x: &Tensor, f: Map) -> Tensor {
     }
 }
 
+pub fn saturate<T: Scalar>(x: &Tensor, scale: f64, shift: f64) -> Tensor {
+    let (scale, shift) = (T::from_f64(scale), T::from_f64(shift));
+    pass(x, |v: T| {
+        let v = v * scale + shift;
+        let v = if v < T::ZERO { T::ZERO } else { v };
+        if v > T::ONE { T::ONE } else { v }
+    })
+}
+
 pub fn zip<T: Scalar>(a: &Tensor, b: &Tensor, f: Zip) -> Tensor {
     let (u, v) = (a.as_slice::<T>(), b.as_slice::<T>());
     let mut out = stale_vec::<T>(u.len());

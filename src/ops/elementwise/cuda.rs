@@ -56,8 +56,15 @@ pub fn map(device: &CudaDevice, x: &Tensor, f: Map) -> Result<Tensor> {
     if f == Map::Powf(1.0) {
         return Ok(x.clone());
     }
+    launch_map(device, x, kind(f))
+}
+
+pub fn saturate(device: &CudaDevice, x: &Tensor, scale: f64, shift: f64) -> Result<Tensor> {
+    launch_map(device, x, (11, scale as f32, shift as f32))
+}
+
+fn launch_map(device: &CudaDevice, x: &Tensor, (kind, a, b): (i32, f32, f32)) -> Result<Tensor> {
     let y = Tensor::uninitialised_cuda(x.shape(), device)?;
-    let (kind, a, b) = kind(f);
     let params = Param(MapParams { count: x.len() as i32, kind, a, b });
     // SAFETY: the parameters of map_f32 in kernels/elementwise.cu; x and y hold `count` elements.
     unsafe { device.launch("map_f32", Grid::strided(x.len()), &[&x.cuda_pointer(), &y.cuda_pointer(), &params])? };

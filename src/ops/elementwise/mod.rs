@@ -1,4 +1,4 @@
-//! Elementwise family: `add`, `sub`, `mul` of equal shapes; `map` of one tensor; `channel_scale`.
+//! Elementwise family: `add`, `sub`, `mul` of equal shapes; `map` and `saturate` of one tensor; `channel_scale`.
 
 mod cpu;
 mod cuda;
@@ -33,6 +33,12 @@ pub enum Zip {
 /// `f(x)`, elementwise; any shape.
 pub fn map(x: &Tensor, f: Map) -> Result<Tensor> {
     on_device!("map", &[x], T => cpu::map::<T>(x, f), d => cuda::map(&d, x, f))
+}
+
+/// `scale · x + shift` cut to [0, 1], elementwise; any shape. NaN stays. For pixels on their way into a network: it has no
+/// rule of differentiation.
+pub fn saturate(x: &Tensor, scale: f64, shift: f64) -> Result<Tensor> {
+    on_device!("saturate", &[x], T => cpu::saturate::<T>(x, scale, shift), d => cuda::saturate(&d, x, scale, shift))
 }
 
 /// `f(a, b)`, elementwise; equal shapes.

@@ -5,8 +5,11 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::{Divisor, Window};
-use crate::device::cpu::{PARALLEL_ELEMENTS, for_chunks, stale_vec, zero_vec};
+use crate::device::cpu::{PARALLEL_ELEMENTS, for_chunks, recycle, simd_dispatch, stale_vec, zero_vec};
 use crate::tensor::{Scalar, Tensor};
+
+/// Values of the result that one task makes, about.
+const CHUNK: usize = 1 << 12;
 
 /// The positions of window `at` that lie inside an axis of `len`, and the first of them as a tap of the kernel.
 fn inside(window: &Window, axis: usize, at: usize, len: usize) -> (Range<usize>, usize) {
@@ -28,7 +31,12 @@ fn output_rows<T: Scalar>(n: usize, s: &Sizes, f: impl Fn(usize, usize, &mut [T]
     let row = s.out[1] * s.c;
     let mut y = stale_vec::<T>(n * s.out[0] * row);
     if !y.is_empty() {
-        for_chunks(&mut y, row, |at, chunk| f(at / row / s.out[0], at / row % s.out[0], chunk));
+        for_chunks(&mut y, (CHUNK / row).max(1) * row, |at, chunk| {
+            for (i, row) in chunk.chunks_exact_mut(row).enumerate() {
+                let at = at / row.len() + i;
+                f(at / s.out[0], at % s.out[0], row);
+            }
+        });
     }
     Tensor::from_vec(&[n, s.out[0], s.out[1], s.c], y)
 }
@@ -59,19 +67,48 @@ fn is_nan<T: Scalar>(v: T) -> bool {
     v != v
 }
 
+/// The larger of two; the first unless the second is known to be larger or is NaN.
+#[inline(always)]
+fn larger<T: Scalar>(a: T, b: T) -> T {
+    if b <= a || is_nan(a) { a } else { b }
+}
+
+simd_dispatch! {
+    /// One output row: the larger of whole input rows, then of pixels within that line.
+    fn max_row<T: Scalar>(out: &mut [T], line: &mut [T], rows: &[T], columns: &[Range<usize>], c: usize) {
+        let (first, others) = rows.split_at(line.len());
+        line.copy_from_slice(first);
+        for row in others.chunks_exact(line.len()) {
+            for (a, b) in line.iter_mut().zip(row) {
+                *a = larger(*a, *b);
+            }
+        }
+        for (out, pixels) in out.chunks_exact_mut(c).zip(columns) {
+            let mut pixels = line[pixels.start * c..pixels.end * c].chunks_exact(c);
+            // In pairs: most windows have two columns or three.
+            let first = pixels.next().expect("a window holds a pixel");
+            let second = pixels.next().unwrap_or(first);
+            for ((out, a), b) in out.iter_mut().zip(first).zip(second) {
+                *out = larger(*a, *b);
+            }
+            for pixel in pixels {
+                for (a, b) in out.iter_mut().zip(pixel) {
+                    *a = larger(*a, *b);
+                }
+            }
+        }
+    }
+}
+
 pub fn max_pool2d<T: Scalar>(x: &Tensor, window: Window, out: [usize; 2]) -> Tensor {
     let (src, s) = (x.as_slice::<T>(), gather_sizes(x, out));
+    let columns: Vec<Range<usize>> = (0..out[1]).map(|px| inside(&window, 1, px, s.image[1]).0).collect();
     output_rows::<T>(x.dim(0), &s, |n, y, row| {
-        let image = sample(src, &s, n);
-        for (px, best) in row.chunks_exact_mut(s.c).enumerate() {
-            best.fill(T::from_f64(f64::NEG_INFINITY));
-            for_window(image, &s, &window, y, px, |_, v| {
-                for (b, v) in best.iter_mut().zip(v) {
-                    // Kept unless the new one is known to be smaller or the old one is NaN.
-                    *b = if *v <= *b || is_nan(*b) { *b } else { *v };
-                }
-            });
-        }
+        let rows = inside(&window, 0, y, s.image[0]).0;
+        let width = s.image[1] * s.c;
+        let mut line = stale_vec::<T>(width);
+        max_row(row, &mut line, &sample(src, &s, n)[rows.start * width..rows.end * width], &columns, s.c);
+        recycle(line);
     })
 }
 

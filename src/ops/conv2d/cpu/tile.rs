@@ -31,10 +31,12 @@ pub struct Rows {
 }
 
 impl Rows {
-    pub fn push(&mut self, input: usize, output: usize, scale: usize) {
-        self.rows.push(Row { input, output, scale });
-        self.input_end = self.input_end.max(input + 1);
-        self.output_end = self.output_end.max(output + 1);
+    /// `n` pixels of one sample: the first one's place and the distance to the next.
+    pub fn push_line(&mut self, n: usize, [input, input_step]: [usize; 2], [output, output_step]: [usize; 2], scale: usize) {
+        let Some(last) = n.checked_sub(1) else { return };
+        self.rows.extend((0..n).map(|i| Row { input: input + i * input_step, output: output + i * output_step, scale }));
+        self.input_end = self.input_end.max(input + last * input_step + 1);
+        self.output_end = self.output_end.max(output + last * output_step + 1);
         self.scale_end = self.scale_end.max(scale + 1);
     }
     pub fn is_empty(&self) -> bool {
@@ -660,7 +662,7 @@ mod tests {
         for isa in present() {
             for (count, width) in [(1, 16), (7, 16), (13, 5), (25, 8), (12, 11), (6, 1)] {
                 let mut rows = Rows::default();
-                (0..count).for_each(|p| rows.push(p * 6, count - 1 - p, p % 2 * channels));
+                (0..count).for_each(|p| rows.push_line(1, [p * 6, 0], [count - 1 - p, 0], p % 2 * channels));
                 let line = line_width::<f32>(width);
                 let panel = numbers(2, values * line);
                 let before = numbers(3, count * channels);

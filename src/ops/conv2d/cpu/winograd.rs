@@ -109,7 +109,7 @@ pub fn run_map<T: Scalar + Tiles>(map: &Map, x: &[T], scale_in: Option<&[T]>, pa
         source.planes(isa, part, grid[1], &mut input);
         let mut products = stale_vec::<T>(PLANES * pitch_out);
         rows.clear();
-        (0..tiles).for_each(|tile| rows.push(tile * c_in, tile, 0));
+        rows.push_line(tiles, [0, c_in], [0, 1], 0);
         let passes = c_in.div_ceil(PASS_CHANNELS);
         let passes: Vec<[Run; 1]> = (0..passes)
             .map(|i| {
