@@ -6,13 +6,16 @@ use crate::device::cpu::Element;
 ///
 /// # Safety
 /// Every function may only run where the register's instruction set is present; `load` and `store` touch `COUNT`
-/// elements at any alignment.
+/// elements at any alignment, `load_some` and `store_some` the first `n` of them (`0 < n < COUNT`).
 pub unsafe trait Lanes: Copy {
     type Item: Element;
     const COUNT: usize;
     unsafe fn splat(v: Self::Item) -> Self;
     unsafe fn load(from: *const Self::Item) -> Self;
     unsafe fn store(self, to: *mut Self::Item);
+    /// The others are zero.
+    unsafe fn load_some(from: *const Self::Item, n: usize) -> Self;
+    unsafe fn store_some(self, to: *mut Self::Item, n: usize);
     unsafe fn add(self, other: Self) -> Self;
     unsafe fn mul(self, other: Self) -> Self;
     /// `self · a + b`
@@ -42,6 +45,18 @@ unsafe impl<T: Element, const N: usize> Lanes for Plain<T, N> {
         unsafe { to.cast::<[T; N]>().write_unaligned(self.0) }
     }
     #[inline(always)]
+    unsafe fn load_some(from: *const T, n: usize) -> Self {
+        // SAFETY: the caller's contract.
+        Plain(std::array::from_fn(|i| if i < n { unsafe { *from.add(i) } } else { T::ZERO }))
+    }
+    #[inline(always)]
+    unsafe fn store_some(self, to: *mut T, n: usize) {
+        for (i, v) in self.0.into_iter().enumerate().take(n) {
+            // SAFETY: the caller's contract.
+            unsafe { *to.add(i) = v }
+        }
+    }
+    #[inline(always)]
     unsafe fn add(self, other: Self) -> Self {
         Plain(std::array::from_fn(|i| self.0[i] + other.0[i]))
     }
@@ -68,8 +83,48 @@ mod x86 {
     use super::Lanes;
     use std::arch::x86_64::*;
 
+    /// A mask of the first `n` of the lanes of 256 bits, which have `BYTES` bytes each.
+    #[inline(always)]
+    unsafe fn first<const BYTES: usize>(n: usize) -> __m256i {
+        const EDGE: [i8; 64] = {
+            let mut edge = [0; 64];
+            let mut i = 0;
+            while i < 32 {
+                edge[i] = -1;
+                i += 1;
+            }
+            edge
+        };
+        debug_assert!(n * BYTES <= 32);
+        // SAFETY: 32 bytes from one of the first 33.
+        unsafe { _mm256_loadu_si256(EDGE.as_ptr().add(32 - n * BYTES).cast()) }
+    }
+
+    /// Loads and stores of the first `n` lanes. Functions and no closures: these must be inlined.
+    macro_rules! some {
+        ($of:ty, $item:ty, |$n:ident| $mask:expr, $load_some:ident: |$from:ident, $m:ident| $load:expr, $store_some:ident: $store:ident) => {
+            #[inline(always)]
+            unsafe fn $load_some($from: *const $item, $n: usize) -> $of {
+                // SAFETY: the contract of `Lanes`, here and below.
+                unsafe {
+                    let $m = $mask;
+                    $load
+                }
+            }
+            #[inline(always)]
+            unsafe fn $store_some(to: *mut $item, $n: usize, v: $of) {
+                // SAFETY: as above.
+                unsafe { $store(to, $mask, v) }
+            }
+        };
+    }
+    some!(__m256, f32, |n| first::<4>(n), load_ps: |from, m| _mm256_maskload_ps(from, m), store_ps: _mm256_maskstore_ps);
+    some!(__m256d, f64, |n| first::<8>(n), load_pd: |from, m| _mm256_maskload_pd(from, m), store_pd: _mm256_maskstore_pd);
+    some!(__m512, f32, |n| (1_u16 << n) - 1, load_ps512: |from, m| _mm512_maskz_loadu_ps(m, from), store_ps512: _mm512_mask_storeu_ps);
+    some!(__m512d, f64, |n| (1_u8 << n) - 1, load_pd512: |from, m| _mm512_maskz_loadu_pd(m, from), store_pd512: _mm512_mask_storeu_pd);
+
     macro_rules! register {
-        ($name:ident, $of:ty, $item:ty, $count:literal, $splat:ident, $load:ident, $store:ident, $add:ident, $mul:ident, $fma:ident) => {
+        ($name:ident, $of:ty, $item:ty, $count:literal, $splat:ident, $load:ident, $store:ident, $add:ident, $mul:ident, $fma:ident, $load_some:ident, $store_some:ident) => {
             #[derive(Clone, Copy)]
             pub struct $name($of);
 
@@ -93,6 +148,16 @@ mod x86 {
                     unsafe { $store(to, self.0) }
                 }
                 #[inline(always)]
+                unsafe fn load_some(from: *const $item, n: usize) -> Self {
+                    // SAFETY: as above.
+                    $name(unsafe { $load_some(from, n) })
+                }
+                #[inline(always)]
+                unsafe fn store_some(self, to: *mut $item, n: usize) {
+                    // SAFETY: as above.
+                    unsafe { $store_some(to, n, self.0) }
+                }
+                #[inline(always)]
                 unsafe fn add(self, other: Self) -> Self {
                     // SAFETY: as above.
                     $name(unsafe { $add(self.0, other.0) })
@@ -110,8 +175,8 @@ mod x86 {
             }
         };
     }
-    register!(F32x8, __m256, f32, 8, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps, _mm256_mul_ps, _mm256_fmadd_ps);
-    register!(F64x4, __m256d, f64, 4, _mm256_set1_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_add_pd, _mm256_mul_pd, _mm256_fmadd_pd);
-    register!(F32x16, __m512, f32, 16, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps, _mm512_mul_ps, _mm512_fmadd_ps);
-    register!(F64x8, __m512d, f64, 8, _mm512_set1_pd, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_add_pd, _mm512_mul_pd, _mm512_fmadd_pd);
+    register!(F32x8, __m256, f32, 8, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps, _mm256_mul_ps, _mm256_fmadd_ps, load_ps, store_ps);
+    register!(F64x4, __m256d, f64, 4, _mm256_set1_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_add_pd, _mm256_mul_pd, _mm256_fmadd_pd, load_pd, store_pd);
+    register!(F32x16, __m512, f32, 16, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps, _mm512_mul_ps, _mm512_fmadd_ps, load_ps512, store_ps512);
+    register!(F64x8, __m512d, f64, 8, _mm512_set1_pd, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_add_pd, _mm512_mul_pd, _mm512_fmadd_pd, load_pd512, store_pd512);
 }

@@ -110,9 +110,6 @@ macro_rules! unroll {
     };
 }
 
-/// Finished sums of a tile on their way out.
-type Lines<T, const MR: usize> = [[T; MAX_PANEL]; MR];
-
 /// Adds one run's products to the sums of a tile.
 ///
 /// # Safety
@@ -167,13 +164,17 @@ unsafe fn gather_body<L: Lanes, const MR: usize, const NV: usize>(job: &Gather<L
                 });
                 continue;
             }
-            let mut lines: Lines<L::Item, MR> = [[L::Item::ZERO; MAX_PANEL]; MR];
-            unroll!(MR, R => { unroll!(NV, J => { sum[R][J].store(lines[R].as_mut_ptr().add(J * L::COUNT)); }); });
-            for (row, line) in tile.iter().zip(&lines) {
-                let to = out.start.add(row.output * out.channels + out.first + column);
-                let scale = job.scale.map(|s| s.as_ptr().add(row.scale + out.first + column));
-                finish_some(&line[..width], to, job.accumulate, scale);
-            }
+            unroll!(MR, R => {
+                if let Some(row) = tile.get(R) {
+                    let to = out.start.add(row.output * out.channels + out.first + column);
+                    let scale = job.scale.map(|s| s.as_ptr().add(row.scale + out.first + column));
+                    unroll!(NV, J => {
+                        if J * L::COUNT < width {
+                            finish_some(sum[R][J], to.add(J * L::COUNT), width - J * L::COUNT, job.accumulate, scale.map(|s| s.add(J * L::COUNT)));
+                        }
+                    });
+                }
+            });
         }
     }
 }
@@ -192,18 +193,21 @@ unsafe fn finish<L: Lanes>(sum: L, to: *mut L::Item, accumulate: bool, scale: Op
     }
 }
 
-/// `finish` where less than a register is left.
+/// `finish` where perhaps less than a register is left.
 ///
 /// # Safety
-/// `sum.len()` elements are valid at `to` and `scale`.
+/// `left` elements, or `L::COUNT` where these are fewer, are valid at `to` and `scale`; `left` is not 0; the instruction set
+/// of `L` is present.
 #[inline(always)]
-unsafe fn finish_some<T: Element>(sum: &[T], to: *mut T, accumulate: bool, scale: Option<*const T>) {
-    for (j, v) in sum.iter().enumerate() {
-        // SAFETY: the caller's contract.
-        unsafe {
-            let v = if accumulate { *v + *to.add(j) } else { *v };
-            *to.add(j) = scale.map_or(v, |s| v * *s.add(j));
+unsafe fn finish_some<L: Lanes>(sum: L, to: *mut L::Item, left: usize, accumulate: bool, scale: Option<*const L::Item>) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        if left >= L::COUNT {
+            return finish(sum, to, accumulate, scale);
         }
+        let sum = if accumulate { sum.add(L::load_some(to, left)) } else { sum };
+        let sum = scale.map_or(sum, |s| sum.mul(L::load_some(s, left)));
+        sum.store_some(to, left);
     }
 }
 
@@ -290,11 +294,15 @@ unsafe fn outer_body<L: Lanes, const MR: usize, const NV: usize>(job: &Outer<L::
             });
             return;
         }
-        let mut lines: Lines<L::Item, MR> = [[L::Item::ZERO; MAX_PANEL]; MR];
-        unroll!(MR, R => { unroll!(NV, J => { sum[R][J].store(lines[R].as_mut_ptr().add(J * L::COUNT)); }); });
-        for (r, line) in lines.iter().enumerate().take(job.rows) {
-            finish_some(&line[..job.width], out.as_mut_ptr().add(r * job.pitch), job.accumulate, None);
-        }
+        unroll!(MR, R => {
+            if R < job.rows {
+                unroll!(NV, J => {
+                    if J * L::COUNT < job.width {
+                        finish_some(sum[R][J], out.as_mut_ptr().add(R * job.pitch + J * L::COUNT), job.width - J * L::COUNT, job.accumulate, None);
+                    }
+                });
+            }
+        });
     }
 }
 
@@ -379,12 +387,10 @@ unsafe fn separable<L: Lanes, A: Axis<P, Q>, const P: usize, const Q: usize>(job
                 });
                 continue;
             }
-            let mut line = [L::Item::ZERO; MAX_PANEL];
             for (y, row) in middle.into_iter().enumerate().take(job.keep[0]) {
                 for (x, sum) in A::apply(row).into_iter().enumerate().take(job.keep[1]) {
-                    sum.store(line.as_mut_ptr());
                     let to = to.as_mut_ptr().add(y * job.to_pitch[0] + x * job.to_pitch[1] + c);
-                    finish_some(&line[..left.min(L::COUNT)], to, false, job.scale.map(|s| s.as_ptr().add(c)));
+                    finish_some(sum, to, left, false, job.scale.map(|s| s.as_ptr().add(c)));
                 }
             }
         }
@@ -587,9 +593,6 @@ pub fn outer_rows(isa: Isa) -> usize {
         Isa::Avx512 => 12,
     }
 }
-
-/// Elements of the widest panel.
-const MAX_PANEL: usize = 16;
 
 /// Width of the panel that holds the last `width` columns.
 pub const fn line_width<T>(width: usize) -> usize {
