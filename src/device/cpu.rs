@@ -1,5 +1,7 @@
 //! What the CPU implementations of the ops share: the element types, recycled buffers, thread helpers.
 
+pub(crate) mod lanes;
+
 use std::any::TypeId;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};

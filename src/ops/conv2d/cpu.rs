@@ -6,7 +6,6 @@
 //! How work is cut depends on shapes alone and partial sums are added in order, so results do not depend on the
 //! number of threads.
 
-mod lanes;
 mod tile;
 mod winograd;
 

@@ -4,7 +4,8 @@
 use rayon::prelude::*;
 
 use super::{Adam, Pull, Slabs};
-use crate::device::cpu::{for_chunks, simd_dispatch, stale_vec};
+use crate::device::cpu::lanes::{Lanes, Summed, lanes_dispatch};
+use crate::device::cpu::{for_chunks, stale_vec};
 use crate::error::Result;
 use crate::tensor::Tensor;
 
@@ -89,130 +90,222 @@ pub fn adam_step(slabs: Slabs, grads: &[Tensor], offsets: &[usize], pull: Pull, 
     Ok(partial.iter().sum::<f64>() + constant)
 }
 
-/// Elements that the loops here take at a time: two AVX2 registers of f32. Sums are kept by lane, so their order does not
-/// hinder the lanes.
-const LANES: usize = 16;
-type Block = [f32; LANES];
-
-/// Up to `LANES` elements from `at` on; zeros where there are fewer.
+/// `n` elements, of which a register holds as many or more; the others are zero.
+///
+/// # Safety
+/// They are valid at `from`, and the instruction set of `L` is present.
 #[inline(always)]
-fn load(from: &[f32], at: usize) -> Block {
-    match from[at..].first_chunk::<LANES>() {
-        Some(all) => *all,
-        None => {
-            let mut some = [0.0; LANES];
-            some[..from.len() - at].copy_from_slice(&from[at..]);
-            some
+unsafe fn load<L: Lanes>(from: *const L::Item, n: usize) -> L {
+    // SAFETY: the caller's contract.
+    unsafe { if n == L::COUNT { L::load(from) } else { L::load_some(from, n) } }
+}
+
+/// # Safety
+/// As `load`.
+#[inline(always)]
+unsafe fn store<L: Lanes>(to: *mut L::Item, n: usize, v: L) {
+    // SAFETY: the caller's contract.
+    unsafe { if n == L::COUNT { v.store(to) } else { v.store_some(to, n) } }
+}
+
+/// Calls `$body` with the start and the length of every register's share of `$len` elements.
+macro_rules! registers {
+    ($l:ident, $len:expr, |$at:ident, $n:ident| $body:block) => {
+        let (len, count) = ($len, <$l as Lanes>::COUNT);
+        let mut $at = 0;
+        while $at + count <= len {
+            // Apart, so that the compiler knows the number.
+            let $n = count;
+            $body
+            $at += count;
+        }
+        if $at < len {
+            let $n = len - $at;
+            $body
+        }
+    };
+}
+
+/// What pulls at the elements of one chunk. A trait, because closures would not be compiled for the instruction set.
+trait Term<L: Summed>: Copy {
+    /// The gradient at the parameters `theta`, the `n` ones from `at` on, and what they add to the sum.
+    ///
+    /// # Safety
+    /// The chunk has these elements, and the instruction set of `L` is present; here and below.
+    unsafe fn before(self, at: usize, n: usize, theta: L) -> [L; 2];
+    /// What the moved ones add.
+    #[inline(always)]
+    unsafe fn after(self, _at: usize, _n: usize, _theta: L) -> L {
+        // SAFETY: the caller's contract.
+        unsafe { L::splat(0.0) }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Nothing;
+
+impl<L: Summed> Term<L> for Nothing {
+    #[inline(always)]
+    unsafe fn before(self, _: usize, _: usize, _: L) -> [L; 2] {
+        // SAFETY: the caller's contract.
+        unsafe { [L::splat(0.0); 2] }
+    }
+}
+
+/// `strength · sign(θ)`, and `|θ|`.
+#[derive(Clone, Copy)]
+struct Signs {
+    strength: f32,
+}
+
+impl<L: Summed> Term<L> for Signs {
+    #[inline(always)]
+    unsafe fn before(self, _: usize, n: usize, theta: L) -> [L; 2] {
+        // Through memory: no other term needs signs.
+        let (mut sign, mut size) = ([0.0; MAX_COUNT], [0.0; MAX_COUNT]);
+        // SAFETY: no register is longer.
+        unsafe {
+            theta.store(sign.as_mut_ptr());
+            for i in 0..n {
+                (sign[i], size[i]) = (self.strength * sign[i].signum(), sign[i].abs());
+            }
+            [load(sign.as_ptr(), n), load(size.as_ptr(), n)]
         }
     }
 }
 
-#[inline(always)]
-fn store(to: &mut [f32], at: usize, lanes: Block) {
-    match to[at..].first_chunk_mut::<LANES>() {
-        Some(all) => *all = lanes,
-        None => {
-            let rest = to.len() - at;
-            to[at..].copy_from_slice(&lanes[..rest]);
+/// `λ F (θ − anchor)`, and `F (θ − anchor)²`.
+#[derive(Clone, Copy)]
+struct Anchored<'a> {
+    anchor: &'a [f32],
+    fisher: &'a [f32],
+    lambda: f32,
+}
+
+impl<L: Summed> Term<L> for Anchored<'_> {
+    #[inline(always)]
+    unsafe fn before(self, at: usize, n: usize, theta: L) -> [L; 2] {
+        // SAFETY: both slices are as long as the chunk.
+        unsafe {
+            let f: L = load(self.fisher.as_ptr().add(at), n);
+            let d = theta.sub(load(self.anchor.as_ptr().add(at), n));
+            [L::splat(self.lambda).mul(f).mul(d), f.mul(d).mul(d)]
         }
     }
 }
 
-/// `f` of every lane.
-#[inline(always)]
-fn each(f: impl Fn(usize) -> f32) -> Block {
-    std::array::from_fn(f)
+/// `by · (θ − centroid)`, and `(θ − centroid)²` of the moved parameters.
+#[derive(Clone, Copy)]
+struct Repelled<'a> {
+    centroid: &'a [f32],
+    by: f32,
 }
 
-#[inline(always)]
-fn add_to(sums: &mut [f64; LANES], lanes: Block) {
-    for (s, v) in sums.iter_mut().zip(lanes) {
-        *s += v as f64;
+impl<L: Summed> Term<L> for Repelled<'_> {
+    #[inline(always)]
+    unsafe fn before(self, at: usize, n: usize, theta: L) -> [L; 2] {
+        // SAFETY: the slice is as long as the chunk.
+        unsafe { [L::splat(self.by).mul(theta.sub(load(self.centroid.as_ptr().add(at), n))), L::splat(0.0)] }
     }
-}
-
-simd_dispatch! {
-    fn chunk_step(c: Chunk, pull: Pull, r: &Rates) -> f64 {
-        let range = c.at..c.at + c.params.len();
-        let nothing = |_, _: &Block| [0.0; LANES];
-        match pull {
-            Pull::None => update(c, r, |_, _| ([0.0; LANES], [0.0; LANES]), nothing),
-            Pull::L1 { strength } => {
-                let s = strength as f32;
-                update(c, r, |_, theta| (each(|l| s * theta[l].signum()), each(|l| theta[l].abs())), nothing)
-            }
-            Pull::Ewc { anchor, fisher, lambda } => {
-                let (anchor, fisher, lambda) = (&anchor.as_slice::<f32>()[range.clone()], &fisher.as_slice::<f32>()[range], lambda as f32);
-                let before = |at, theta: &Block| {
-                    let (f, a) = (load(fisher, at), load(anchor, at));
-                    let d = each(|l| theta[l] - a[l]);
-                    (each(|l| lambda * f[l] * d[l]), each(|l| f[l] * d[l] * d[l]))
-                };
-                update(c, r, before, nothing) * lambda as f64 / 2.0
-            }
-            Pull::Centroid { centroid, weights, loss, distance, gradient, .. } => {
-                let coefficient = if gradient { loss.slope(distance) } else { 0.0 };
-                let (centroid, weight) = (&centroid.as_slice::<f32>()[range], weights[c.segment]);
-                let by = (coefficient * 2.0 * weight) as f32;
-                let away = |at, theta: &Block| {
-                    let c = load(centroid, at);
-                    each(|l| theta[l] - c[l])
-                };
-                let before = |at, theta: &Block| {
-                    let d = away(at, theta);
-                    (each(|l| by * d[l]), [0.0; LANES])
-                };
-                let after = |at, theta: &Block| {
-                    let d = away(at, theta);
-                    each(|l| d[l] * d[l])
-                };
-                update(c, r, before, after) * weight
-            }
+    #[inline(always)]
+    unsafe fn after(self, at: usize, n: usize, theta: L) -> L {
+        // SAFETY: as above.
+        unsafe {
+            let d = theta.sub(load(self.centroid.as_ptr().add(at), n));
+            d.mul(d)
         }
     }
 }
 
-/// The pass itself. `before(at, θ)` gives the regulariser's gradient and summands, `after(at, θ')` summands.
-#[inline(always)]
-fn update(mut c: Chunk, r: &Rates, before: impl Fn(usize, &Block) -> (Block, Block), after: impl Fn(usize, &Block) -> Block) -> f64 {
-    let mut sums = [0.0; LANES];
-    for at in (0..c.params.len()).step_by(LANES) {
-        let theta = load(c.params, at);
-        let (extra, summands) = before(at, &theta);
-        add_to(&mut sums, summands);
-        let (g, v) = (load(c.grad, at), load(c.v, at));
-        let g = each(|l| g[l] + extra[l]);
-        let v = each(|l| r.beta2 * v[l] + (1.0 - r.beta2) * g[l] * g[l]);
-        store(c.v, at, v);
-        let direction = match &mut c.m {
-            None => g,
-            Some(m) => {
-                let old = load(m, at);
-                let new = each(|l| r.beta1 * old[l] + (1.0 - r.beta1) * g[l]);
-                store(m, at, new);
-                new
-            }
-        };
-        let theta = each(|l| theta[l] - r.step_size * direction[l] / (v[l].sqrt() * r.inverse_root_correction + r.eps));
-        store(c.params, at, theta);
-        if let Some(ema) = &mut c.ema {
-            let old = load(ema, at);
-            store(ema, at, each(|l| old[l] + r.ema_weight * (theta[l] - old[l])));
+/// Elements of the longest register that loops here use.
+const MAX_COUNT: usize = 8;
+
+/// The sum of the terms is per chunk and lane by lane, in f64: its order does not hinder the lanes.
+fn chunk_step(c: Chunk, pull: Pull, r: &Rates) -> f64 {
+    let (len, range) = (c.params.len(), c.at..c.at + c.params.len());
+    let same = |s: Option<&[f32]>| s.is_none_or(|s| s.len() == len);
+    assert!(c.v.len() == len && c.grad.len() == len && same(c.m.as_deref()) && same(c.ema.as_deref()), "all slabs are cut alike");
+    match pull {
+        Pull::None => update_without(c, Nothing, r),
+        Pull::L1 { strength } => update_signs(c, Signs { strength: strength as f32 }, r),
+        Pull::Ewc { anchor, fisher, lambda } => {
+            let term = Anchored { anchor: &anchor.as_slice::<f32>()[range.clone()], fisher: &fisher.as_slice::<f32>()[range], lambda: lambda as f32 };
+            update_anchored(c, term, r) * lambda / 2.0
         }
-        add_to(&mut sums, after(at, &theta));
+        Pull::Centroid { centroid, weights, loss, distance, gradient, .. } => {
+            let coefficient = if gradient { loss.slope(distance) } else { 0.0 };
+            let weight = weights[c.segment];
+            update_repelled(c, Repelled { centroid: &centroid.as_slice::<f32>()[range], by: (coefficient * 2.0 * weight) as f32 }, r) * weight
+        }
     }
-    sums.iter().sum()
 }
 
-simd_dispatch! {
+/// The pass with each kind of term.
+macro_rules! updates {
+    ($($name:ident: $term:ty),*) => {
+        $(lanes_dispatch! {
+            fn $name<L>(c: Chunk, term: $term, r: &Rates) -> f64 {
+                // SAFETY: the caller's contract; terms are cut as the chunk is.
+                unsafe { update::<L, _>(c, term, r) }
+            }
+        })*
+    };
+}
+updates!(update_without: Nothing, update_signs: Signs, update_anchored: Anchored, update_repelled: Repelled);
+
+/// # Safety
+/// The term has an element for each of the chunk, and the instruction set of `L` is present.
+#[inline(always)]
+unsafe fn update<L: Summed, P: Term<L>>(c: Chunk, term: P, r: &Rates) -> f64 {
+    let len = c.params.len();
+    let m = c.m.map(|m| m.as_mut_ptr());
+    let ema = c.ema.map(|e| e.as_mut_ptr());
+    let (params, v, grad) = (c.params.as_mut_ptr(), c.v.as_mut_ptr(), c.grad.as_ptr());
+    // SAFETY: `chunk_step` has asserted that all slices have `len` elements.
+    unsafe {
+        let [beta1, rest1, beta2, rest2] = [r.beta1, 1.0 - r.beta1, r.beta2, 1.0 - r.beta2].map(|v| L::splat(v));
+        let [step_size, correction, eps, ema_weight] = [r.step_size, r.inverse_root_correction, r.eps, r.ema_weight].map(|v| L::splat(v));
+        let mut sums = L::no_sums();
+        registers!(L, len, |at, n| {
+            let theta: L = load(params.add(at), n);
+            let [extra, summands] = term.before(at, n, theta);
+            sums = summands.add_to(sums);
+            let g = load::<L>(grad.add(at), n).add(extra);
+            let second = beta2.mul(load(v.add(at), n)).add(rest2.mul(g).mul(g));
+            store(v.add(at), n, second);
+            let direction = match m {
+                None => g,
+                Some(m) => {
+                    let first = beta1.mul(load(m.add(at), n)).add(rest1.mul(g));
+                    store(m.add(at), n, first);
+                    first
+                }
+            };
+            let theta = theta.sub(step_size.mul(direction).div(second.sqrt().mul(correction).add(eps)));
+            store(params.add(at), n, theta);
+            if let Some(ema) = ema {
+                let old: L = load(ema.add(at), n);
+                store(ema.add(at), n, old.add(ema_weight.mul(theta.sub(old))));
+            }
+            sums = term.after(at, n, theta).add_to(sums);
+        });
+        L::total(sums)
+    }
+}
+
+lanes_dispatch! {
     /// `Σ (p − c)²`
-    fn squared_distance(p: &[f32], c: &[f32]) -> f64 {
-        let mut sums = [0.0; LANES];
-        for at in (0..p.len()).step_by(LANES) {
-            let (p, c) = (load(p, at), load(c, at));
-            add_to(&mut sums, each(|l| (p[l] - c[l]) * (p[l] - c[l])));
+    fn squared_distance<L>(p: &[f32], c: &[f32]) -> f64 {
+        assert_eq!(p.len(), c.len());
+        // SAFETY: both have as many elements.
+        unsafe {
+            let mut sums = L::no_sums();
+            registers!(L, p.len(), |at, n| {
+                let d = load::<L>(p.as_ptr().add(at), n).sub(load(c.as_ptr().add(at), n));
+                sums = d.mul(d).add_to(sums);
+            });
+            L::total(sums)
         }
-        sums.iter().sum()
     }
 }
 
@@ -225,17 +318,20 @@ pub fn weighted_squared_distance(params: &Tensor, centroid: &Tensor, offsets: &[
     partial.iter().sum()
 }
 
-simd_dispatch! {
-    /// `grad = λ f (p − a)`; returns `Σ f (p − a)²`.
-    fn ewc_chunk(p: &[f32], a: &[f32], f: &[f32], lambda: f32, grad: &mut [f32]) -> f64 {
-        let mut sums = [0.0; LANES];
-        for at in (0..p.len()).step_by(LANES) {
-            let (p, a, f) = (load(p, at), load(a, at), load(f, at));
-            let d = each(|l| p[l] - a[l]);
-            store(grad, at, each(|l| lambda * f[l] * d[l]));
-            add_to(&mut sums, each(|l| f[l] * d[l] * d[l]));
+lanes_dispatch! {
+    /// Writes the term's gradient; returns its sum.
+    fn ewc_chunk<L>(p: &[f32], term: Anchored, grad: &mut [f32]) -> f64 {
+        assert!([term.anchor.len(), term.fisher.len(), grad.len()].iter().all(|n| *n == p.len()));
+        // SAFETY: all have as many elements.
+        unsafe {
+            let mut sums = L::no_sums();
+            registers!(L, p.len(), |at, n| {
+                let [gradient, summands] = term.before(at, n, load::<L>(p.as_ptr().add(at), n));
+                store(grad.as_mut_ptr().add(at), n, gradient);
+                sums = summands.add_to(sums);
+            });
+            L::total(sums)
         }
-        sums.iter().sum()
     }
 }
 
@@ -247,7 +343,7 @@ pub fn ewc(params: &Tensor, anchor: &Tensor, fisher: &Tensor, lambda: f64) -> (f
         .enumerate()
         .map(|(i, out)| {
             let range = i * CHUNK..i * CHUNK + out.len();
-            ewc_chunk(&p[range.clone()], &a[range.clone()], &f[range], lambda as f32, out)
+            ewc_chunk(&p[range.clone()], Anchored { anchor: &a[range.clone()], fisher: &f[range], lambda: lambda as f32 }, out)
         })
         .collect();
     (partial.iter().sum::<f64>() * lambda / 2.0, Tensor::from_vec(params.shape(), grad))

@@ -1,11 +1,11 @@
-//! Register tiles of the convolution family: the only unsafe code of the host implementation.
+//! Register tiles of the convolution family.
 //!
-//! Both kernels are written once over registers (`lanes`), compiled per instruction set and chosen at run time, so one
+//! Both kernels are written once over registers (`device::cpu::lanes`), compiled per instruction set and chosen at run time, so one
 //! binary uses what the machine has. Bounds are asserted by the safe functions at the end of this file.
 
 use std::marker::PhantomData;
 
-use super::lanes::{Lanes, Plain};
+use crate::device::cpu::lanes::{Lanes, Plain};
 use crate::device::cpu::{Element, Isa};
 
 /// Width of a weight panel: two AVX2 registers.
@@ -516,8 +516,8 @@ version!(gather_f32, outer_f32, transform_f32, Plain<f32, 4>, 2, 4, Plain<f32, 4
 version!(gather_f64, outer_f64, transform_f64, Plain<f64, 2>, 2, 4, Plain<f64, 2>, 4, 2);
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::super::lanes::{F32x8, F32x16, F64x4, F64x8};
     use super::*;
+    use crate::device::cpu::lanes::{F32x8, F32x16, F64x4, F64x8};
     // 16 registers: 12 sums, a panel line of two, one broadcast value.
     version!(gather_f32_avx2, outer_f32_avx2, transform_f32_avx2, F32x8, 6, 2, F32x8, 12, 1, "avx2,fma");
     version!(gather_f64_avx2, outer_f64_avx2, transform_f64_avx2, F64x4, 6, 2, F64x4, 12, 1, "avx2,fma");

@@ -1,6 +1,6 @@
 //! Vector registers: the compiler keeps arrays of these in registers where it would spill arrays of numbers.
 
-use crate::device::cpu::Element;
+use super::Element;
 
 /// A register of several elements.
 ///
@@ -17,10 +17,53 @@ pub unsafe trait Lanes: Copy {
     unsafe fn load_some(from: *const Self::Item, n: usize) -> Self;
     unsafe fn store_some(self, to: *mut Self::Item, n: usize);
     unsafe fn add(self, other: Self) -> Self;
+    unsafe fn sub(self, other: Self) -> Self;
     unsafe fn mul(self, other: Self) -> Self;
+    unsafe fn div(self, other: Self) -> Self;
+    unsafe fn sqrt(self) -> Self;
     /// `self · a + b`
     unsafe fn mul_add(self, a: Self, b: Self) -> Self;
 }
+
+/// A register whose elements can be summed in f64, lane by lane.
+///
+/// # Safety
+/// As `Lanes`.
+pub unsafe trait Summed: Lanes<Item = f32> {
+    /// A sum per lane.
+    type Sums: Copy;
+    unsafe fn no_sums() -> Self::Sums;
+    unsafe fn add_to(self, sums: Self::Sums) -> Self::Sums;
+    unsafe fn total(sums: Self::Sums) -> f64;
+}
+
+/// Defines a function over registers `L` of f32, compiled for AVX2 as well as for the target's baseline and chosen at run
+/// time. Its body is an unsafe function: the instruction set of `L` is present.
+macro_rules! lanes_dispatch {
+    ($(#[$doc:meta])* fn $name:ident<$l:ident>($($arg:ident: $of:ty),* $(,)?) -> $ret:ty $body:block) => {
+        $(#[$doc])*
+        fn $name($($arg: $of),*) -> $ret {
+            #[inline(always)]
+            unsafe fn body<$l: $crate::device::cpu::lanes::Summed>($($arg: $of),*) -> $ret $body
+
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2,fma")]
+                unsafe fn avx2($($arg: $of),*) -> $ret {
+                    // SAFETY: the function has the instruction set.
+                    unsafe { body::<$crate::device::cpu::lanes::F32x8>($($arg),*) }
+                }
+                if $crate::device::cpu::Isa::Avx2.is_present() {
+                    // SAFETY: the machine has the instruction set.
+                    return unsafe { avx2($($arg),*) };
+                }
+            }
+            // SAFETY: every machine has this one.
+            unsafe { body::<$crate::device::cpu::lanes::Plain<f32, 8>>($($arg),*) }
+        }
+    };
+}
+pub(crate) use lanes_dispatch;
 
 /// What every machine has: small arrays, vectorised by the compiler as far as its baseline goes.
 #[derive(Clone, Copy)]
@@ -61,8 +104,20 @@ unsafe impl<T: Element, const N: usize> Lanes for Plain<T, N> {
         Plain(std::array::from_fn(|i| self.0[i] + other.0[i]))
     }
     #[inline(always)]
+    unsafe fn sub(self, other: Self) -> Self {
+        Plain(std::array::from_fn(|i| self.0[i] - other.0[i]))
+    }
+    #[inline(always)]
     unsafe fn mul(self, other: Self) -> Self {
         Plain(std::array::from_fn(|i| self.0[i] * other.0[i]))
+    }
+    #[inline(always)]
+    unsafe fn div(self, other: Self) -> Self {
+        Plain(std::array::from_fn(|i| self.0[i] / other.0[i]))
+    }
+    #[inline(always)]
+    unsafe fn sqrt(self) -> Self {
+        Plain(self.0.map(T::sqrt))
     }
     #[inline(always)]
     unsafe fn mul_add(self, a: Self, b: Self) -> Self {
@@ -75,12 +130,29 @@ unsafe impl<T: Element, const N: usize> Lanes for Plain<T, N> {
     }
 }
 
+// SAFETY: needs no instruction set.
+unsafe impl<const N: usize> Summed for Plain<f32, N> {
+    type Sums = [f64; N];
+    #[inline(always)]
+    unsafe fn no_sums() -> [f64; N] {
+        [0.0; N]
+    }
+    #[inline(always)]
+    unsafe fn add_to(self, sums: [f64; N]) -> [f64; N] {
+        std::array::from_fn(|i| sums[i] + self.0[i] as f64)
+    }
+    #[inline(always)]
+    unsafe fn total(sums: [f64; N]) -> f64 {
+        sums.iter().sum()
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 pub use x86::*;
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::Lanes;
+    use super::{Lanes, Summed};
     use std::arch::x86_64::*;
 
     /// A mask of the first `n` of the lanes of 256 bits, which have `BYTES` bytes each.
@@ -124,7 +196,7 @@ mod x86 {
     some!(__m512d, f64, |n| (1_u8 << n) - 1, load_pd512: |from, m| _mm512_maskz_loadu_pd(m, from), store_pd512: _mm512_mask_storeu_pd);
 
     macro_rules! register {
-        ($name:ident, $of:ty, $item:ty, $count:literal, $splat:ident, $load:ident, $store:ident, $add:ident, $mul:ident, $fma:ident, $load_some:ident, $store_some:ident) => {
+        ($name:ident, $of:ty, $item:ty, $count:literal, $splat:ident, $load:ident, $store:ident, $add:ident, $sub:ident, $mul:ident, $div:ident, $sqrt:ident, $fma:ident, $load_some:ident, $store_some:ident) => {
             #[derive(Clone, Copy)]
             pub struct $name($of);
 
@@ -163,6 +235,21 @@ mod x86 {
                     $name(unsafe { $add(self.0, other.0) })
                 }
                 #[inline(always)]
+                unsafe fn sub(self, other: Self) -> Self {
+                    // SAFETY: as above.
+                    $name(unsafe { $sub(self.0, other.0) })
+                }
+                #[inline(always)]
+                unsafe fn div(self, other: Self) -> Self {
+                    // SAFETY: as above.
+                    $name(unsafe { $div(self.0, other.0) })
+                }
+                #[inline(always)]
+                unsafe fn sqrt(self) -> Self {
+                    // SAFETY: as above.
+                    $name(unsafe { $sqrt(self.0) })
+                }
+                #[inline(always)]
                 unsafe fn mul(self, other: Self) -> Self {
                     // SAFETY: as above.
                     $name(unsafe { $mul(self.0, other.0) })
@@ -175,8 +262,38 @@ mod x86 {
             }
         };
     }
-    register!(F32x8, __m256, f32, 8, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps, _mm256_mul_ps, _mm256_fmadd_ps, load_ps, store_ps);
-    register!(F64x4, __m256d, f64, 4, _mm256_set1_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_add_pd, _mm256_mul_pd, _mm256_fmadd_pd, load_pd, store_pd);
-    register!(F32x16, __m512, f32, 16, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps, _mm512_mul_ps, _mm512_fmadd_ps, load_ps512, store_ps512);
-    register!(F64x8, __m512d, f64, 8, _mm512_set1_pd, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_add_pd, _mm512_mul_pd, _mm512_fmadd_pd, load_pd512, store_pd512);
+    register!(F32x8, __m256, f32, 8, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps, _mm256_sub_ps, _mm256_mul_ps, _mm256_div_ps, _mm256_sqrt_ps, _mm256_fmadd_ps, load_ps, store_ps);
+    register!(F64x4, __m256d, f64, 4, _mm256_set1_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_add_pd, _mm256_sub_pd, _mm256_mul_pd, _mm256_div_pd, _mm256_sqrt_pd, _mm256_fmadd_pd, load_pd, store_pd);
+    register!(F32x16, __m512, f32, 16, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps, _mm512_sub_ps, _mm512_mul_ps, _mm512_div_ps, _mm512_sqrt_ps, _mm512_fmadd_ps, load_ps512, store_ps512);
+    register!(F64x8, __m512d, f64, 8, _mm512_set1_pd, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_add_pd, _mm512_sub_pd, _mm512_mul_pd, _mm512_div_pd, _mm512_sqrt_pd, _mm512_fmadd_pd, load_pd512, store_pd512);
+
+    // SAFETY: thin names for instructions.
+    unsafe impl Summed for F32x8 {
+        type Sums = [__m256d; 2];
+        #[inline(always)]
+        unsafe fn no_sums() -> [__m256d; 2] {
+            // SAFETY: the caller's contract, here and below.
+            unsafe { [_mm256_setzero_pd(); 2] }
+        }
+        #[inline(always)]
+        unsafe fn add_to(self, [low, high]: [__m256d; 2]) -> [__m256d; 2] {
+            // SAFETY: as above.
+            unsafe {
+                [
+                    _mm256_add_pd(low, _mm256_cvtps_pd(_mm256_castps256_ps128(self.0))),
+                    _mm256_add_pd(high, _mm256_cvtps_pd(_mm256_extractf128_ps(self.0, 1))),
+                ]
+            }
+        }
+        #[inline(always)]
+        unsafe fn total([low, high]: [__m256d; 2]) -> f64 {
+            let mut lanes = [0.0; 8];
+            // SAFETY: as above; both halves have four.
+            unsafe {
+                _mm256_storeu_pd(lanes.as_mut_ptr(), low);
+                _mm256_storeu_pd(lanes.as_mut_ptr().add(4), high);
+            }
+            lanes.iter().sum()
+        }
+    }
 }
