@@ -396,6 +396,7 @@ fn classifiers_train_on_classes_and_attributes() {
     };
     refused(&["--network", "lenet"], &["--from", "--network"]);
     refused(&["--weight-decay", "-1"], &["--weight-decay"]);
+    refused(&["--ema-decay", "1"], &["--ema-decay"]);
 
     // The same network, its declaration lost and given back.
     let content = recant::io::safetensors::read(folder.path("net.safetensors")).unwrap();

@@ -82,7 +82,7 @@ fn compare_training(config: &ClassifierConfig, data: LabelledImages, recipe: Rec
 fn lenet_trains_as_on_the_cpu() {
     let pictures = pictures(6, [32, 32, 1]);
     let data = LabelledImages { pictures: &pictures, labels: Labels::Classes(&[3, 0, 9, 3, 1, 0]) };
-    let recipe = Recipe { optimizer: ADAM, schedule: Schedule::Cosine, weight_decay: 0.1, batch: 4, epochs: 2, augment: Augment { flip: true, shift: 1, ..Augment::default() }, balance: false, mixup: 0.0, seed: 5 };
+    let recipe = Recipe { optimizer: ADAM, schedule: Schedule::Cosine, weight_decay: 0.1, ema_decay: 0.8, batch: 4, epochs: 2, augment: Augment { flip: true, shift: 1, ..Augment::default() }, balance: false, mixup: 0.0, seed: 5 };
     // Sums of a thousand f32 products in another order.
     compare_training(&ClassifierConfig::mnist(), data, recipe, 1e-4, |_| true);
 }
@@ -93,7 +93,7 @@ fn the_afhq_network_trains_as_on_the_cpu() {
     let pictures = pictures(3, [250, 250, 3]);
     let data = LabelledImages { pictures: &pictures, labels: Labels::Classes(&[0, 1, 1]) };
     let config = ClassifierConfig::new(Architecture::AfhqCnn, vec!["a".into(), "b".into()], Decision::Largest, [250; 2]);
-    let recipe = Recipe { optimizer: ADAMAX, schedule: Schedule::Constant, weight_decay: 0.0, batch: 3, epochs: 1, augment: Augment::default(), balance: false, mixup: 0.0, seed: 5 };
+    let recipe = Recipe { optimizer: ADAMAX, schedule: Schedule::Constant, weight_decay: 0.0, ema_decay: 0.0, batch: 3, epochs: 1, augment: Augment::default(), balance: false, mixup: 0.0, seed: 5 };
     // Seen: 7e-5, sums over 12,000 pixels in another order.
     compare_training(&config, data, recipe, 1e-3, |_| true);
 }
@@ -106,7 +106,7 @@ fn a_resnet_trains_as_on_the_cpu() {
     let pictures = pictures(4, [32, 32, 3]);
     let data = LabelledImages { pictures: &pictures, labels: Labels::Classes(&[0, 1, 1, 0]) };
     let config = ClassifierConfig::resnet(ResNet::ResNet18, vec!["a".into(), "b".into()], 32);
-    let recipe = Recipe { optimizer: ADAMAX, schedule: Schedule::Constant, weight_decay: 0.0, batch: 4, epochs: 1, augment: Augment::default(), balance: false, mixup: 0.0, seed: 5 };
+    let recipe = Recipe { optimizer: ADAMAX, schedule: Schedule::Constant, weight_decay: 0.0, ema_decay: 0.0, batch: 4, epochs: 1, augment: Augment::default(), balance: false, mixup: 0.0, seed: 5 };
     // Seen: 2e-4.
     compare_training(&config, data, recipe, 3e-3, |name| name.starts_with("layer4.1.") || name.starts_with("fc.") || name.contains("running_"));
 }
@@ -120,7 +120,7 @@ fn celeba_heads_train_as_on_the_cpu() {
     let labels: Vec<u8> = (0..16).map(|i| (i * 5 % 3 == 0) as u8).collect();
     let data = LabelledImages { pictures: &pictures, labels: Labels::Attributes(&labels) };
     let config = ClassifierConfig::new(Architecture::CelebaHeads, vec!["a".into(), "b".into()], Decision::Odds, [32; 2]);
-    let recipe = Recipe { optimizer: ADAM, schedule: Schedule::Constant, weight_decay: 0.0, batch: 8, epochs: 1, augment: Augment::default(), balance: false, mixup: 0.0, seed: 5 };
+    let recipe = Recipe { optimizer: ADAM, schedule: Schedule::Constant, weight_decay: 0.0, ema_decay: 0.0, batch: 8, epochs: 1, augment: Augment::default(), balance: false, mixup: 0.0, seed: 5 };
     compare_training(&config, data, recipe, 1e-2, |name| name.starts_with("classifier") && name.contains(".1."));
 }
 

@@ -187,6 +187,29 @@ fn a_resnet_learns_two_colours() {
     assert_eq!(result.accuracy(), 1.0, "{:?}", result.confusion);
 }
 
+/// With a decay near 1 the result is the mean over the steps: of two, halfway between what each leaves.
+#[test]
+fn the_running_mean_of_two_steps_is_their_mean() {
+    let labels = [0, 1, 1, 0];
+    let pixels: Vec<u8> = (0..4 * 32 * 32).map(|i| (i * 37 % 251) as u8).collect();
+    let data = LabelledImages { pictures: &Pictures::from_bytes(pixels, [32, 32, 1]), labels: Labels::Classes(&labels) };
+    let config = ClassifierConfig::resnet(ResNet::ResNet18, vec!["a".into(), "b".into()], 32);
+    // The whole set is one step, so that an epoch is a step; with a constant rate one step is the first of two.
+    let trained = |epochs, ema_decay| {
+        let recipe = Recipe { batch: 4, epochs, augment: Augment::default(), ema_decay, ..Recipe::celeba() };
+        train(&config, data, &recipe, &Device::Cpu, &mut |_| Ok(())).unwrap().to_torch()
+    };
+    let (one, two, mean) = (trained(1, 0.0), trained(2, 0.0), trained(2, 0.999));
+    for (name, mean) in &mean {
+        let values = [&one[name], &two[name], mean].map(|t| t.to_f64_vec());
+        for ((a, b), m) in values[0].iter().zip(&values[1]).zip(&values[2]) {
+            // Three roundings.
+            assert!((m - 0.5 * (a + b)).abs() <= 4e-7 * (a.abs() + b.abs()) + 1e-12, "{name}: {m} of {a} and {b}");
+        }
+    }
+    assert!(one["fc.weight"].to_f64_vec() != two["fc.weight"].to_f64_vec());
+}
+
 /// A network goes on with its head where the outputs stay, also at another size, and without it where they change.
 #[test]
 fn a_network_is_trained_further() {

@@ -23,7 +23,7 @@ ROOT = HERE.parent.parent
 # Benchmark: the PyTorch program, recant's program, the compared keys.
 BENCHMARKS = {
     "iteration": ("stylegan2_peer.py", "iteration", ["plain_s", "r1_s", "path_s", "amortised_s", "peak_bytes"]),
-    "sampling": ("sampling_peer.py", "sampling", ["sample_s", "classify_s", "peak_bytes"]),
+    "sampling": ("sampling_peer.py", "sampling", ["sample_s", "classify_s", "feedback_s", "peak_bytes"]),
     "slab_pass": ("optimizer_peer.py", "slab_pass", ["ewc_s", "repulsion_s"]),
     # Only with --weights and --digits.
     "inception": ("inception_peer.py", "inception", ["seconds", "peak_bytes"]),

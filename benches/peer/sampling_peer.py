@@ -65,7 +65,7 @@ def main():
         n=o.n,
         sample_s=sample_s,
         classify_s=classify_s,
-        images_per_s=o.n / (sample_s + classify_s),
+        feedback_s=sample_s + classify_s,
         peak_bytes=peak_bytes(),
     )
 

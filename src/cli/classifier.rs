@@ -144,6 +144,9 @@ struct TrainArgs {
     /// AdamW's weight decay, on every parameter
     #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
     weight_decay: f64,
+    /// Write a running mean of the parameters, of which one step keeps this share (0: the last ones)
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    ema_decay: f64,
     /// Mirror every second image
     #[arg(long)]
     flip: bool,
@@ -235,6 +238,7 @@ impl TrainArgs {
             },
             schedule: self.schedule.unwrap_or(base.schedule),
             weight_decay: self.weight_decay,
+            ema_decay: self.ema_decay,
             batch: self.batch.unwrap_or(base.batch),
             epochs: self.epochs.unwrap_or(base.epochs),
             augment: Augment { flip: self.flip, shift: self.shift, zoom: self.zoom, jitter: self.jitter },

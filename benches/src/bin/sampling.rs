@@ -39,9 +39,9 @@ fn measure(options: &Options) {
     show(
         options.number("threads"),
         &format!(
-            r#""benchmark": "sampling", "width": "{}", "n": {n}, "sample_s": {sample}, "classify_s": {classify}, "images_per_s": {}, "peak_bytes": {}"#,
+            r#""benchmark": "sampling", "width": "{}", "n": {n}, "sample_s": {sample}, "classify_s": {classify}, "feedback_s": {}, "peak_bytes": {}"#,
             options.text("width"),
-            n as f64 / (sample + classify),
+            sample + classify,
             peak_bytes(),
         ),
     );

@@ -259,6 +259,10 @@ pub struct Recipe {
     /// Share of a parameter, times the learning rate, that a step takes off beside its gradient: AdamW's weight decay.
     #[serde(default)]
     pub weight_decay: f64,
+    /// The result is a running mean of parameters and statistics over the steps, of which one step keeps this share: the
+    /// plain mean at first. 0 takes the last values.
+    #[serde(default)]
+    pub ema_decay: f64,
     pub batch: usize,
     pub epochs: usize,
     pub augment: Augment,
@@ -289,6 +293,7 @@ impl Recipe {
             optimizer: Optimizer::Adam(Adam { lr: 2e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8 }),
             schedule: Schedule::Cosine,
             weight_decay: 0.0,
+            ema_decay: 0.0,
             batch: 256,
             epochs: 12,
             augment: Augment::default(),
@@ -304,6 +309,7 @@ impl Recipe {
             optimizer: Optimizer::Adamax(Adamax { lr: 2e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8 }),
             schedule: Schedule::Constant,
             weight_decay: 0.0,
+            ema_decay: 0.0,
             batch: 50,
             epochs: 3,
             augment: Augment { flip: true, shift: 8, ..Augment::default() },
@@ -356,9 +362,13 @@ pub fn fine_tune(start: Classifier, data: LabelledImages, recipe: &Recipe, progr
     if !(recipe.weight_decay.is_finite() && recipe.weight_decay >= 0.0) {
         return Err(Error::config("--weight-decay", format!("{} must be 0 or more", recipe.weight_decay)));
     }
+    if !(0.0..1.0).contains(&recipe.ema_decay) {
+        return Err(Error::config("--ema-decay", format!("{} must be at least 0 and less than 1", recipe.ema_decay)));
+    }
     if ![recipe.augment.zoom, recipe.augment.jitter].iter().all(|v| (0.0..1.0).contains(v)) {
         return Err(Error::config("--zoom, --jitter", "are shares: at least 0 and less than 1"));
     }
+    let mut mean = (recipe.ema_decay > 0.0).then(|| Ok((params.deep_clone()?, buffers.deep_clone()?))).transpose()?;
     let [mut order, mut moves, mut dropout, mut mixing] = [ORDER, AUGMENT, DROPOUT, MIXING].map(|stream| Random::new(recipe.seed, stream));
     let per_epoch = data.len().div_ceil(recipe.batch);
     let steps = recipe.epochs * per_epoch;
@@ -382,13 +392,30 @@ pub fn fine_tune(start: Classifier, data: LabelledImages, recipe: &Recipe, progr
         }
         state.step(&mut params, &gradients, recipe.schedule.factor(done, steps), recipe.weight_decay)?;
         take_in(&mut buffers, &moments)?;
+        if let Some((of_params, of_buffers)) = &mut mean {
+            let share = (1.0 - recipe.ema_decay).max(1.0 / step as f64);
+            move_towards(of_params, params.values(), share)?;
+            move_towards(of_buffers, buffers.values(), share)?;
+        }
         let whole = match step.is_multiple_of(per_epoch) {
-            true => Some(Classifier::new(config.clone(), params.deep_clone()?, buffers.deep_clone()?)?),
+            true => {
+                let (params, buffers) = mean.as_ref().map_or((&params, &buffers), |(p, b)| (p, b));
+                Some(Classifier::new(config.clone(), params.deep_clone()?, buffers.deep_clone()?)?)
+            }
             false => None,
         };
         progress(&TrainProgress { epoch_done: whole.as_ref(), step, steps, epoch: done / per_epoch, loss })?;
     }
+    let (params, buffers) = mean.unwrap_or((params, buffers));
     Classifier::new(config, params, buffers)
+}
+
+/// `slab ← slab + share (target − slab)`
+fn move_towards(slab: &mut ParamSlab, target: &Tensor, share: f64) -> Result<()> {
+    let change = zip(target, slab.values(), Zip::Sub)?;
+    let moved = zip(slab.values(), &map(&change, Map::Affine { scale: share, shift: 0.0 })?, Zip::Add)?;
+    *slab.values_mut() = moved;
+    Ok(())
 }
 
 /// Loss of a batch and its gradient by every parameter; `norm` takes the batch's statistics of every normalisation.
@@ -435,11 +462,7 @@ fn take_in(buffers: &mut ParamSlab, moments: &BTreeMap<String, Moments>) -> Resu
     };
     let layout = buffers.layout().clone();
     let parts: Vec<&Tensor> = layout.segments().iter().map(|s| of_batch(&s.name)).collect();
-    let running = buffers.values();
-    let change = zip(&concat(&parts, 0)?, running, Zip::Sub)?;
-    let moved = zip(running, &map(&change, Map::Affine { scale: MOMENTUM, shift: 0.0 })?, Zip::Add)?;
-    *buffers.values_mut() = moved;
-    Ok(())
+    move_towards(buffers, &concat(&parts, 0)?, MOMENTUM)
 }
 
 /// How a classifier does on labelled images.
