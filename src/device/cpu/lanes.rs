@@ -297,3 +297,81 @@ mod x86 {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every function of a register against plain numbers.
+    ///
+    /// # Safety
+    /// Its instruction set is present.
+    unsafe fn check<L: Lanes>() {
+        let n = L::COUNT;
+        let numbers = |from: f64| -> Vec<L::Item> { (0..n + 3).map(|i| L::Item::from_f64(from + 0.5 * i as f64)).collect() };
+        let (a, b) = (numbers(1.0), numbers(2.25));
+        // SAFETY: the slices hold more than a register; the caller's contract.
+        unsafe {
+            let [x, y] = [&a, &b].map(|v| L::load(v.as_ptr()));
+            let seen = |v: L| {
+                let mut out = vec![L::Item::ZERO; n];
+                v.store(out.as_mut_ptr());
+                out
+            };
+            let want = |f: &dyn Fn(L::Item, L::Item) -> L::Item| -> Vec<L::Item> { (0..n).map(|i| f(a[i], b[i])).collect() };
+            assert_eq!(seen(x.add(y)), want(&|a, b| a + b));
+            assert_eq!(seen(x.sub(y)), want(&|a, b| a - b));
+            assert_eq!(seen(x.mul(y)), want(&|a, b| a * b));
+            assert_eq!(seen(x.div(y)), want(&|a, b| a / b));
+            assert_eq!(seen(x.sqrt()), want(&|a, _| a.sqrt()));
+            // Halves and quarters: exact, fused or not.
+            assert_eq!(seen(x.mul_add(y, x)), want(&|a, b| a * b + a));
+            assert_eq!(seen(L::splat(b[2])), vec![b[2]; n]);
+            for some in 1..n {
+                let part = seen(L::load_some(a.as_ptr(), some));
+                assert_eq!(part[..some], a[..some]);
+                assert!(part[some..].iter().all(|v| *v == L::Item::ZERO));
+                let mut out = b.clone();
+                x.store_some(out.as_mut_ptr(), some);
+                assert_eq!((&out[..some], &out[some..]), (&a[..some], &b[some..]));
+            }
+        }
+    }
+
+    /// # Safety
+    /// As `check`.
+    unsafe fn check_sums<L: Summed>() {
+        // Near 2^24, where f32 no longer holds halves: the sum is in f64.
+        let values: Vec<f32> = (0..L::COUNT).map(|i| 16_777_216.0 + 2.0 * i as f32).collect();
+        // SAFETY: the slice holds a register; the caller's contract.
+        let total = unsafe {
+            let one = L::load(values.as_ptr());
+            let half = L::splat(0.5);
+            L::total(half.add_to(one.add_to(L::no_sums())))
+        };
+        assert_eq!(total, values.iter().map(|v| *v as f64 + 0.5).sum::<f64>());
+    }
+
+    #[test]
+    fn registers_do_what_numbers_do() {
+        // SAFETY: every machine has these; the others where they are found.
+        unsafe {
+            check::<Plain<f32, 4>>();
+            check::<Plain<f64, 2>>();
+            check_sums::<Plain<f32, 8>>();
+            #[cfg(target_arch = "x86_64")]
+            {
+                use crate::device::cpu::Isa;
+                if Isa::Avx2.is_present() {
+                    check::<F32x8>();
+                    check::<F64x4>();
+                    check_sums::<F32x8>();
+                }
+                if Isa::Avx512.is_present() {
+                    check::<F32x16>();
+                    check::<F64x8>();
+                }
+            }
+        }
+    }
+}
