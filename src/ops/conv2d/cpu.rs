@@ -12,7 +12,7 @@ mod winograd;
 use rayon::prelude::*;
 
 use super::{Conv2d, Extent};
-use crate::device::cpu::{Isa, PARALLEL_ELEMENTS, for_chunks, recycle, simd_dispatch, stale_vec, zero_vec};
+use crate::device::cpu::{Isa, PARALLEL_ELEMENTS, for_chunks, recycle, stale_vec, zero_vec};
 use crate::tensor::{Scalar, Tensor};
 use tile::{Columns, Gather, Outer, Pixels, Rows, Run, Tiles, line_width, outer_rows, panel_width};
 
@@ -26,10 +26,6 @@ const TASKS: usize = 32;
 const PASS_VALUES: usize = 384;
 /// Input values that one task walks in a pass: they stay in the L2 cache.
 const TASK_INPUT_VALUES: usize = 48 << 10;
-
-/// Values of a kernel row up to which windows are unfolded first. The tile keeps its sums in memory from one row of a
-/// window to the next, which costs more than it computes where rows are that short.
-const SHORT_ROW: usize = 8;
 
 /// Weight gradient: pixels whose input is copied together, and that one pass over the tiles takes.
 const PART_PIXELS: usize = 1024;
@@ -66,11 +62,6 @@ impl Phase {
     /// Whether all outputs read 3×3 values one pixel apart.
     fn is_dense_3x3(&self) -> bool {
         self.taps == [3, 3] && self.stride == [1, 1] && self.every == [1, 1] && self.first == [0, 0]
-    }
-
-    /// Whether windows have several rows of few values.
-    fn has_short_rows(&self, c_in: usize) -> bool {
-        self.taps[0] > 1 && (1..=SHORT_ROW).contains(&(self.taps[1] * c_in))
     }
 
     /// Indices in the class of the outputs in `range` of `axis`.
@@ -177,22 +168,6 @@ impl<T: Scalar> Drop for Window<'_, T> {
     }
 }
 
-simd_dispatch! {
-    /// Writes `n` windows of `lines` rows of `len` values (at most `SHORT_ROW`), one after the other. The first begins at the
-    /// start of `input`, the next ones `step` after it; rows lie `pitch` apart. Both slices go on for `SHORT_ROW` values
-    /// after the last window; what is there in `to` is overwritten.
-    fn unfold<T: Scalar>(to: &mut [T], input: &[T], n: usize, rows: [usize; 2], step: usize, pitch: usize) {
-        let [lines, len] = rows;
-        for window in 0..n {
-            let (from, to) = (&input[window * step..], &mut to[window * lines * len..]);
-            for line in 0..lines {
-                // Copies of a constant length: what is beyond the row is overwritten by the next one.
-                to[line * len..][..SHORT_ROW].copy_from_slice(&from[line * pitch..][..SHORT_ROW]);
-            }
-        }
-    }
-}
-
 /// A map `[N, input] -> [N, output]` that is a dense gather in each of its phases.
 struct Map<'a> {
     n: usize,
@@ -280,8 +255,7 @@ fn run_map<T: Scalar + Tiles>(map: &Map, x: &[T], scale_in: Option<&[T]>, panels
     let macs = map.n * image_macs;
     let row_macs = image_macs.div_ceil(h_out).max(1);
     let by_work = (macs / TASKS).max(TASK_MACS).div_ceil(row_macs);
-    let unfolded = map.phases.iter().filter(|p| p.has_short_rows(c_in)).map(|p| p.taps[0] * p.taps[1] * c_in).max();
-    let by_cache = TASK_INPUT_VALUES.div_ceil(w_out * unfolded.unwrap_or(c_in.clamp(1, PASS_VALUES)));
+    let by_cache = TASK_INPUT_VALUES.div_ceil(w_out * c_in.clamp(1, PASS_VALUES));
     let parts = parts(map.n, h_out, by_work.min(by_cache));
     // When pixels alone make too few tasks, channels are cut as well.
     let groups = if macs < SERIAL_MACS { 1 } else { (TASKS / 2 / parts.len()).clamp(1, (macs / parts.len() / TASK_MACS).max(1)) };
@@ -300,46 +274,35 @@ fn run_map<T: Scalar + Tiles>(map: &Map, x: &[T], scale_in: Option<&[T]>, panels
             let mine = p.within(0, &part.rows);
             hull(all, p.reads(0, mine.start, mine.end))
         });
-        let slack = if unfolded.is_some() { SHORT_ROW } else { 0 };
-        let window = Window::new(x, map.input, scale_in, &part.images, [lines, columns.clone()], slack);
+        let window = Window::new(x, map.input, scale_in, &part.images, [lines, columns.clone()], 0);
         for (phase, panels) in map.phases.iter().zip(panels) {
-            let (len, short) = (phase.taps[1] * c_in, phase.has_short_rows(c_in));
-            let values = phase.taps[0] * len;
-            let lines = || part.images.clone().enumerate().flat_map(|(i, sample)| phase.within(0, &part.rows).map(move |my| (i, sample, my)));
-            let mut unfolded = if short { stale_vec::<T>(lines().count() * phase.count[1] * values + SHORT_ROW) } else { Vec::new() };
             rows.clear();
-            for (line, (i, sample, my)) in lines().enumerate() {
-                let to = (i * height + phase.first[0] + my * phase.every[0] - part.rows.start) * w_out + phase.first[1];
-                let y = phase.start[0] + (my * phase.stride[0]) as isize;
-                // A phase without taps reads nothing, and a part may have no other.
-                let (mut from, mut step) = match phase.taps.contains(&0) {
-                    true => (0, 0),
-                    false => (window.at(i, y, phase.start[1], c_in), phase.stride[1] * c_in),
-                };
-                if short {
-                    let first = line * phase.count[1] * values;
-                    unfold(&mut unfolded[first..], &window.values()[from..], phase.count[1], [phase.taps[0], len], step, window.row);
-                    (from, step) = (first, values);
+            for (i, sample) in part.images.clone().enumerate() {
+                for my in phase.within(0, &part.rows) {
+                    let to = (i * height + phase.first[0] + my * phase.every[0] - part.rows.start) * w_out + phase.first[1];
+                    let y = phase.start[0] + (my * phase.stride[0]) as isize;
+                    // A phase without taps reads nothing, and a part may have no other.
+                    let from = match phase.taps.contains(&0) {
+                        true => [0, 0],
+                        false => [window.at(i, y, phase.start[1], c_in), phase.stride[1] * c_in],
+                    };
+                    rows.push_line(phase.count[1], from, [to, phase.every[1]], sample * c_out);
                 }
-                rows.push_line(phase.count[1], [from, step], [to, phase.every[1]], sample * c_out);
             }
             // A part of few rows has outputs of some residues only.
             if rows.is_empty() {
                 continue;
             }
-            let (input, passes) = match short {
-                true => (&unfolded[..], passes(1, values, values)),
-                false => (window.values(), passes(phase.taps[0], len, window.row)),
-            };
+            let values = phase.taps[0] * phase.taps[1] * c_in;
+            let passes = passes(phase.taps[0], phase.taps[1] * c_in, window.row);
             for (i, (from, runs)) in passes.iter().enumerate() {
                 for column in (0..out.count()).step_by(panel_width::<T>()) {
                     let width = panel_width::<T>().min(out.count() - column);
                     let panel = &panels[values * (out.first() + column) + from * line_width::<T>(width)..];
                     let scale = scale_out.filter(|_| i + 1 == passes.len());
-                    tile::gather(isa, &Gather { input, rows, runs, panel, accumulate: i > 0, scale }, &mut out, column, width);
+                    tile::gather(isa, &Gather { input: window.values(), rows, runs, panel, accumulate: i > 0, scale }, &mut out, column, width);
                 }
             }
-            recycle(unfolded);
         }
     };
     if macs < SERIAL_MACS {
