@@ -152,6 +152,9 @@ impl<L: Summed> Term<L> for Nothing {
     }
 }
 
+/// Elements of the longest register that signs are taken of.
+const MAX_COUNT: usize = 8;
+
 /// `strength · sign(θ)`, and `|θ|`.
 #[derive(Clone, Copy)]
 struct Signs {
@@ -161,6 +164,7 @@ struct Signs {
 impl<L: Summed> Term<L> for Signs {
     #[inline(always)]
     unsafe fn before(self, _: usize, n: usize, theta: L) -> [L; 2] {
+        const { assert!(L::COUNT <= MAX_COUNT) };
         // Through memory: no other term needs signs.
         let (mut sign, mut size) = ([0.0; MAX_COUNT], [0.0; MAX_COUNT]);
         // SAFETY: no register is longer.
@@ -216,9 +220,6 @@ impl<L: Summed> Term<L> for Repelled<'_> {
         }
     }
 }
-
-/// Elements of the longest register that loops here use.
-const MAX_COUNT: usize = 8;
 
 /// The sum of the terms is per chunk and lane by lane, in f64: its order does not hinder the lanes.
 fn chunk_step(c: Chunk, pull: Pull, r: &Rates) -> f64 {
