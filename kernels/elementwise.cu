@@ -6,8 +6,8 @@
 // Threads: four elements each where addresses (and C, for channel_scale) allow, else one; grid-stride.
 // Cost per element: map 8 bytes, zip 12, channel_scale 8 (s stays in L2); a few FLOP, transcendental maps some tens.
 // Bound by memory.
-// Numerics: one rounding per operation as on the CPU; affine and saturate have one fused multiply-add. expf, logf, tanhf, powf and
-// log1pf are within a few units in the last place.
+// Numerics: one rounding per operation as on the CPU; affine and saturate have one fused multiply-add. expf, logf,
+// tanhf, powf and log1pf are within a few units in the last place.
 // Launched by src/ops/elementwise/cuda.rs.
 #include "common.cuh"
 

@@ -262,6 +262,10 @@ impl TrainArgs {
         let mut config = ClassifierConfig::new(network, data.class_names.clone(), decision, size);
         if let Some(known) = known {
             config.preprocessing = Preprocessing { size, ..known.preprocessing.clone() };
+            // Both are of attributes: what the outputs mean goes along.
+            if decision != Decision::Largest && known.decision != Decision::Largest {
+                config.decision = known.decision;
+            }
         }
         let mut progress: Option<Progress> = None;
         let mut report = |p: &TrainProgress| {
@@ -273,6 +277,9 @@ impl TrainArgs {
         };
         let classifier = match &from {
             Some(from) => {
+                if !from.same_outputs(&config) {
+                    println!("other outputs than in --from: the head starts anew");
+                }
                 let start = from.restarted(config, &mut Random::new(recipe.seed, streams::INIT))?;
                 fine_tune(start.to_device(&device)?, labelled(&data)?, &recipe, &mut report)?
             }

@@ -208,14 +208,18 @@ impl Classifier {
         Classifier::new(config, params, buffers)
     }
 
+    /// Whether the outputs are those of `config`.
+    pub fn same_outputs(&self, config: &ClassifierConfig) -> bool {
+        config.classes == self.config.classes && config.decision == self.config.decision
+    }
+
     /// This network with the outputs and the input of `config`, of the same architecture. Its head goes along where both
     /// have the same outputs; another starts from its initial values.
     pub fn restarted(&self, config: ClassifierConfig, rng: &mut Random) -> Result<Classifier> {
-        let same_outputs = config.classes == self.config.classes && config.decision == self.config.decision;
         if config.architecture != self.config.architecture {
             return Err(Error::config("--from", "holds a network of another architecture; leave --network away"));
         }
-        if same_outputs {
+        if self.same_outputs(&config) {
             return Classifier::new(config, self.params.clone(), self.buffers.clone());
         }
         // What a network without outputs has is its body.

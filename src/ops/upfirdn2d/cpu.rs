@@ -24,30 +24,11 @@ pub(crate) fn axis_table<T: Scalar>(spec: &Upfirdn2d, axis: usize, input: usize,
         .collect()
 }
 
-/// Neighbouring outputs along one axis with the same coefficients, on inputs that move along with them.
-struct Run<T> {
-    len: usize,
-    /// Of the first one.
-    terms: Vec<(usize, T)>,
-}
-
-/// All outputs of an axis, in runs. Without resampling all but those at the borders are one run.
-fn runs<T: Scalar>(table: Vec<Vec<(usize, T)>>) -> Vec<Run<T>> {
-    let mut runs: Vec<Run<T>> = Vec::new();
-    for terms in table {
-        match runs.last_mut() {
-            Some(run) if !terms.is_empty() && run.terms.iter().map(|(at, t)| (at + run.len, *t)).eq(terms.iter().copied()) => run.len += 1,
-            _ => runs.push(Run { len: 1, terms }),
-        }
-    }
-    runs
-}
-
-/// `out = Σ coefficient · values`, as many values as `out` has at `index · pitch` of `src`.
+/// `out = Σ coefficient · row`, rows of `out.len()` elements at `index · out.len()` of `src`.
 #[inline(always)]
-fn weighted<T: Scalar>(out: &mut [T], src: &[T], terms: &[(usize, T)], pitch: usize) {
+fn weighted_rows<T: Scalar>(out: &mut [T], src: &[T], terms: &[(usize, T)]) {
     let n = out.len();
-    let row = |i: usize| &src[i * pitch..][..n];
+    let row = |i: usize| &src[i * n..][..n];
     match *terms {
         [] => out.fill(T::ZERO),
         [(i, p)] => {
@@ -77,15 +58,11 @@ fn weighted<T: Scalar>(out: &mut [T], src: &[T], terms: &[(usize, T)], pitch: us
 }
 
 simd_dispatch! {
-    /// One output row: `line = Σ rows`, then pixels of `out` from pixels of `line`.
-    fn output_row<T: Scalar>(out: &mut [T], line: &mut [T], image: &[T], rows: &[(usize, T)], columns: &[Run<T>], c: usize) {
-        let mut rest = out;
-        let width = line.len();
-        weighted(line, image, rows, width);
-        for run in columns {
-            let (mine, others) = rest.split_at_mut(run.len * c);
-            weighted(mine, line, &run.terms, c);
-            rest = others;
+    /// One output row: `line = Σ rows`, then each pixel of `out` from pixels of `line`.
+    fn output_row<T: Scalar>(out: &mut [T], line: &mut [T], image: &[T], rows: &[(usize, T)], columns: &[Vec<(usize, T)>], c: usize) {
+        weighted_rows(line, image, rows);
+        for (o, terms) in out.chunks_exact_mut(c).zip(columns) {
+            weighted_rows(o, line, terms);
         }
     }
 }
@@ -94,7 +71,7 @@ pub fn upfirdn2d<T: Scalar>(x: &Tensor, spec: &Upfirdn2d, [n, oh, ow, c]: [usize
     let (h, w) = (x.dim(1), x.dim(2));
     let src = x.as_slice::<T>();
     let rows = axis_table::<T>(spec, 0, h, oh, spec.gain);
-    let columns = runs(axis_table::<T>(spec, 1, w, ow, 1.0));
+    let columns = axis_table::<T>(spec, 1, w, ow, 1.0);
     let mut out = stale_vec::<T>(n * oh * ow * c);
     if out.is_empty() {
         return Tensor::from_vec(&[n, oh, ow, c], out);
