@@ -88,6 +88,9 @@ fn elementwise() {
         compare(&device, &format!("{f:?}"), std::slice::from_ref(&p), FUNCTION, &|t| map(&t[0], f));
     }
     compare(&device, "saturate", std::slice::from_ref(&x), FUNCTION, &|t| saturate(&t[0], 0.5, 0.5));
+    let nan = Tensor::from_vec(&[3], vec![f32::NAN, -7.0, 7.0]).to_device(&device).unwrap();
+    let seen = saturate(&nan, 0.5, 0.5).unwrap().to_device(&Device::Cpu).unwrap().to_f64_vec();
+    assert!(seen[0].is_nan() && seen[1..] == [0.0, 1.0], "{seen:?}");
     let long = normal(4, &[2, 3001]);
     compare(&device, "map, not aligned", std::slice::from_ref(&long), FUNCTION, &|t| map(&unaligned(&t[0]), Map::Exp));
     compare(&device, "map of nothing", &[normal(5, &[0, 3])], EXACT, &|t| map(&t[0], Map::Exp));

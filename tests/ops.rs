@@ -103,3 +103,13 @@ fn an_image_has_the_same_bits_in_every_batch() {
         assert_eq!(all.rows(4, 1).expect("an image").to_f64_vec(), alone.to_f64_vec(), "{size} px, {channels:?}");
     }
 }
+
+/// A NaN in an image is not hidden on its way through a judge.
+#[test]
+fn nan_stays() {
+    let x = Tensor::from_vec(&[1, 2, 4, 1], vec![0.0_f32, f32::NAN, 1.0, 2.0, 5.0, 6.0, 7.0, 8.0]);
+    let seen = recant::ops::elementwise::saturate(&x, 1.0, 0.0).unwrap().to_f64_vec();
+    assert!(seen[1].is_nan() && seen[2..] == [1.0; 6], "{seen:?}");
+    let pooled = recant::ops::pool2d::max_pool2d(&x, recant::ops::pool2d::Window::square(2, 2, 0)).unwrap().to_f64_vec();
+    assert!(pooled[0].is_nan() && pooled[1] == 8.0, "{pooled:?}");
+}

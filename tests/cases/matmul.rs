@@ -29,7 +29,7 @@ pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for ra in [Read::Plain, Read::Transposed] {
         for rb in [Read::Plain, Read::Transposed] {
-            cases.extend([[1, 1, 1], [3, 5, 4], [0, 3, 2], [17, 33, 65], [300, 64, 40], [64, 300, 130]].map(|s| case(s, ra, rb)));
+            cases.extend([[1, 1, 1], [3, 5, 4], [0, 3, 2], [17, 33, 65], [300, 64, 40], [64, 300, 130], [9000, 1, 3]].map(|s| case(s, ra, rb)));
         }
     }
     cases
