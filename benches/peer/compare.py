@@ -1,7 +1,7 @@
 """Runs recant's programs and the PyTorch ones alternately and prints ratios with their spread.
 
     python compare.py                      demo width, 2 threads, 3 rounds
-    python compare.py --width full --rounds 2 --only iteration
+    python compare.py --width full --rounds 2 --repeats 1 --only iteration
     python compare.py --only inception --weights inception.safetensors --digits t10k-images-idx3-ubyte
 
 A ratio is PyTorch's value over recant's in one round: above 1, recant is faster (or smaller). Printed are the median
@@ -40,6 +40,7 @@ def main():
     parser.add_argument("--width", choices=["demo", "full"], default="demo")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--repeats", help="how often a program repeats what it times (default: its own)")
     parser.add_argument("--only", choices=list(BENCHMARKS))
     parser.add_argument("--weights", help="Inception's, as safetensors: compares feature extraction too")
     parser.add_argument("--digits", help="MNIST's IDX file of images, for the same")
@@ -52,7 +53,7 @@ def main():
     for name, (peer, ours, keys) in BENCHMARKS.items():
         if o.only not in (None, name):
             continue
-        options = ["--threads", str(o.threads)]
+        options = ["--threads", str(o.threads)] + (["--repeats", o.repeats] if o.repeats else [])
         if name != "inception":
             options += ["--width", o.width]
         elif o.weights and o.digits:

@@ -71,6 +71,12 @@ pub const GEOMETRIES: &[Geometry] = &[
     uneven("tiles with uneven padding", 2, [7, 12], [24, 16], [3, 3], [1, 1], [2, 0]),
     square("tiles of many channels", 1, 8, [128, 192], 3, 1, 1),
     square("many tiles", 5, 32, [16, 16], 3, 1, 1),
+    scaled(square("strided tiles", 3, 9, [20, 37], 3, 2, 0), [true, true]),
+    square("strided tiles cut at the edge", 2, 21, [16, 48], 3, 2, 1),
+    uneven("strided tiles with uneven padding", 2, [12, 23], [24, 16], [3, 3], [2, 2], [2, 0]),
+    scaled(square("strided tiles of many channels", 1, 17, [128, 140], 3, 2, 0), [true, true]),
+    square("strided tiles of many channels cut at the edge", 2, 20, [129, 128], 3, 2, 1),
+    square("many strided tiles", 5, 33, [16, 16], 3, 2, 0),
 ];
 
 impl Geometry {
@@ -93,7 +99,7 @@ impl Geometry {
 
     /// Whether the CPU may compute this geometry in Winograd's tiles.
     fn in_tiles(&self) -> bool {
-        self.kernel == [3, 3] && self.spec.stride == [1, 1] && self.channels.iter().all(|c| *c >= 16)
+        self.kernel == [3, 3] && [[1, 1], [2, 2]].contains(&self.spec.stride) && self.channels.iter().all(|c| *c >= 16)
     }
 
     /// Of sums of so many terms.
@@ -108,7 +114,7 @@ impl Geometry {
             false => direct,
             true => Tolerance {
                 abs: 8.0 * direct.abs,
-                reason: "Winograd's F(4×4, 3×3): about three times the direct sum's rounding, and its worst of 8,000 outputs is 5 times the direct bound",
+                reason: "Winograd's tiles: about three times the direct sum's rounding, and its worst of 8,000 outputs is 5 times the direct bound",
                 ..direct
             },
         }

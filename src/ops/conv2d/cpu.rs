@@ -15,6 +15,7 @@ use super::{Conv2d, Extent};
 use crate::device::cpu::{Isa, PARALLEL_ELEMENTS, for_chunks, recycle, stale_vec, zero_vec};
 use crate::tensor::{Scalar, Tensor};
 use tile::{Columns, Gather, Outer, Pixels, Rows, Run, Tiles, line_width, outer_rows, panel_width};
+use winograd::Scheme;
 
 /// Multiply-adds below which a call stays on its thread.
 const SERIAL_MACS: usize = 1 << 18;
@@ -37,6 +38,7 @@ const PARTIAL_VALUES: usize = 1 << 20;
 const GROUP_CHANNELS: usize = 48;
 
 /// Outputs of one residue class of a map between two images, and what each of them reads.
+#[derive(Clone, Copy)]
 struct Phase {
     /// First output of the class and distance between its outputs, `[y, x]`.
     first: [usize; 2],
@@ -59,9 +61,19 @@ impl Phase {
         at(from)..at(to - 1) + self.taps[axis] as isize
     }
 
-    /// Whether all outputs read 3×3 values one pixel apart.
-    fn is_dense_3x3(&self) -> bool {
-        self.taps == [3, 3] && self.stride == [1, 1] && self.every == [1, 1] && self.first == [0, 0]
+    /// Products of an image for each pair of channels.
+    fn products(&self) -> usize {
+        self.count[0] * self.count[1] * self.taps[0] * self.taps[1]
+    }
+
+    /// The outputs in `range` of `axis` alone.
+    fn cut(&self, axis: usize, range: std::ops::Range<usize>) -> Phase {
+        let within = self.within(axis, &range);
+        let mut cut = *self;
+        cut.first[axis] += within.start * self.every[axis];
+        cut.start[axis] += (within.start * self.stride[axis]) as isize;
+        cut.count[axis] = within.len();
+        cut
     }
 
     /// Indices in the class of the outputs in `range` of `axis`.
@@ -236,50 +248,31 @@ fn passes(rows: usize, len: usize, pitch: usize) -> Vec<(usize, Vec<Run>)> {
         .collect()
 }
 
-/// Runs a map whose packed weights are `panels`, one per phase.
-fn run_map<T: Scalar + Tiles>(map: &Map, x: &[T], scale_in: Option<&[T]>, panels: &[Vec<T>], scale_out: Option<&[T]>) -> Vec<T> {
-    let [h_out, w_out, c_out] = map.output;
-    let c_in = map.input[2];
-    if let [phase] = map.phases
-        && phase.is_dense_3x3()
-        && winograd::gains([h_out, w_out], c_in, c_out)
-    {
-        return winograd::run_map(map, x, scale_in, &panels[0], scale_out);
-    }
-    let mut out = stale_vec::<T>(map.n * h_out * w_out * c_out);
-    if out.is_empty() {
-        return out;
-    }
-    let isa = Isa::detect();
-    let image_macs: usize = map.phases.iter().map(|p| p.count[0] * p.count[1] * p.taps[0] * p.taps[1]).sum::<usize>() * c_in * c_out;
-    let macs = map.n * image_macs;
-    let row_macs = image_macs.div_ceil(h_out).max(1);
-    let by_work = (macs / TASKS).max(TASK_MACS).div_ceil(row_macs);
-    let by_cache = TASK_INPUT_VALUES.div_ceil(w_out * c_in.clamp(1, PASS_VALUES));
-    let parts = parts(map.n, h_out, by_work.min(by_cache));
-    // When pixels alone make too few tasks, channels are cut as well.
-    let groups = if macs < SERIAL_MACS { 1 } else { (TASKS / 2 / parts.len()).clamp(1, (macs / parts.len() / TASK_MACS).max(1)) };
-    let per_group = c_out.div_ceil(panel_width::<T>()).div_ceil(groups) * panel_width::<T>();
-    let columns = map.phases.iter().fold(0..0, |all, p| hull(all, p.reads(1, 0, p.count[1])));
-    let mut tasks = Vec::with_capacity(parts.len() * groups);
-    let mut rest = &mut out[..];
-    for part in &parts {
-        let (mine, others) = rest.split_at_mut(part.images.len() * part.rows.len() * w_out * c_out);
-        rest = others;
-        tasks.extend(Columns::split(mine, c_out, per_group).map(|columns| (part, columns)));
-    }
-    let one = |rows: &mut Rows, (part, mut out): (&Part, Columns<T>)| {
-        let height = part.rows.len();
-        let lines = map.phases.iter().fold(0..0, |all, p| {
-            let mine = p.within(0, &part.rows);
-            hull(all, p.reads(0, mine.start, mine.end))
+/// Sums over the windows of a map. `panels`: packed weights, one per phase.
+struct Direct<'a, T: Scalar> {
+    map: &'a Map<'a>,
+    x: &'a [T],
+    scale_in: Option<&'a [T]>,
+    panels: &'a [&'a [T]],
+    scale_out: Option<&'a [T]>,
+}
+
+impl<T: Scalar + Tiles> Direct<'_, T> {
+    /// Writes the outputs of the map's phases that lie in `part`, whose pixels `out` holds.
+    fn run(&self, isa: Isa, rows: &mut Rows, part: &Part, out: &mut Columns<T>) {
+        let (w_out, c_out, c_in) = (self.map.output[1], self.map.output[2], self.map.input[2]);
+        let mine = |p: &Phase| p.within(0, &part.rows);
+        let phases = || self.map.phases.iter().zip(self.panels).filter(|(p, _)| p.count[1] > 0 && !mine(p).is_empty());
+        let reads = phases().fold([0..0, 0..0], |[ys, xs], (p, _)| {
+            let lines = mine(p);
+            [hull(ys, p.reads(0, lines.start, lines.end)), hull(xs, p.reads(1, 0, p.count[1]))]
         });
-        let window = Window::new(x, map.input, scale_in, &part.images, [lines, columns.clone()], 0);
-        for (phase, panels) in map.phases.iter().zip(panels) {
+        let window = Window::new(self.x, self.map.input, self.scale_in, &part.images, reads, 0);
+        for (phase, panels) in phases() {
             rows.clear();
             for (i, sample) in part.images.clone().enumerate() {
-                for my in phase.within(0, &part.rows) {
-                    let to = (i * height + phase.first[0] + my * phase.every[0] - part.rows.start) * w_out + phase.first[1];
+                for my in mine(phase) {
+                    let to = (i * part.rows.len() + phase.first[0] + my * phase.every[0] - part.rows.start) * w_out + phase.first[1];
                     let y = phase.start[0] + (my * phase.stride[0]) as isize;
                     // A phase without taps reads nothing, and a part may have no other.
                     let from = match phase.taps.contains(&0) {
@@ -289,27 +282,52 @@ fn run_map<T: Scalar + Tiles>(map: &Map, x: &[T], scale_in: Option<&[T]>, panels
                     rows.push_line(phase.count[1], from, [to, phase.every[1]], sample * c_out);
                 }
             }
-            // A part of few rows has outputs of some residues only.
-            if rows.is_empty() {
-                continue;
-            }
             let values = phase.taps[0] * phase.taps[1] * c_in;
             let passes = passes(phase.taps[0], phase.taps[1] * c_in, window.row);
             for (i, (from, runs)) in passes.iter().enumerate() {
                 for column in (0..out.count()).step_by(panel_width::<T>()) {
                     let width = panel_width::<T>().min(out.count() - column);
                     let panel = &panels[values * (out.first() + column) + from * line_width::<T>(width)..];
-                    let scale = scale_out.filter(|_| i + 1 == passes.len());
-                    tile::gather(isa, &Gather { input: window.values(), rows, runs, panel, accumulate: i > 0, scale }, &mut out, column, width);
+                    let scale = self.scale_out.filter(|_| i + 1 == passes.len());
+                    tile::gather(isa, &Gather { input: window.values(), rows, runs, panel, accumulate: i > 0, scale }, out, column, width);
                 }
             }
         }
-    };
+    }
+}
+
+/// Runs a map whose packed weights are `panels`, one per phase.
+fn run_map<T: Scalar + Tiles>(map: &Map, x: &[T], scale_in: Option<&[T]>, panels: &[&[T]], scale_out: Option<&[T]>) -> Vec<T> {
+    let [h_out, w_out, c_out] = map.output;
+    let c_in = map.input[2];
+    let mut out = stale_vec::<T>(map.n * h_out * w_out * c_out);
+    if out.is_empty() {
+        return out;
+    }
+    let isa = Isa::detect();
+    let image_macs = map.phases.iter().map(Phase::products).sum::<usize>() * c_in * c_out;
+    let macs = map.n * image_macs;
+    let row_macs = image_macs.div_ceil(h_out).max(1);
+    let by_work = (macs / TASKS).max(TASK_MACS).div_ceil(row_macs);
+    let by_cache = TASK_INPUT_VALUES.div_ceil(w_out * c_in.clamp(1, PASS_VALUES));
+    let parts = parts(map.n, h_out, by_work.min(by_cache));
+    // When pixels alone make too few tasks, channels are cut as well.
+    let groups = if macs < SERIAL_MACS { 1 } else { (TASKS / 2 / parts.len()).clamp(1, (macs / parts.len() / TASK_MACS).max(1)) };
+    let per_group = c_out.div_ceil(panel_width::<T>()).div_ceil(groups) * panel_width::<T>();
+    let mut tasks = Vec::with_capacity(parts.len() * groups);
+    let mut rest = &mut out[..];
+    for part in &parts {
+        let (mine, others) = rest.split_at_mut(part.images.len() * part.rows.len() * w_out * c_out);
+        rest = others;
+        tasks.extend(Columns::split(mine, c_out, per_group).map(|columns| (part, columns)));
+    }
+    let direct = Direct { map, x, scale_in, panels, scale_out };
+    let one = |rows: &mut Rows, (part, mut out): (&Part, Columns<T>)| direct.run(isa, rows, part, &mut out);
     if macs < SERIAL_MACS {
         let mut rows = Rows::default();
         tasks.into_iter().for_each(|t| one(&mut rows, t));
     } else {
-        tasks.into_par_iter().for_each_init(Rows::default, |rows, t| one(rows, t));
+        tasks.into_par_iter().for_each_init(Rows::default, one);
     }
     out
 }
@@ -325,14 +343,28 @@ pub fn conv2d<T: Scalar + Tiles>(x: &Tensor, w: &Tensor, a: Option<&Tensor>, b: 
     });
     let phase = Phase { first: [0, 0], every: [1, 1], count: [e.g[0], e.g[1]], start: spec.padding.map(|p| -(p as isize)), stride: spec.stride, taps: e.k };
     let map = Map { n: e.n, input: e.x, output: e.g, phases: &[phase] };
-    let panels = [panels];
-    let y = run_map(&map, x.as_slice::<T>(), slice_of(a), &panels, slice_of(b));
-    panels.into_iter().for_each(recycle);
+    let (xs, a, b) = (x.as_slice::<T>(), slice_of(a), slice_of(b));
+    let y = match Scheme::of(&map) {
+        Some(scheme) => winograd::run_map(scheme, &map, xs, a, &[&panels], &panels, b),
+        None => run_map(&map, xs, a, &[&panels], b),
+    };
+    recycle(panels);
     Tensor::from_vec(&[e.n, e.g[0], e.g[1], e.g[2]], y)
 }
 
 pub fn conv2d_transpose<T: Scalar + Tiles>(g: &Tensor, w: &Tensor, b: Option<&Tensor>, a: Option<&Tensor>, spec: Conv2d, e: Extent) -> Tensor {
     let (ci, ws) = (e.x[2], w.as_slice::<T>());
+    // Taps of the residue `r` modulo `stride`, descending.
+    let taps = |stride: [usize; 2], r: [usize; 2]| [0, 1].map(|axis| e.k[axis].saturating_sub(r[axis]).div_ceil(stride[axis]));
+    let pack = |stride: [usize; 2], r: [usize; 2]| {
+        let [ty, tx] = taps(stride, r);
+        pack_panels::<T>(ty * tx, e.g[2], ci, |to, width, tap, inputs| {
+            let t = [(ty - 1 - tap / tx) * stride[0] + r[0], (tx - 1 - tap % tx) * stride[1] + r[1]];
+            for (o, to) in to.chunks_exact_mut(width).enumerate() {
+                to[..inputs.len()].copy_from_slice(&ws[((o * e.k[0] + t[0]) * e.k[1] + t[1]) * ci..][inputs.clone()]);
+            }
+        })
+    };
     let mut phases = Vec::with_capacity(spec.stride[0] * spec.stride[1]);
     let mut panels = Vec::with_capacity(phases.capacity());
     for ry in 0..spec.stride[0] {
@@ -340,25 +372,31 @@ pub fn conv2d_transpose<T: Scalar + Tiles>(g: &Tensor, w: &Tensor, b: Option<&Te
             // Outputs q with (q + padding) mod stride = residue: with q + padding = stride · m + residue they read
             // g[m − u] for the taps t = stride · u + residue, so ascending addresses are descending taps.
             let r = [ry, rx];
+            let taps = taps(spec.stride, r);
             let per_axis = |axis: usize| {
                 let (s, p) = (spec.stride[axis], spec.padding[axis]);
-                let taps = e.k[axis].saturating_sub(r[axis]).div_ceil(s);
                 let first = (r[axis] + s - p % s) % s;
                 let m = ((first + p) / s) as isize;
-                (first, e.x[axis].saturating_sub(first).div_ceil(s), m - taps as isize + 1, taps)
+                (first, e.x[axis].saturating_sub(first).div_ceil(s), m - taps[axis] as isize + 1)
             };
-            let ((fy, ny, sy, ty), (fx, nx, sx, tx)) = (per_axis(0), per_axis(1));
-            panels.push(pack_panels::<T>(ty * tx, e.g[2], ci, |to, width, tap, inputs| {
-                let t = [(ty - 1 - tap / tx) * spec.stride[0] + ry, (tx - 1 - tap % tx) * spec.stride[1] + rx];
-                for (o, to) in to.chunks_exact_mut(width).enumerate() {
-                    to[..inputs.len()].copy_from_slice(&ws[((o * e.k[0] + t[0]) * e.k[1] + t[1]) * ci..][inputs.clone()]);
-                }
-            }));
-            phases.push(Phase { first: [fy, fx], every: spec.stride, count: [ny, nx], start: [sy, sx], stride: [1, 1], taps: [ty, tx] });
+            let ((fy, ny, sy), (fx, nx, sx)) = (per_axis(0), per_axis(1));
+            panels.push(pack(spec.stride, r));
+            phases.push(Phase { first: [fy, fx], every: spec.stride, count: [ny, nx], start: [sy, sx], stride: [1, 1], taps });
         }
     }
     let map = Map { n: e.n, input: e.g, output: e.x, phases: &phases };
-    let z = run_map(&map, g.as_slice::<T>(), slice_of(b), &panels, slice_of(a));
+    let (gs, b, a) = (g.as_slice::<T>(), slice_of(b), slice_of(a));
+    let by_phase: Vec<&[T]> = panels.iter().map(Vec::as_slice).collect();
+    let z = match Scheme::of(&map) {
+        Some(scheme) if spec.stride == [1, 1] => winograd::run_map(scheme, &map, gs, b, &by_phase, by_phase[0], a),
+        Some(scheme) => {
+            let whole = pack([1, 1], [0, 0]);
+            let z = winograd::run_map(scheme, &map, gs, b, &by_phase, &whole, a);
+            recycle(whole);
+            z
+        }
+        None => run_map(&map, gs, b, &by_phase, a),
+    };
     panels.into_iter().for_each(recycle);
     Tensor::from_vec(&[e.n, e.x[0], e.x[1], e.x[2]], z)
 }
@@ -401,8 +439,8 @@ pub fn conv2d_weight_grad<T: Scalar + Tiles>(x: &Tensor, g: &Tensor, a: Option<&
     if size == 0 || pixels == 0 {
         return Tensor::from_vec(&shape, zero_vec::<T>(size));
     }
-    if e.k == [3, 3] && spec.stride == [1, 1] && winograd::gains([h_out, w_out], c_in, c_out) {
-        return Tensor::from_vec(&shape, winograd::weight_grad(xs, gs, a, b, spec.padding, &e));
+    if let Some(scheme) = winograd::of_weight_grad(spec.stride, &e) {
+        return Tensor::from_vec(&shape, winograd::weight_grad(scheme, xs, gs, a, b, spec.padding, &e));
     }
     let macs = pixels * size;
     // Few weights: pixels are cut and partial sums added. Many weights: output channels are cut instead, because

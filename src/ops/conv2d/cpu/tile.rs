@@ -39,9 +39,6 @@ impl Rows {
         self.output_end = self.output_end.max(output + last * output_step + 1);
         self.scale_end = self.scale_end.max(scale + 1);
     }
-    pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
-    }
     pub fn clear(&mut self) {
         *self = Rows { rows: std::mem::take(&mut self.rows), ..Rows::default() };
         self.rows.clear();
@@ -252,13 +249,12 @@ impl Pixels {
 pub struct Outer<'a, T> {
     pub input: &'a [T],
     pub pixels: &'a Pixels,
-    /// `outer_rows` values are read per pixel, whatever `rows` is.
+    /// A multiple of `outer_rows` values is read per pixel, whatever `rows` is; so are whole panels of `input`.
     pub grad: &'a [T],
     /// Adds to what `out` holds.
     pub accumulate: bool,
     /// Distance between rows of `out`.
     pub pitch: usize,
-    /// Valid rows and columns of this tile.
     pub rows: usize,
     pub width: usize,
 }
@@ -267,14 +263,27 @@ pub struct Outer<'a, T> {
 /// The bounds that `outer` asserts hold, and the instruction set of `L` is present.
 #[inline(always)]
 unsafe fn outer_body<L: Lanes, const MR: usize, const NV: usize>(job: &Outer<L::Item>, out: &mut [L::Item]) {
-    // SAFETY: the last window of every run ends inside `input`, `grad` holds MR values per pixel, and `out` the rows
-    // and columns that are written.
+    for column in (0..job.width).step_by(NV * L::COUNT) {
+        for row in (0..job.rows).step_by(MR) {
+            // SAFETY: the caller's contract; the tile begins inside of `out`.
+            unsafe { outer_tile::<L, MR, NV>(job, row, column, out.as_mut_ptr().add(row * job.pitch + column)) }
+        }
+    }
+}
+
+/// # Safety
+/// As `outer_body`; `row` and `column` are of the job's, and `to` is where they lie.
+#[inline(always)]
+unsafe fn outer_tile<L: Lanes, const MR: usize, const NV: usize>(job: &Outer<L::Item>, row: usize, column: usize, to: *mut L::Item) {
+    let (rows, width) = (job.rows - row, job.width - column);
+    // SAFETY: the last window of every run ends inside `input`, `grad` holds whole tiles of rows for each pixel, and `out`
+    // the rows and columns that are written.
     unsafe {
         let mut sum = [[L::splat(L::Item::ZERO); NV]; MR];
         let mut line = [L::splat(L::Item::ZERO); NV];
         for run in &job.pixels.runs {
-            let mut window = job.input.as_ptr().add(run.input);
-            let mut grad = job.grad.as_ptr().add(run.grad);
+            let mut window = job.input.as_ptr().add(run.input + column);
+            let mut grad = job.grad.as_ptr().add(run.grad + row);
             for _ in 0..run.len {
                 unroll!(NV, J => { line[J] = L::load(window.add(J * L::COUNT)); });
                 unroll!(MR, R => {
@@ -286,19 +295,19 @@ unsafe fn outer_body<L: Lanes, const MR: usize, const NV: usize>(job: &Outer<L::
                 grad = grad.wrapping_add(job.pixels.grad_step);
             }
         }
-        if job.width == NV * L::COUNT {
+        if width >= NV * L::COUNT {
             unroll!(MR, R => {
-                if R < job.rows {
-                    unroll!(NV, J => { finish(sum[R][J], out.as_mut_ptr().add(R * job.pitch + J * L::COUNT), job.accumulate, None); });
+                if R < rows {
+                    unroll!(NV, J => { finish(sum[R][J], to.add(R * job.pitch + J * L::COUNT), job.accumulate, None); });
                 }
             });
             return;
         }
         unroll!(MR, R => {
-            if R < job.rows {
+            if R < rows {
                 unroll!(NV, J => {
-                    if J * L::COUNT < job.width {
-                        finish_some(sum[R][J], out.as_mut_ptr().add(R * job.pitch + J * L::COUNT), job.width - J * L::COUNT, job.accumulate, None);
+                    if J * L::COUNT < width {
+                        finish_some(sum[R][J], to.add(R * job.pitch + J * L::COUNT), width - J * L::COUNT, job.accumulate, None);
                     }
                 });
             }
@@ -306,10 +315,16 @@ unsafe fn outer_body<L: Lanes, const MR: usize, const NV: usize>(job: &Outer<L::
     }
 }
 
-/// The transforms of Winograd's minimal filtering F(4×4, 3×3) (Lavin & Gray 2016, §4.3):
-/// `y = Aᵀ [(G w Gᵀ) ⊙ (Bᵀ d B)] A` for the window `d` of 6×6 and the 4×4 outputs `y` of one tile, and what its
-/// derivative by `w` adds, `Gᵀ [(A g Aᵀ) ⊙ (Bᵀ d B)] G`. The points are 0, 1, −1, 1/2, −2 and ∞, whose rounding error is
-/// half of that of 0, ±1, ±2 and ∞ (Barabasz et al. 2020 search for such points).
+/// The transforms of Winograd's minimal filtering (Lavin & Gray 2016, §4.3): `y = Aᵀ [(G w Gᵀ) ⊙ (Bᵀ d B)] A` for the
+/// window `d` and the outputs `y` of one tile, and what its derivative by `w` adds, `Gᵀ [(A g Aᵀ) ⊙ (Bᵀ d B)] G`.
+///
+/// Windows one pixel apart: F(4×4, 3×3). The points are 0, 1, −1, 1/2, −2 and ∞, whose rounding error is half of that of
+/// 0, ±1, ±2 and ∞ (Barabasz et al. 2020 search for such points).
+///
+/// Windows two pixels apart (`Strided`): of each axis, taps 0 and 2 meet every other input, which is F(4, 2) with the
+/// points 0, 1, −1, 1/2 and ∞; tap 1 meets those between, one product for each output. Of the 9 products the last 4 have
+/// the same weight, so there are 6 transformed weights. `Spread` is the transposed map: even outputs see taps 0 and 2,
+/// odd ones tap 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Winograd {
     /// `G w Gᵀ`, 3×3 to 6×6.
@@ -322,17 +337,36 @@ pub enum Winograd {
     Grad,
     /// `Gᵀ p G`, 6×6 to 3×3.
     WeightGrad,
+    /// 3×3 to 6×6.
+    StridedWeight,
+    /// 9×9 to 9×9.
+    StridedInput,
+    /// 9×9 to 4×4.
+    StridedOutput,
+    /// 4×4 to 9×9.
+    StridedGrad,
+    /// 6×6 to 3×3.
+    StridedWeightGrad,
+    /// 5×5 to 9×9.
+    SpreadInput,
+    /// 9×9 to 8×8.
+    SpreadOutput,
 }
 
 impl Winograd {
     /// Values per axis, before and after.
-    fn sizes(self) -> [usize; 2] {
+    pub const fn sizes(self) -> [usize; 2] {
         match self {
-            Winograd::Weight => [3, 6],
+            Winograd::Weight | Winograd::StridedWeight => [3, 6],
             Winograd::Input => [6, 6],
             Winograd::Output => [6, 4],
             Winograd::Grad => [4, 6],
-            Winograd::WeightGrad => [6, 3],
+            Winograd::WeightGrad | Winograd::StridedWeightGrad => [6, 3],
+            Winograd::StridedInput => [9, 9],
+            Winograd::StridedOutput => [9, 4],
+            Winograd::StridedGrad => [4, 9],
+            Winograd::SpreadInput => [5, 9],
+            Winograd::SpreadOutput => [9, 8],
         }
     }
 }
@@ -461,6 +495,79 @@ axes! {
             p[4].mul_add(k(4.0 / 15.0), p[3].mul_add(k(-4.0 / 15.0), difference.mul_add(k(1.0 / 3.0), p[5]))),
         ]
     };
+    StridedG, 3 to 6: |w, k| {
+        [
+            w[0].add(w[0]),
+            w[0].add(w[2]),
+            w[2].sub(w[0]).mul(k(1.0 / 3.0)),
+            w[2].mul_add(k(-4.0 / 3.0), w[0].mul(k(-8.0 / 3.0))),
+            w[2],
+            w[1],
+        ]
+    };
+    StridedBt, 9 to 9: |d, k| {
+        let [e0, e1, e2, e3, e4] = two_taps([d[0], d[2], d[4], d[6], d[8]], k(0.5));
+        [e0, e1, e2, e3, e4, d[1], d[3], d[5], d[7]]
+    };
+    StridedAt, 9 to 4: |m, k| {
+        let [y0, y1, y2, y3] = four_outputs([m[0], m[1], m[2], m[3], m[4]], k(0.5));
+        [y0.add(m[5]), y1.add(m[6]), y2.add(m[7]), y3.add(m[8])]
+    };
+    StridedA, 4 to 9: |g, k| {
+        let (even, odd) = (g[0].add(g[2]), g[1].add(g[3]));
+        let half = g[1].mul_add(k(0.5), g[2].mul_add(k(0.25), g[3].mul_add(k(0.125), g[0])));
+        [g[0], even.add(odd), even.sub(odd), half, g[3], g[0], g[1], g[2], g[3]]
+    };
+    StridedGt, 6 to 3: |p, k| {
+        [
+            p[0].add(p[0]).add(p[3].mul_add(k(-8.0 / 3.0), p[2].mul_add(k(-1.0 / 3.0), p[1]))),
+            p[5],
+            p[3].mul_add(k(-4.0 / 3.0), p[2].mul_add(k(1.0 / 3.0), p[1])).add(p[4]),
+        ]
+    };
+    SpreadBt, 5 to 9: |d, k| {
+        let [e0, e1, e2, e3, e4] = two_taps(d, k(0.5));
+        [e0, e1, e2, e3, e4, d[1], d[2], d[3], d[4]]
+    };
+    SpreadAt, 9 to 8: |m, k| {
+        let [y0, y1, y2, y3] = four_outputs([m[0], m[1], m[2], m[3], m[4]], k(0.5));
+        [y0, m[5], y1, m[6], y2, m[7], y3, m[8]]
+    };
+}
+
+/// `Bᵀ d` of F(4, 2).
+///
+/// # Safety
+/// The instruction set of `L` is present.
+#[inline(always)]
+unsafe fn two_taps<L: Lanes>(d: [L; 5], half: L) -> [L; 5] {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let odd = d[3].sub(d[1]);
+        let two = d[2].mul(half);
+        let low = d[1].mul_add(half, d[3]);
+        [
+            d[0].mul_add(half, odd).sub(two),
+            d[3].add(two).sub(d[1].mul(half)),
+            low.sub(d[2].add(two)),
+            odd,
+            d[4].sub(d[2]).sub(odd.mul(half)),
+        ]
+    }
+}
+
+/// `Aᵀ m` of F(4, 2).
+///
+/// # Safety
+/// The instruction set of `L` is present.
+#[inline(always)]
+unsafe fn four_outputs<L: Lanes>(m: [L; 5], half: L) -> [L; 4] {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let (sum, difference) = (m[1].add(m[2]), m[1].sub(m[2]));
+        let quarter = m[3].mul(half.mul(half));
+        [m[0].add(sum).add(m[3]), m[3].mul_add(half, difference), sum.add(quarter), quarter.mul_add(half, difference).add(m[4])]
+    }
 }
 
 /// # Safety
@@ -475,6 +582,13 @@ unsafe fn transform_body<L: Lanes>(job: &Transform<L::Item>, to: &mut [L::Item])
             Winograd::Output => separable::<L, At, 6, 4>(job, to),
             Winograd::Grad => separable::<L, A, 4, 6>(job, to),
             Winograd::WeightGrad => separable::<L, Gt, 6, 3>(job, to),
+            Winograd::StridedWeight => separable::<L, StridedG, 3, 6>(job, to),
+            Winograd::StridedInput => separable::<L, StridedBt, 9, 9>(job, to),
+            Winograd::StridedOutput => separable::<L, StridedAt, 9, 4>(job, to),
+            Winograd::StridedGrad => separable::<L, StridedA, 4, 9>(job, to),
+            Winograd::StridedWeightGrad => separable::<L, StridedGt, 6, 3>(job, to),
+            Winograd::SpreadInput => separable::<L, SpreadBt, 5, 9>(job, to),
+            Winograd::SpreadOutput => separable::<L, SpreadAt, 9, 8>(job, to),
         }
     }
 }
@@ -612,15 +726,20 @@ pub fn gather<T: Tiles>(isa: Isa, job: &Gather<T>, out: &mut Columns<T>, column:
     unsafe { T::gather_with(isa, job, out, column, width) }
 }
 
-/// Computes one tile at the start of `out`.
+/// Values of `input` and of `grad` that `outer` may read after those of the last pixel's columns and rows.
+pub fn outer_slack<T>(isa: Isa, width: usize, rows: usize) -> [usize; 2] {
+    [width.next_multiple_of(panel_width::<T>()) - width, rows.next_multiple_of(outer_rows(isa)) - rows]
+}
+
+/// Adds up to the start of `out`.
 pub fn outer<T: Tiles>(isa: Isa, job: &Outer<T>, out: &mut [T]) {
     let some = !job.pixels.runs.is_empty();
-    assert!(!some || job.pixels.input_end + panel_width::<T>() <= job.input.len() + 1, "windows lie inside the input");
-    assert!(!some || job.pixels.grad_end + outer_rows(isa) <= job.grad.len() + 1, "a gradient row per pixel");
-    assert!(job.rows <= outer_rows(isa) && job.width <= panel_width::<T>(), "a tile holds its rows and columns");
+    let [after_input, after_grad] = outer_slack::<T>(isa, job.width, job.rows);
+    assert!(!some || job.pixels.input_end + job.width + after_input <= job.input.len() + 1, "windows lie inside the input");
+    assert!(!some || job.pixels.grad_end + job.rows + after_grad <= job.grad.len() + 1, "a gradient row per pixel");
     assert!(isa.is_present());
     let end = job.rows.saturating_sub(1) * job.pitch + job.width;
-    assert!(end <= out.len(), "rows lie inside the output");
+    assert!(end <= out.len() && job.rows * job.width > 0, "rows lie inside the output");
     // SAFETY: asserted above.
     unsafe { T::outer_with(isa, job, out) }
 }
@@ -694,24 +813,25 @@ mod tests {
     #[test]
     fn outer_on_every_instruction_set() {
         let (pitch, step) = (50, 3);
-        let input = numbers(0, 120);
+        let input = numbers(0, 140);
         for isa in present() {
             let mr = outer_rows(isa);
-            for (rows, width, accumulate) in [(mr, 16, false), (mr, 16, true), (1, 7, true), (mr - 1, 1, false)] {
+            for (rows, width, accumulate) in [(mr, 16, false), (mr, 16, true), (1, 7, true), (mr - 1, 1, false), (2 * mr + 1, 37, true)] {
+                let step_g = rows.next_multiple_of(mr);
                 let mut pixels = Pixels::default();
-                pixels.clear(step, mr);
+                pixels.clear(step, step_g);
                 for (input, pixel, len) in [(0, 0, 5), (15, 5, 4), (70, 9, 6)] {
-                    pixels.push(input, pixel * mr, len);
+                    pixels.push(input, pixel * step_g, len);
                 }
-                let grad = numbers(1, 15 * mr);
-                let before = numbers(2, mr * pitch);
+                let grad = numbers(1, 15 * step_g);
+                let before = numbers(2, rows * pitch);
                 let mut out = before.clone();
                 outer(isa, &Outer { input: &input, pixels: &pixels, grad: &grad, accumulate, pitch, rows, width }, &mut out);
                 for (at, (got, before)) in out.iter().zip(&before).enumerate() {
                     let (r, j) = (at / pitch, at % pitch);
                     let expected = if r < rows && j < width {
                         let starts = (0..9).map(|p| p * step).chain((0..6).map(|p| 70 + p * step));
-                        let sum: f32 = starts.zip(grad.chunks(mr)).map(|(from, g)| g[r] * input[from + j]).sum();
+                        let sum: f32 = starts.zip(grad.chunks(step_g)).map(|(from, g)| g[r] * input[from + j]).sum();
                         sum + if accumulate { *before } else { 0.0 }
                     } else {
                         *before
@@ -722,41 +842,75 @@ mod tests {
         }
     }
 
-    /// The matrices by the points' definition, row by row: powers of each point (`Aᵀ`, and `G` over the product of the
-    /// distances to all others), and the coefficients of the polynomial that is zero at all others (`Bᵀ`).
-    fn matrix(of: Winograd) -> Vec<Vec<f64>> {
-        let points = [0.0_f64, 1.0, -1.0, 0.5, -2.0];
-        let powers = |n: usize| -> Vec<Vec<f64>> {
+    type Matrix = Vec<Vec<f64>>;
+
+    fn transposed(m: &Matrix) -> Matrix {
+        (0..m[0].len()).map(|j| m.iter().map(|row| row[j]).collect()).collect()
+    }
+
+    /// `A`, `G` and `Bᵀ` of F(outputs, taps) by the points' definition, row by row: powers of each point (`G`'s over the
+    /// product of the distances to all others), and the coefficients of the polynomial that is zero at all others.
+    fn minimal(points: &[f64], outputs: usize, taps: usize) -> [Matrix; 3] {
+        let finite = points.len();
+        let powers = |n: usize| -> Matrix {
             let infinity = (0..n).map(|j| if j + 1 == n { 1.0 } else { 0.0 }).collect();
             points.iter().map(|p| (0..n as i32).map(|j| p.powi(j)).collect()).chain([infinity]).collect()
         };
-        let others = |i: usize| (0..5).filter(move |j| *j != i);
-        let mut g = powers(3);
-        for (i, row) in g.iter_mut().enumerate().take(5) {
+        let others = |i: usize| (0..finite).filter(move |j| *j != i);
+        let mut g = powers(taps);
+        for (i, row) in g.iter_mut().enumerate().take(finite) {
             let distances: f64 = others(i).map(|j| points[i] - points[j]).product();
             row.iter_mut().for_each(|v| *v /= distances);
         }
-        let bt: Vec<Vec<f64>> = (0..6)
+        let bt: Matrix = (0..=finite)
             .map(|i| {
-                others(i).fold(vec![1.0, 0.0, 0.0, 0.0, 0.0, 0.0], |polynomial, j| {
-                    (0..6).map(|k| if k > 0 { polynomial[k - 1] } else { 0.0 } - points[j] * polynomial[k]).collect()
+                let one: Vec<f64> = (0..=finite).map(|k| if k == 0 { 1.0 } else { 0.0 }).collect();
+                others(i).fold(one, |polynomial, j| {
+                    (0..=finite).map(|k| if k > 0 { polynomial[k - 1] } else { 0.0 } - points[j] * polynomial[k]).collect()
                 })
             })
             .collect();
-        let transposed = |m: &[Vec<f64>]| (0..m[0].len()).map(|j| m.iter().map(|row| row[j]).collect()).collect();
+        [powers(outputs), g, bt]
+    }
+
+    fn matrix(of: Winograd) -> Matrix {
+        let [a, g, bt] = minimal(&[0.0, 1.0, -1.0, 0.5, -2.0], 4, 3);
+        let [a2, g2, bt2] = minimal(&[0.0, 1.0, -1.0, 0.5], 4, 2);
+        // Rows with one 1 each, and rows whose columns move.
+        let unit = |n: usize, at: &[usize]| -> Matrix { at.iter().map(|at| (0..n).map(|j| if j == *at { 1.0 } else { 0.0 }).collect()).collect() };
+        let moved = |m: &Matrix, n: usize, at: &[usize]| -> Matrix {
+            let to = |row: &Vec<f64>| (0..n).map(|j| at.iter().position(|a| *a == j).map_or(0.0, |k| row[k])).collect();
+            m.iter().map(to).collect()
+        };
+        let stacked = |m: Matrix, below: Matrix| -> Matrix { m.into_iter().chain(below).collect() };
+        let strided_g = || stacked(moved(&g2, 3, &[0, 2]), unit(3, &[1]));
+        let strided_a = || stacked(a2.clone(), unit(4, &[0, 1, 2, 3]));
         match of {
             Winograd::Weight => g,
             Winograd::Input => bt,
-            Winograd::Output => transposed(&powers(4)),
-            Winograd::Grad => powers(4),
+            Winograd::Output => transposed(&a),
+            Winograd::Grad => a,
             Winograd::WeightGrad => transposed(&g),
+            Winograd::StridedWeight => strided_g(),
+            Winograd::StridedInput => stacked(moved(&bt2, 9, &[0, 2, 4, 6, 8]), unit(9, &[1, 3, 5, 7])),
+            Winograd::StridedOutput => transposed(&strided_a()),
+            Winograd::StridedGrad => strided_a(),
+            Winograd::StridedWeightGrad => transposed(&strided_g()),
+            Winograd::SpreadInput => stacked(bt2, unit(5, &[1, 2, 3, 4])),
+            Winograd::SpreadOutput => {
+                let (even, odd) = (moved(&transposed(&a2), 9, &[0, 1, 2, 3, 4]), unit(9, &[5, 6, 7, 8]));
+                even.into_iter().zip(odd).flat_map(|(even, odd)| [even, odd]).collect()
+            }
         }
     }
 
     #[test]
     fn transform_on_every_instruction_set() {
         for isa in present() {
-            for of in [Winograd::Weight, Winograd::Input, Winograd::Output, Winograd::Grad, Winograd::WeightGrad] {
+            use Winograd::*;
+            for of in
+                [Weight, Input, Output, Grad, WeightGrad, StridedWeight, StridedInput, StridedOutput, StridedGrad, StridedWeightGrad, SpreadInput, SpreadOutput]
+            {
                 let (m, [p, q]) = (matrix(of), of.sizes());
                 for (channels, keep, scaled) in [(16, [q, q], false), (21, [q, q - 1], true), (3, [1, q], false)] {
                     let (from_pitch, to_pitch) = ([p * 40 + 3, 40], [q * 24 + 1, 24]);

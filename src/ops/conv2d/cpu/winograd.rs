@@ -1,24 +1,25 @@
-//! Winograd's F(4×4, 3×3) for 3×3 windows one pixel apart: 36 products per 16 outputs and channel pair instead of 144.
+//! Winograd's minimal filtering for 3×3 windows: F(4×4, 3×3) where they lie one pixel apart, 36 products per 16 outputs
+//! and channel pair instead of 144, and where they lie two pixels apart 81 (`tile::Winograd`).
 //!
-//! Windows of 6×6 become 36 planes (`tile::Winograd::Input`), each plane is one matrix product (`tile::gather`, or
-//! `tile::outer` for the weight gradient), and the products become 4×4 outputs. In f32 the result is off by 9e-7 in the
-//! L2 norm at 32 channels and 2.7e-6 at 512, where the direct sum is off by 3e-7 and 1.2e-6 (standard normal values,
-//! one sum per output; sums here are cut, which makes them better).
+//! The values that the outputs of a tile read become planes (36 or 81), each plane is one matrix product (`tile::gather`, or
+//! `tile::outer` for the weight gradient), and the products become outputs. In f32 the result of windows one pixel apart is
+//! off by 9e-7 in the L2 norm at 32 channels and 2.7e-6 at 512, where the direct sum is off by 3e-7 and 1.2e-6 (standard
+//! normal values, one sum per output; sums here are cut, which makes them better).
 
 use rayon::prelude::*;
 
-use super::tile::{self, Columns, Gather, Outer, Pixels, Rows, Run, Tiles, Transform, Winograd, line_width, outer_rows, panel_width, transform, transform_slack};
-use super::{Extent, Map, Part, SERIAL_MACS, Window, parts};
-use crate::device::cpu::{Isa, recycle, stale_vec};
+use super::tile::{self, Columns, Gather, Outer, Pixels, Rows, Run, Tiles, Transform, Winograd, line_width, outer_slack, panel_width, transform, transform_slack};
+use super::{Direct, Extent, Map, Part, Phase, SERIAL_MACS, Window, parts};
+use crate::device::cpu::{Isa, for_chunks, recycle, stale_vec};
 use crate::tensor::Scalar;
 
-/// Outputs per axis of a tile, inputs that they read, and planes.
-const TILE: usize = 4;
-const WINDOW: usize = 6;
-const PLANES: usize = WINDOW * WINDOW;
-/// Channels from which the transforms cost less than they save.
+/// Transformed weights along an axis.
+const WEIGHTS: usize = 6;
+/// Channels from which the transforms cost less than they save: of windows one pixel apart and of all weight gradients, and of
+/// windows two pixels apart, which save less.
 const CHANNELS: usize = 16;
-/// Pairs of channels from which 36 transformed weights no longer stay in the L2 cache.
+const STRIDED_CHANNELS: usize = 128;
+/// Pairs of channels from which the transformed weights no longer stay in the L2 cache.
 const MANY_WEIGHTS: usize = 128 * 128;
 /// Values of all planes of one task: they stay in the L2 cache.
 const TASK_VALUES: usize = 64 << 10;
@@ -33,45 +34,114 @@ const BLOCK_TILES: usize = 512;
 const PASS_TILES: usize = 64;
 /// Weight gradient: output channels of one task.
 const GROUP_CHANNELS: usize = 96;
+/// Weight gradient: pairs of channels up to which a chunk of tiles has sums of its own, and chunks.
+const FEW_WEIGHTS: usize = 64 * 64;
+const CHUNKS: usize = 16;
 
-/// Whether a 3×3 convolution to images of `[height, width]` gains. It looks at one image only, so that an image's bits
-/// do not depend on the size of its batch.
-pub fn gains(size: [usize; 2], c_in: usize, c_out: usize) -> bool {
-    let tiles = size.map(|n| n.div_ceil(TILE)).iter().product::<usize>();
-    let saved = size.iter().product::<usize>() * 9 * 3 > tiles * PLANES * 4;
-    let few_tiles = tiles < 4 && c_in * c_out > MANY_WEIGHTS;
-    saved && !few_tiles && c_in >= CHANNELS && c_out >= CHANNELS
+/// How a map is cut into tiles, the same along both axes.
+pub struct Scheme {
+    input: Winograd,
+    weight: Winograd,
+    output: Winograd,
+    /// Pixels from the window of one tile to that of the next.
+    step: usize,
 }
 
-/// Distance between planes of `len` values: an odd number of cache lines, so that the 36 lines that one transform
-/// touches lie in different sets of the cache.
+/// Windows of 3×3 one pixel apart.
+const DENSE: Scheme = Scheme { input: Winograd::Input, weight: Winograd::Weight, output: Winograd::Output, step: 4 };
+/// Windows of 3×3 two pixels apart.
+const STRIDED: Scheme = Scheme { input: Winograd::StridedInput, weight: Winograd::StridedWeight, output: Winograd::StridedOutput, step: 8 };
+/// The transpose of that: the window of an output is 2×2, 2×1, 1×2 or 1×1.
+const SPREAD: Scheme = Scheme { input: Winograd::SpreadInput, weight: Winograd::StridedWeight, output: Winograd::SpreadOutput, step: 4 };
+
+impl Scheme {
+    /// The one by which the map gains. It looks at one image only, so that an image's bits do not depend on the size of
+    /// its batch.
+    pub fn of(map: &Map) -> Option<&'static Scheme> {
+        let scheme = match map.phases {
+            [p] if p.taps == [3, 3] && p.every == [1, 1] && p.first == [0, 0] => match p.stride {
+                [1, 1] => &DENSE,
+                [2, 2] => &STRIDED,
+                _ => return None,
+            },
+            [p, _, _, last] if p.taps == [2, 2] && last.taps == [1, 1] && p.every == [2, 2] && p.first == [0, 0] => &SPREAD,
+            _ => return None,
+        };
+        let ([h, w, c_out], c_in) = (map.output, map.input[2]);
+        let products = map.phases.iter().map(Phase::products).sum();
+        let least = if scheme.points() == WEIGHTS { CHANNELS } else { STRIDED_CHANNELS };
+        (c_in.min(c_out) >= least && scheme.gains([h, w], products, c_in * c_out)).then_some(scheme)
+    }
+
+    /// Whether images of `size` take fewer products. `products`: of an image directly, for each of the `pairs` of channels.
+    fn gains(&self, size: [usize; 2], products: usize, pairs: usize) -> bool {
+        let tiles = self.grid(size).iter().product::<usize>();
+        let saved = products * 3 > tiles * self.planes() * 4;
+        let few_tiles = tiles < 4 && pairs > MANY_WEIGHTS;
+        tiles > 0 && saved && !few_tiles
+    }
+
+    /// Products along an axis.
+    fn points(&self) -> usize {
+        self.input.sizes()[1]
+    }
+
+    fn planes(&self) -> usize {
+        self.points() * self.points()
+    }
+
+    /// Which of the transformed weights a plane is multiplied by: all points after the fifth have the last one.
+    fn weight_of(&self, plane: usize) -> usize {
+        let along = |point: usize| point.min(WEIGHTS - 1);
+        along(plane / self.points()) * WEIGHTS + along(plane % self.points())
+    }
+
+    /// Outputs of a tile along an axis.
+    fn outputs(&self) -> usize {
+        self.output.sizes()[1]
+    }
+
+    /// Tiles for images of `size`. A single row or column beyond them is not worth tiles of its own.
+    fn grid(&self, size: [usize; 2]) -> [usize; 2] {
+        let spare = if self.outputs() > 4 { 1 } else { 0 };
+        size.map(|n| n.saturating_sub(spare).div_ceil(self.outputs()))
+    }
+
+    /// What the tiles leave of the phases of outputs of `size`.
+    fn border(&self, phases: &[Phase], grid: [usize; 2], size: [usize; 2]) -> Vec<Phase> {
+        let [bottom, right] = [0, 1].map(|axis| (grid[axis] * self.outputs()).min(size[axis]));
+        let below = phases.iter().map(|p| p.cut(0, bottom..size[0]));
+        let beside = phases.iter().map(|p| p.cut(0, 0..bottom).cut(1, right..size[1]));
+        below.chain(beside).collect()
+    }
+}
+
+/// Distance between planes of `len` values: an odd number of cache lines, so that the lines that one transform touches
+/// lie in different sets of the cache.
 fn pitch<T>(len: usize) -> usize {
     const LINE_BYTES: usize = 64;
     let line = LINE_BYTES / size_of::<T>();
     (len.div_ceil(line) | 1) * line
 }
 
-/// Rows and columns of one tile's planes.
-fn planes(pitch: usize) -> [usize; 2] {
-    [WINDOW * pitch, pitch]
-}
-
-/// `[tap, input channel, width]` of each panel to `[plane, input channel, width]`, planes `pitch` apart.
-fn transform_weights<T: Scalar + Tiles>(isa: Isa, panels: &[T], c_in: usize, c_out: usize) -> Vec<T> {
+/// `[tap, input channel, width]` of each panel to `[transformed weight, input channel, width]`, these `pitch` apart.
+fn transform_weights<T: Scalar + Tiles>(isa: Isa, of: Winograd, panels: &[T], c_in: usize, c_out: usize) -> Vec<T> {
+    const ALL: usize = WEIGHTS * WEIGHTS;
     let full = c_in * panel_width::<T>();
-    let mut out = stale_vec::<T>(PLANES * pitch::<T>(full) * c_out.div_ceil(panel_width::<T>()));
+    let mut out = stale_vec::<T>(ALL * pitch::<T>(full) * c_out.div_ceil(panel_width::<T>()));
     // The last panel may be narrow. Parts of a panel are cut so that a task's planes stay in the L1 cache.
     let one = |(from, to): (&[T], &mut [T])| {
         let len = from.len() / 9;
+        let to_pitch = [WEIGHTS * pitch::<T>(len), pitch::<T>(len)];
         const PART: usize = 128;
         for at in (0..len).step_by(PART) {
             let channels = PART.min(len - at);
-            let job = Transform { of: Winograd::Weight, from: &from[at..], from_pitch: [3 * len, len], to_pitch: planes(pitch::<T>(len)), channels, keep: [WINDOW; 2], scale: None };
+            let job = Transform { of, from: &from[at..], from_pitch: [3 * len, len], to_pitch, channels, keep: [WEIGHTS; 2], scale: None };
             transform(isa, &job, &mut to[at..]);
         }
     };
-    let all = panels.chunks(9 * full).zip(out.chunks_exact_mut(PLANES * pitch::<T>(full)));
-    if c_in * c_out * PLANES < SERIAL_MACS {
+    let all = panels.chunks(9 * full).zip(out.chunks_exact_mut(ALL * pitch::<T>(full)));
+    if c_in * c_out * ALL < SERIAL_MACS {
         all.for_each(one);
     } else {
         all.collect::<Vec<_>>().into_par_iter().for_each(one);
@@ -79,35 +149,37 @@ fn transform_weights<T: Scalar + Tiles>(isa: Isa, panels: &[T], c_in: usize, c_o
     out
 }
 
-/// Runs a map of one phase, 3×3 taps and stride 1, whose packed weights are `panels`.
-pub fn run_map<T: Scalar + Tiles>(map: &Map, x: &[T], scale_in: Option<&[T]>, panels: &[T], scale_out: Option<&[T]>) -> Vec<T> {
+/// Runs a map by its scheme. `panels` are the packed weights of its phases, `whole` those of all 3×3 taps.
+pub fn run_map<T: Scalar + Tiles>(scheme: &Scheme, map: &Map, x: &[T], scale_in: Option<&[T]>, panels: &[&[T]], whole: &[T], scale_out: Option<&[T]>) -> Vec<T> {
     let ([h_out, w_out, c_out], c_in) = (map.output, map.input[2]);
-    let source = Source { of: Winograd::Input, values: x, size: map.input, scale: scale_in, start: map.phases[0].start };
+    let source = Source { of: scheme.input, step: scheme.step, values: x, size: map.input, scale: scale_in, start: map.phases[0].start };
     let mut out = stale_vec::<T>(map.n * h_out * w_out * c_out);
     if out.is_empty() {
         return out;
     }
     let isa = Isa::detect();
-    let weights = transform_weights(isa, panels, c_in, c_out);
-    let grid = [h_out.div_ceil(TILE), w_out.div_ceil(TILE)];
-    let macs = map.n * grid[0] * grid[1] * PLANES * c_in * c_out;
+    let weights = transform_weights(isa, scheme.weight, whole, c_in, c_out);
+    let (grid, planes, outputs) = (scheme.grid([h_out, w_out]), scheme.planes(), scheme.outputs());
+    let border = scheme.border(map.phases, grid, [h_out, w_out]);
+    let border = Direct { map: &Map { phases: &border, ..*map }, x, scale_in, panels: &[panels, panels].concat(), scale_out };
+    let macs = map.n * grid[0] * grid[1] * planes * c_in * c_out;
     let least = if c_in * c_out > MANY_WEIGHTS { 2 * TASK_TILES } else { TASK_TILES };
-    let tiles = (TASK_VALUES / (PLANES * (c_in + c_out))).max(least).min((map.n * grid[0] * grid[1]).div_ceil(4));
+    let tiles = (TASK_VALUES / (planes * (c_in + c_out))).max(least).min((map.n * grid[0] * grid[1]).div_ceil(4));
     let parts = parts(map.n, grid[0], tiles.div_ceil(grid[1]));
+    let lines = |part: &Part| part.rows.start * outputs..if part.rows.end == grid[0] { h_out } else { part.rows.end * outputs };
     let mut rest = &mut out[..];
     let mut tasks = Vec::with_capacity(parts.len());
     for part in &parts {
-        let lines = (part.rows.end * TILE).min(h_out) - part.rows.start * TILE;
-        let (mine, others) = rest.split_at_mut(part.images.len() * lines * w_out * c_out);
+        let (mine, others) = rest.split_at_mut(part.images.len() * lines(part).len() * w_out * c_out);
         rest = others;
         tasks.push((part, mine));
     }
     let one = |rows: &mut Rows, (part, out): (&Part, &mut [T])| {
         let tiles = part.images.len() * part.rows.len() * grid[1];
         let (input_pitch, pitch_out) = (pitch::<T>(tiles * c_in), pitch::<T>(tiles * c_out + transform_slack::<T>(c_out)));
-        let mut input = stale_vec::<T>(PLANES * input_pitch);
+        let mut input = stale_vec::<T>(planes * input_pitch);
         source.planes(isa, part, grid[1], &mut input);
-        let mut products = stale_vec::<T>(PLANES * pitch_out);
+        let mut products = stale_vec::<T>(planes * pitch_out);
         rows.clear();
         rows.push_line(tiles, [0, c_in], [0, 1], 0);
         let passes = c_in.div_ceil(PASS_CHANNELS);
@@ -123,7 +195,8 @@ pub fn run_map<T: Scalar + Tiles>(map: &Map, x: &[T], scale_in: Option<&[T]>, pa
                 for column in (0..c_out).step_by(panel_width::<T>()) {
                     let width = panel_width::<T>().min(c_out - column);
                     let line = line_width::<T>(width);
-                    let first = column / panel_width::<T>() * PLANES * pitch::<T>(c_in * panel_width::<T>()) + plane * pitch::<T>(c_in * line);
+                    let panel = column / panel_width::<T>() * WEIGHTS * WEIGHTS * pitch::<T>(c_in * panel_width::<T>());
+                    let first = panel + scheme.weight_of(plane) * pitch::<T>(c_in * line);
                     for runs in &passes {
                         let panel = &weights[first + runs[0].offset * line..];
                         let job = Gather { input, rows, runs, panel, accumulate: runs[0].offset > 0, scale: None };
@@ -132,22 +205,24 @@ pub fn run_map<T: Scalar + Tiles>(map: &Map, x: &[T], scale_in: Option<&[T]>, pa
                 }
             }
         }
-        let lines = out.len() / (part.images.len() * w_out * c_out);
+        let lines = lines(part);
         for (tile, (i, y, x)) in places(part, grid[1]).enumerate() {
-            let top = (y - part.rows.start) * TILE;
+            let (top, left) = (y * outputs - lines.start, x * outputs);
             let job = Transform {
-                of: Winograd::Output,
+                of: scheme.output,
                 from: &products[tile * c_out..],
-                from_pitch: planes(pitch_out),
+                from_pitch: [scheme.points() * pitch_out, pitch_out],
                 to_pitch: [w_out * c_out, c_out],
                 channels: c_out,
-                keep: [TILE.min(lines - top), TILE.min(w_out - x * TILE)],
+                keep: [outputs.min(lines.len() - top), outputs.min(w_out - left)],
                 scale: scale_out.map(|s| &s[i * c_out..][..c_out]),
             };
-            transform(isa, &job, &mut out[(((i - part.images.start) * lines + top) * w_out + x * TILE) * c_out..]);
+            transform(isa, &job, &mut out[(((i - part.images.start) * lines.len() + top) * w_out + left) * c_out..]);
         }
         recycle(input);
         recycle(products);
+        let part = Part { images: part.images.clone(), rows: lines };
+        Columns::split(out, c_out, c_out).for_each(|mut columns| border.run(isa, rows, &part, &mut columns));
     };
     if macs < SERIAL_MACS {
         let mut rows = Rows::default();
@@ -165,10 +240,11 @@ fn places(part: &Part, columns: usize) -> impl Iterator<Item = (usize, usize, us
     part.images.clone().flat_map(move |i| rows.clone().flat_map(move |y| (0..columns).map(move |x| (i, y, x))))
 }
 
-/// Images `[N, h, w, c]` whose tiles are transformed: the first one's window starts at `start`, the others every 4 pixels
-/// after it. What lies outside of the image is zero.
+/// Images `[N, h, w, c]` whose tiles are transformed: the first one's window starts at `start`, the others every `step`
+/// pixels after it. What lies outside of the image is zero.
 struct Source<'a, T> {
     of: Winograd,
+    step: usize,
     values: &'a [T],
     size: [usize; 3],
     /// `[N, c]`
@@ -179,95 +255,176 @@ struct Source<'a, T> {
 impl<T: Scalar + Tiles> Source<'_, T> {
     /// Planes of a part's tiles, `columns` per tile row, to `[plane, tile, channel]`.
     fn planes(&self, isa: Isa, part: &Part, columns: usize, to: &mut [T]) {
-        let c = self.size[2];
-        let reach = if self.of == Winograd::Grad { TILE } else { WINDOW } as isize;
-        let at = |axis: usize, tile: usize| self.start[axis] + (tile * TILE) as isize;
-        let reads = |axis: usize, tiles: std::ops::Range<usize>| at(axis, tiles.start)..at(axis, tiles.end - 1) + reach;
+        let (c, [reach, points]) = (self.size[2], self.of.sizes());
+        let at = |axis: usize, tile: usize| self.start[axis] + (tile * self.step) as isize;
+        let reads = |axis: usize, tiles: std::ops::Range<usize>| at(axis, tiles.start)..at(axis, tiles.end - 1) + reach as isize;
         let reads = [reads(0, part.rows.clone()), reads(1, 0..columns)];
         let window = Window::new(self.values, self.size, self.scale, &part.images, reads, transform_slack::<T>(c));
-        let plane = to.len() / PLANES;
+        let plane = to.len() / (points * points);
+        let to_pitch = [points * plane, plane];
         for (tile, (i, y, x)) in places(part, columns).enumerate() {
             let from = &window.values()[window.at(i - part.images.start, at(0, y), at(1, x), c)..];
-            let job = Transform { of: self.of, from, from_pitch: [window.row, c], to_pitch: planes(plane), channels: c, keep: [WINDOW; 2], scale: None };
+            let job = Transform { of: self.of, from, from_pitch: [window.row, c], to_pitch, channels: c, keep: [points; 2], scale: None };
             transform(isa, &job, &mut to[tile * c..]);
         }
     }
 }
 
-/// The weight gradient `[C_out, 3, 3, C_in]` of a 3×3 convolution with stride 1.
-pub fn weight_grad<T: Scalar + Tiles>(x: &[T], g: &[T], a: Option<&[T]>, b: Option<&[T]>, padding: [usize; 2], e: &Extent) -> Vec<T> {
-    let isa = Isa::detect();
+/// The scheme and the transforms of a 3×3 convolution's weight gradient, if it gains.
+pub fn of_weight_grad(stride: [usize; 2], e: &Extent) -> Option<(&'static Scheme, [Winograd; 2])> {
+    let (scheme, grads) = match (e.k, stride) {
+        ([3, 3], [1, 1]) => (&DENSE, [Winograd::Grad, Winograd::WeightGrad]),
+        ([3, 3], [2, 2]) => (&STRIDED, [Winograd::StridedGrad, Winograd::StridedWeightGrad]),
+        _ => return None,
+    };
+    let ([h, w, c_out], c_in) = (e.g, e.x[2]);
+    (c_in.min(c_out) >= CHANNELS && scheme.gains([h, w], 9 * h * w, c_in * c_out)).then_some((scheme, grads))
+}
+
+/// The weight gradient `[C_out, 3, 3, C_in]` by what `of_weight_grad` gave.
+pub fn weight_grad<T: Scalar + Tiles>((scheme, [of_grad, of_sums]): (&Scheme, [Winograd; 2]), x: &[T], g: &[T], a: Option<&[T]>, b: Option<&[T]>, padding: [usize; 2], e: &Extent) -> Vec<T> {
     let (c_in, c_out) = (e.x[2], e.g[2]);
-    let grid = [e.g[0].div_ceil(TILE), e.g[1].div_ceil(TILE)];
-    let inputs = Source { of: Winograd::Input, values: x, size: e.x, scale: a, start: padding.map(|p| -(p as isize)) };
-    let grads = Source { of: Winograd::Grad, values: g, size: e.g, scale: b, start: [0, 0] };
-    let per_task = (TASK_VALUES / (PLANES * (c_in + c_out))).max(TASK_TILES).min((e.n * grid[0] * grid[1]).div_ceil(4));
+    let grid = scheme.grid([e.g[0], e.g[1]]);
+    let inputs = Source { of: scheme.input, step: scheme.step, values: x, size: e.x, scale: a, start: padding.map(|p| -(p as isize)) };
+    let grads = Source { of: of_grad, step: scheme.outputs(), values: g, size: e.g, scale: b, start: [0, 0] };
+    let products = Products { scheme, isa: Isa::detect(), sources: [inputs, grads], columns: grid[1] };
+    let per_task = (TASK_VALUES / (scheme.planes() * (c_in + c_out))).max(TASK_TILES).min((e.n * grid[0] * grid[1]).div_ceil(4));
     let parts = parts(e.n, grid[0], per_task.div_ceil(grid[1]));
-    let count = |part: &Part| part.images.len() * part.rows.len() * grid[1];
-    let values = |part: &Part, c: usize| PLANES * pitch::<T>(count(part) * c);
-    let per_block = (BLOCK_VALUES / (PLANES * (c_in + c_out))).max(BLOCK_TILES).div_ceil(count(&parts[0]));
-    let sums_pitch = pitch::<T>(c_out * c_in + transform_slack::<T>(c_in));
-    let mut sums = stale_vec::<T>(PLANES * sums_pitch);
-    for (index, block) in parts.chunks(per_block).enumerate() {
-        let total = |c: usize| block.iter().map(|part| values(part, c)).sum::<usize>();
-        // Slack: `outer` reads whole panels and whole rows of its tile.
-        let mut input = stale_vec::<T>(total(c_in) + panel_width::<T>());
-        let mut grad = stale_vec::<T>(total(c_out) + outer_rows(isa));
-        let (mut input_rest, mut grad_rest) = (&mut input[..], &mut grad[..]);
-        let mut tasks = Vec::with_capacity(2 * block.len());
-        for part in block {
-            for (source, rest) in [(&inputs, &mut input_rest), (&grads, &mut grad_rest)] {
-                let (mine, others) = std::mem::take(rest).split_at_mut(values(part, source.size[2]));
-                *rest = others;
-                tasks.push((source, part, mine));
-            }
-        }
-        tasks.into_par_iter().for_each(|(source, part, to)| source.planes(isa, part, grid[1], to));
-        let one = |pixels: &mut Pixels, (plane, first, sums): (usize, usize, &mut [T])| {
-            let (mut start, mut todo) = ([0, 0], block);
-            let mut accumulate = index > 0;
-            while !todo.is_empty() {
-                pixels.clear(c_in, c_out);
-                let mut pass = 0;
-                while let Some((part, rest)) = todo.split_first().filter(|(part, _)| pass == 0 || pass + count(part) <= PASS_TILES) {
-                    let n = count(part);
-                    let at = [c_in, c_out].map(|c| plane * pitch::<T>(n * c));
-                    pixels.push(start[0] + at[0], start[1] + at[1] + first, n);
-                    (start, pass, todo) = ([start[0] + values(part, c_in), start[1] + values(part, c_out)], pass + n, rest);
-                }
-                let rows = sums.len() / c_in;
-                for column in (0..c_in).step_by(panel_width::<T>()) {
-                    for row in (0..rows).step_by(outer_rows(isa)) {
-                        let job = Outer {
-                            input: &input[column..],
-                            pixels,
-                            grad: &grad[row..],
-                            accumulate,
-                            pitch: c_in,
-                            rows: outer_rows(isa).min(rows - row),
-                            width: panel_width::<T>().min(c_in - column),
-                        };
-                        tile::outer(isa, &job, &mut sums[row * c_in + column..]);
-                    }
-                }
-                accumulate = true;
-            }
-        };
-        let mut tasks = Vec::with_capacity(PLANES * c_out.div_ceil(GROUP_CHANNELS));
-        for (plane, sums) in sums.chunks_exact_mut(sums_pitch).enumerate() {
-            let groups = sums[..c_out * c_in].chunks_mut(GROUP_CHANNELS * c_in).enumerate();
-            tasks.extend(groups.map(|(i, sums)| (plane, i * GROUP_CHANNELS, sums)));
-        }
-        tasks.into_par_iter().for_each_init(Pixels::default, one);
-        recycle(input);
-        recycle(grad);
-    }
+    let few_weights = c_in * c_out <= FEW_WEIGHTS && parts.len() >= CHUNKS;
+    let sums = if few_weights { products.by_chunks(&parts) } else { products.by_weights(&parts) };
+    let (isa, pitch) = (products.isa, products.sums_pitch());
     let mut out = stale_vec::<T>(c_out * 9 * c_in);
     out.par_chunks_exact_mut(9 * c_in).enumerate().for_each(|(o, out)| {
-        let (from, from_pitch) = (&sums[o * c_in..], planes(sums_pitch));
-        let job = Transform { of: Winograd::WeightGrad, from, from_pitch, to_pitch: [3 * c_in, c_in], channels: c_in, keep: [3; 2], scale: None };
+        let (from, from_pitch) = (&sums[o * c_in..], [WEIGHTS * pitch, pitch]);
+        let job = Transform { of: of_sums, from, from_pitch, to_pitch: [3 * c_in, c_in], channels: c_in, keep: [3; 2], scale: None };
         transform(isa, &job, out);
     });
     recycle(sums);
     out
+}
+
+/// Sums of the products of a weight gradient: of all tiles, for each of the transformed weights.
+struct Products<'a, T> {
+    scheme: &'a Scheme,
+    isa: Isa,
+    /// Inputs and gradients.
+    sources: [Source<'a, T>; 2],
+    /// Tiles per tile row.
+    columns: usize,
+}
+
+impl<T: Scalar + Tiles> Products<'_, T> {
+    fn channels(&self) -> [usize; 2] {
+        [self.sources[0].size[2], self.sources[1].size[2]]
+    }
+
+    /// Distance between the sums `[C_out, C_in]` of one weight and those of the next.
+    fn sums_pitch(&self) -> usize {
+        let [c_in, c_out] = self.channels();
+        pitch::<T>(c_out * c_in + transform_slack::<T>(c_in))
+    }
+
+    fn tiles(&self, part: &Part) -> usize {
+        part.images.len() * part.rows.len() * self.columns
+    }
+
+    /// Values of all planes of a part, of inputs and of gradients.
+    fn values(&self, part: &Part) -> [usize; 2] {
+        self.channels().map(|c| self.scheme.planes() * pitch::<T>(self.tiles(part) * c))
+    }
+
+    /// Memory for the planes of parts.
+    fn memory(&self, parts: &[Part]) -> [Vec<T>; 2] {
+        let [c_in, c_out] = self.channels();
+        let slack = outer_slack::<T>(self.isa, c_in, c_out);
+        [0, 1].map(|i| stale_vec::<T>(parts.iter().map(|part| self.values(part)[i]).sum::<usize>() + slack[i]))
+    }
+
+    /// Adds one weight's products of the parts, whose planes lie one after the other, for output channels from `first` on.
+    #[allow(clippy::too_many_arguments)]
+    fn add(&self, pixels: &mut Pixels, parts: &[Part], [input, grad]: [&[T]; 2], weight: usize, first: usize, mut accumulate: bool, sums: &mut [T]) {
+        let [c_in, c_out] = self.channels();
+        for plane in (0..self.scheme.planes()).filter(|plane| self.scheme.weight_of(*plane) == weight) {
+            let (mut start, mut todo) = ([0, 0], parts);
+            while !todo.is_empty() {
+                pixels.clear(c_in, c_out);
+                let mut pass = 0;
+                while let Some((part, rest)) = todo.split_first().filter(|(part, _)| pass == 0 || pass + self.tiles(part) <= PASS_TILES) {
+                    let (n, values) = (self.tiles(part), self.values(part));
+                    let at = [c_in, c_out].map(|c| plane * pitch::<T>(n * c));
+                    pixels.push(start[0] + at[0], start[1] + at[1] + first, n);
+                    (start, pass, todo) = ([start[0] + values[0], start[1] + values[1]], pass + n, rest);
+                }
+                let job = Outer { input, pixels, grad, accumulate, pitch: c_in, rows: sums.len() / c_in, width: c_in };
+                tile::outer(self.isa, &job, sums);
+                accumulate = true;
+            }
+        }
+    }
+
+    /// Tasks of some tiles each, with sums of their own: the planes of a part stay in the L2 cache.
+    fn by_chunks(&self, parts: &[Part]) -> Vec<T> {
+        let ([c_in, c_out], len) = (self.channels(), WEIGHTS * WEIGHTS * self.sums_pitch());
+        let per_chunk = parts.len().div_ceil(CHUNKS);
+        let chunks: Vec<&[Part]> = parts.chunks(per_chunk).collect();
+        let mut partial = stale_vec::<T>(chunks.len() * len);
+        let one = |pixels: &mut Pixels, (parts, sums): (&[Part], &mut [T])| {
+            for (i, part) in parts.iter().enumerate() {
+                let mut planes = self.memory(std::slice::from_ref(part));
+                for (source, to) in self.sources.iter().zip(&mut planes) {
+                    let values = self.scheme.planes() * pitch::<T>(self.tiles(part) * source.size[2]);
+                    source.planes(self.isa, part, self.columns, &mut to[..values]);
+                }
+                for (weight, sums) in sums.chunks_exact_mut(self.sums_pitch()).enumerate() {
+                    self.add(pixels, std::slice::from_ref(part), [&planes[0], &planes[1]], weight, 0, i > 0, &mut sums[..c_out * c_in]);
+                }
+                planes.into_iter().for_each(recycle);
+            }
+        };
+        chunks.into_par_iter().zip(partial.par_chunks_exact_mut(len)).for_each_init(Pixels::default, one);
+        let mut sums = stale_vec::<T>(len);
+        for_chunks(&mut sums, 1 << 12, |at, sums| {
+            sums.copy_from_slice(&partial[at..][..sums.len()]);
+            for later in partial.chunks_exact(len).skip(1) {
+                for (s, v) in sums.iter_mut().zip(&later[at..]) {
+                    *s += *v;
+                }
+            }
+        });
+        recycle(partial);
+        sums
+    }
+
+    /// Tasks of one weight and some output channels each, on the planes of as many parts as there may be at a time.
+    fn by_weights(&self, parts: &[Part]) -> Vec<T> {
+        let [c_in, c_out] = self.channels();
+        let per_block = (BLOCK_VALUES / (self.scheme.planes() * (c_in + c_out))).max(BLOCK_TILES).div_ceil(self.tiles(&parts[0]));
+        let mut sums = stale_vec::<T>(WEIGHTS * WEIGHTS * self.sums_pitch());
+        for (index, block) in parts.chunks(per_block).enumerate() {
+            let mut planes = self.memory(block);
+            let mut rests = planes.each_mut().map(|p| &mut p[..]);
+            let mut tasks = Vec::with_capacity(2 * block.len());
+            for part in block {
+                for ((source, rest), values) in self.sources.iter().zip(&mut rests).zip(self.values(part)) {
+                    let (mine, others) = std::mem::take(rest).split_at_mut(values);
+                    *rest = others;
+                    tasks.push((source, part, mine));
+                }
+            }
+            tasks.into_par_iter().for_each(|(source, part, to)| source.planes(self.isa, part, self.columns, to));
+            let mut tasks = Vec::with_capacity(WEIGHTS * WEIGHTS * c_out.div_ceil(GROUP_CHANNELS));
+            for (weight, sums) in sums.chunks_exact_mut(self.sums_pitch()).enumerate() {
+                let groups = sums[..c_out * c_in].chunks_mut(GROUP_CHANNELS * c_in).enumerate();
+                tasks.extend(groups.map(|(i, sums)| (weight, i * GROUP_CHANNELS, sums)));
+            }
+            // The last weights belong to most planes: first, so that no thread is left alone with them.
+            tasks.reverse();
+            let one = |pixels: &mut Pixels, (weight, first, sums): (usize, usize, &mut [T])| {
+                self.add(pixels, block, [&planes[0], &planes[1]], weight, first, index > 0, sums);
+            };
+            tasks.into_par_iter().for_each_init(Pixels::default, one);
+            planes.into_iter().for_each(recycle);
+        }
+        sums
+    }
 }
