@@ -22,7 +22,7 @@
 //!
 //! The way down from a command: `cli/unlearn.rs` → `unlearning/unlearn.rs` → `training/mod.rs` (one iteration) →
 //! `losses/` → `models/stylegan2/generator.rs` → `autograd/grad.rs` → `ops/conv2d/mod.rs` → `ops/conv2d/cpu.rs` →
-//! `ops/conv2d/cpu/winograd.rs` (dense 3×3) and `tile.rs` (the register tiles of all) over `device/cpu/lanes.rs`.
+//! `ops/conv2d/cpu/winograd.rs` (3×3) and `tile.rs` (the register tiles of all) over `device/cpu/lanes.rs`.
 //!
 //! # What holds everywhere
 //!
