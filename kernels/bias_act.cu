@@ -38,7 +38,7 @@ struct BiasActPass {
     const unsigned at = unsigned(i), pixel = at / unsigned(p.channels), channel = at % unsigned(p.channels);
     Lanes<N> b{};
     if (bias) b = load_lanes<N>(bias, channel);
-    const float shift = noise ? strength * __ldg(noise + pixel % unsigned(p.noise_count)) : 0.0f;
+    const float shift = noise ? strength * __ldca(noise + pixel % unsigned(p.noise_count)) : 0.0f;
 #pragma unroll
     for (int lane = 0; lane < N; lane++) {
       const float sum = v.v[lane] + (shift + b.v[lane]);
@@ -50,8 +50,9 @@ struct BiasActPass {
 
 extern "C" __global__ void bias_act_f32(const float* x, const float* bias, const float* noise, const float* strength,
                                         float* y, BiasActParams p) {
+  dependent_launch();
   const bool wide = p.channels % 4 == 0 && all_aligned16(x, bias, y);
-  visit_elements(p.count, wide, BiasActPass{x, bias, noise, noise ? __ldg(strength) : 0.0f, y, p});
+  visit_elements(p.count, wide, BiasActPass{x, bias, noise, noise ? __ldca(strength) : 0.0f, y, p});
 }
 
 struct BiasActGradPass {
@@ -71,5 +72,6 @@ struct BiasActGradPass {
 };
 
 extern "C" __global__ void bias_act_grad_f32(const float* g, const float* y, float* z, BiasActGradParams p) {
+  dependent_launch();
   visit_elements(p.count, all_aligned16(g, y, z), BiasActGradPass{g, y, z, p.up, p.down});
 }

@@ -15,13 +15,32 @@
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
+// The first call of every kernel: programmatic dependent launch. The next grid of the stream may take its place on the
+// chip while this one still runs, and waits there for its end, so that neither its launch nor its first instructions
+// cost time between the two. src/device/cuda.rs asks for it at the launch.
+//
+// Why a kernel may let the next one start before it has done anything: the next grid starts when all blocks of this one
+// have come here, so all of them run already and none is kept out. And why that orders memory as if grids did not
+// overlap: every thread comes here before its first access to global memory, read or write, and before it ends. The
+// wait returns when the grid before is complete; that grid was complete only after its own waits had returned, and so
+// on, so whatever was launched earlier is done by then. Counters that a grid leaves at zero (is_last_block) are at zero.
+//
+// Before the call there may be what needs no global memory: indices, parameters, shared memory, barriers, prefetches of
+// tensor maps that are parameters. Behind it the compiler must leave the loads. It need not do so with those through
+// the read-only path, for which memory is the same during the whole kernel, and PTX's memory model does not cover them:
+// kernels use neither __ldg nor __restrict__. tests/sass.rs looks where the machine code loads.
+__device__ __forceinline__ void dependent_launch() {
+  ptx::griddepcontrol_launch_dependents();
+  ptx::griddepcontrol_wait();
+}
+
 // The grid-stride loop: for (int64_t i = global_thread(); i < n; i += grid_threads()).
 __device__ __forceinline__ int64_t global_thread() { return int64_t(blockIdx.x) * blockDim.x + threadIdx.x; }
 __device__ __forceinline__ int64_t grid_threads() { return int64_t(gridDim.x) * blockDim.x; }
 
 // 16 bytes in one instruction; the address must be a multiple of 16.
 __device__ __forceinline__ float4 load4(const float* address) {
-  return __ldg(reinterpret_cast<const float4*>(address));
+  return __ldca(reinterpret_cast<const float4*>(address));
 }
 __device__ __forceinline__ void store4(float* address, float4 value) {
   __stcg(reinterpret_cast<float4*>(address), value);

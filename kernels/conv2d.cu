@@ -117,6 +117,7 @@ __device__ __forceinline__ void conv2d_into(const Output& output, const float* x
 template <typename Tile>
 __device__ __forceinline__ void conv2d(const float* x, const float* w, const float* a, const float* b, float* y,
                                        const Conv2dParams& p) {
+  dependent_launch();
   const int part = int(blockIdx.z), pixels = p.g_h * p.g_w;
   float* part_of_y = y + int64_t(part) * p.n * pixels * p.g_c;
   conv2d_into<Tile>(ConvolutionOutput{part_of_y, b, pixels, p.g_c}, x, w, a, p, part);
@@ -125,6 +126,7 @@ __device__ __forceinline__ void conv2d(const float* x, const float* w, const flo
 template <typename Tile>
 __device__ __forceinline__ void conv2d_act(const float* x, const float* w, const float* a, const float* b, float* y,
                                            const Conv2dParams& p, const Conv2dActParams& e) {
+  dependent_launch();
   conv2d_into<Tile>(ActivatedOutput{y, b, p.g_h * p.g_w, p.g_c, Activation(e)}, x, w, a, p, 0);
 }
 
@@ -205,6 +207,7 @@ extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Bf16>::kThreads,
 // y = act(the sum of the parts), for a convolution cut into parts; y has the shape of one part, `count` elements.
 extern "C" __global__ void conv2d_add_parts_act_f32(const float* sums, float* y, int count, int channels, int parts,
                                                     Conv2dActParams e) {
+  dependent_launch();
   const Activation act(e);
   for (int64_t i = global_thread(); i < count; i += grid_threads()) {
     float sum = 0.0f;
@@ -279,6 +282,7 @@ struct WeightColumns {
 template <typename Tile>
 __device__ __forceinline__ void conv2d_transpose(const float* g, const float* w, const float* b, const float* a,
                                                  float* z, const Conv2dParams& p) {
+  dependent_launch();
   const int classes = p.stride_y * p.stride_x, part = int(blockIdx.z) / classes;
   const ResidueClass c(int(blockIdx.z) % classes, p);
   const int row = int(blockIdx.x) * Tile::kM, column = int(blockIdx.y) * Tile::kN;
@@ -399,6 +403,7 @@ struct InputColumns {
 template <typename Tile>
 __device__ __forceinline__ void conv2d_weight_grad(const float* x, const float* g, const float* a, const float* b,
                                                    float* v, const Conv2dParams& p) {
+  dependent_launch();
   const int row = int(blockIdx.x) * Tile::kM, column = int(blockIdx.y) * Tile::kN;
   const int columns = p.k_h * p.k_w * p.x_c, part = int(blockIdx.z);
   constexpr Samples kAll{0, 1};
@@ -479,6 +484,7 @@ template <typename Tile>
 __device__ __forceinline__ void conv2d_weight_grad_squared(const float* x, const float* g, const float* a,
                                                            const float* b, const float* rest, float* s,
                                                            const Conv2dSquaredParams& q) {
+  dependent_launch();
   const Conv2dParams& p = q.conv;
   const int row = int(blockIdx.x) * Tile::kM, column = int(blockIdx.y) * Tile::kN;
   const int columns = p.k_h * p.k_w * p.x_c, part = int(blockIdx.z);

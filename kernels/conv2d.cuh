@@ -38,7 +38,7 @@ __device__ __forceinline__ Taps taps_reaching(int residue, int kernel, int strid
 }
 
 __device__ __forceinline__ float scaled(float value, const float* scale, int at) {
-  return scale ? value * __ldg(scale + at) : value;
+  return scale ? value * __ldca(scale + at) : value;
 }
 
 // Of one part of k: b times the sum.
@@ -63,12 +63,12 @@ struct Activation {
   float strength;
 
   __device__ __forceinline__ explicit Activation(const Conv2dActParams& e)
-      : e(e), strength(e.noise ? __ldg(e.strength) : 0.0f) {}
+      : e(e), strength(e.noise ? __ldca(e.strength) : 0.0f) {}
   __device__ __forceinline__ float noise(int pixel) const {
-    return e.noise ? strength * __ldg(e.noise + pixel % e.noise_count) : 0.0f;
+    return e.noise ? strength * __ldca(e.noise + pixel % e.noise_count) : 0.0f;
   }
   __device__ __forceinline__ float value(float sum, float noise, int o) const {
-    const float v = sum + (noise + (e.bias ? __ldg(e.bias + o) : 0.0f));
+    const float v = sum + (noise + (e.bias ? __ldca(e.bias + o) : 0.0f));
     return v * (v > 0.0f ? e.up : e.down);
   }
 };

@@ -310,17 +310,26 @@ __device__ __forceinline__ void multiply_tiles(const Plan& plan, Stages<kColumns
   }
 }
 
-template <int kColumns, typename Plan>
-__device__ __forceinline__ void run(const Plan& plan) {
+// How every kernel begins: the stages, ready for use. What needs no memory but the parameters comes before the wait.
+template <int kColumns>
+__device__ __forceinline__ Stages<kColumns>* begin(const CUtensorMap& a, const CUtensorMap& b) {
   DYNAMIC_SHARED(Stages<kColumns>, s);
   if (threadIdx.x == 0) {
+    ptx::tma_prefetch_descriptor(&a);
+    ptx::tma_prefetch_descriptor(&b);
     for (int i = 0; i < kStages; i++) {
       ptx::mbar_init(&s->full[i], 1);
       ptx::mbar_init(&s->empty[i], 2 * kWarpgroup / kWarp);
     }
     ptx::fence_barrier_init();
   }
+  dependent_launch();
   __syncthreads();
+  return s;
+}
+
+template <int kColumns, typename Plan>
+__device__ __forceinline__ void run(const Plan& plan, Stages<kColumns>* s) {
   if (int(threadIdx.x) < kWarpgroup) {
     ptx::reg_dealloc<56>();
     if (threadIdx.x == 0) load_tiles<kColumns>(plan, s);
@@ -333,18 +342,21 @@ __device__ __forceinline__ void run(const Plan& plan) {
 template <int kColumns>
 __device__ __forceinline__ void conv2d(const CUtensorMap& x, const CUtensorMap& w, const float* b, float* y,
                                        const Conv2dParams& p, const Conv2dActParams& e, const Conv2dBoxParams& box) {
+  Stages<kColumns>* s = begin<kColumns>(x, w);
   const ActivatedOutput output{y, b, p.g_h * p.g_w, p.g_c, Activation(e)};
-  run<kColumns>(ForwardPlan<kColumns>{x, w, p, output, Boxes(box, p.g_w, p.g_h, p.n)});
+  run(ForwardPlan<kColumns>{x, w, p, output, Boxes(box, p.g_w, p.g_h, p.n)}, s);
 }
 template <int kColumns>
 __device__ __forceinline__ void conv2d_transpose(const CUtensorMap& g, const CUtensorMap& w, const float* a, float* z,
                                                  const Conv2dParams& p, const Conv2dBoxParams& box) {
-  run<kColumns>(TransposePlan<kColumns>{g, w, p, a, z, box});
+  Stages<kColumns>* s = begin<kColumns>(g, w);
+  run(TransposePlan<kColumns>{g, w, p, a, z, box}, s);
 }
 template <int kColumns>
 __device__ __forceinline__ void conv2d_weight_grad(const CUtensorMap& g, const CUtensorMap& x, float* v,
                                                    const Conv2dParams& p, const Conv2dBoxParams& box) {
-  run<kColumns>(WeightGradPlan<kColumns>{g, x, p, v, Boxes(box, p.g_w, p.g_h, p.n)});
+  Stages<kColumns>* s = begin<kColumns>(g, x);
+  run(WeightGradPlan<kColumns>{g, x, p, v, Boxes(box, p.g_w, p.g_h, p.n)}, s);
 }
 #  define ON_SM90(call) call
 #else
@@ -405,5 +417,6 @@ struct PackPass {
 };
 
 extern "C" __global__ void conv2d_pack_bf16(const float* x, const float* scale, __nv_bfloat16* y, Conv2dPackParams p) {
+  dependent_launch();
   visit_elements(p.count, p.channels % 4 == 0 && all_aligned16(x, scale, y), PackPass{x, scale, y, p});
 }

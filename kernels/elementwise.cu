@@ -69,6 +69,7 @@ __device__ __forceinline__ void map(const float* x, float* y, int count, F f) {
 }
 
 extern "C" __global__ void map_f32(const float* x, float* y, MapParams p) {
+  dependent_launch();
   const float a = p.a, b = p.b;
   switch (p.kind) {
     case kAffine: return map(x, y, p.count, [=](float v) { return fmaf(v, a, b); });
@@ -115,6 +116,7 @@ __device__ __forceinline__ void zip(const float* a, const float* b, float* y, in
 }
 
 extern "C" __global__ void zip_f32(const float* a, const float* b, float* y, ZipParams p) {
+  dependent_launch();
   switch (p.kind) {
     case kAdd: return zip(a, b, y, p.count, [](float u, float v) { return u + v; });
     case kSubtract: return zip(a, b, y, p.count, [](float u, float v) { return u - v; });
@@ -140,6 +142,7 @@ struct ChannelScalePass {
 };
 
 extern "C" __global__ void channel_scale_f32(const float* x, const float* scale, float* y, ChannelScaleParams p) {
+  dependent_launch();
   const bool wide = p.channels % 4 == 0 && all_aligned16(x, scale, y);
   visit_elements(p.count, wide, ChannelScalePass{x, scale, y, unsigned(p.sample), unsigned(p.channels)});
 }

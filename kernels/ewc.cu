@@ -35,6 +35,7 @@ struct EwcPass {
 
 __device__ __forceinline__ void run(EwcPass pass, const SlabChunk* chunks, double* partials, unsigned* arrivals,
                                     double* penalty) {
+  dependent_launch();
   visit_chunk(chunks[blockIdx.x], pass);
   double total;
   if (slab_total(pass.sum, partials, arrivals, &total) && threadIdx.x == 0)

@@ -96,13 +96,14 @@ struct Batch {
 };
 
 __device__ __forceinline__ float shift_of(const float* shift, int d, const FeatureParams& p) {
-  return d < p.dims ? __ldg(shift + d) : 0.0f;
+  return d < p.dims ? __ldca(shift + d) : 0.0f;
 }
 
 extern "C" __global__ void feature_shift_f32(const float* x, float* shift, FeatureParams p) {
+  dependent_launch();
   for (int64_t d = global_thread(); d < p.dims; d += grid_threads()) {
     double sum = 0.0;
-    for (int n = 0; n < p.count; n++) sum += double(__ldg(x + int64_t(n) * p.dims + d));
+    for (int n = 0; n < p.count; n++) sum += double(__ldca(x + int64_t(n) * p.dims + d));
     shift[d] = float(sum / double(p.count));
   }
 }
@@ -165,6 +166,7 @@ struct WarpProducts {
 
 extern "C" __global__ void __launch_bounds__(kMmaThreads)
     feature_products_f64(const float* x, const float* shift, double* sums, double* products, FeatureParams p) {
+  dependent_launch();
   SHARED(Slice, rows, [kStages]);
   SHARED(Slice, columns, [kStages]);
   const TilePlace place{int(blockIdx.x)};
@@ -173,7 +175,7 @@ extern "C" __global__ void __launch_bounds__(kMmaThreads)
   warp.for_each(place, p.dims, [&](int64_t at, double& sum) { sum = products[at]; });
   const int d = place.row + int(threadIdx.x);
   const bool has_sum = place.row == place.column && int(threadIdx.x) < kTile && d < p.dims;
-  const double own_shift = has_sum ? double(__ldg(shift + d)) : 0.0;
+  const double own_shift = has_sum ? double(__ldca(shift + d)) : 0.0;
   double sum = has_sum ? sums[d] : 0.0;
   batch.for_each_slice([&](const Slice& r, const Slice& c, int images) {
     if (has_sum)
@@ -210,6 +212,7 @@ __device__ __forceinline__ void add_product(Pair& sum, const Pair& a, const Pair
 
 extern "C" __global__ void __launch_bounds__(kPairThreads)
     feature_products_f32x2(const float* x, const float* shift, double* sums, double* products, FeatureParams p) {
+  dependent_launch();
   SHARED(Slice, rows, [kStages]);
   SHARED(Slice, columns, [kStages]);
   const TilePlace place{int(blockIdx.x)};
@@ -227,7 +230,7 @@ extern "C" __global__ void __launch_bounds__(kPairThreads)
   }
   const int d = place.row + int(threadIdx.x);
   const bool has_sum = place.row == place.column && int(threadIdx.x) < kTile && d < p.dims;
-  const float own_shift = has_sum ? __ldg(shift + d) : 0.0f;
+  const float own_shift = has_sum ? __ldca(shift + d) : 0.0f;
   Pair sum{0.0f, 0.0f};
   batch.for_each_slice([&](const Slice& r, const Slice& c, int images) {
     for (int n = 0; n < images; n++) {
@@ -262,11 +265,12 @@ extern "C" __global__ void __launch_bounds__(kPairThreads)
 
 extern "C" __global__ void feature_covariance_f64(const float* shift, const double* sums, const double* products,
                                                   double* mu, double* sigma, FeatureParams p) {
+  dependent_launch();
   const double count = double(p.count);
   for (int64_t at = global_thread(); at < int64_t(p.dims) * p.dims; at += grid_threads()) {
     const int i = int(at / p.dims), j = int(at % p.dims);
     const double product = products[int64_t(max(i, j)) * p.dims + min(i, j)];
     sigma[at] = (product - sums[i] * sums[j] / count) / (count - 1.0);
-    if (j == 0) mu[i] = sums[i] / count + double(__ldg(shift + i));
+    if (j == 0) mu[i] = sums[i] / count + double(__ldca(shift + i));
   }
 }

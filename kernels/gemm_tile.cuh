@@ -28,8 +28,8 @@ __device__ __forceinline__ float element(const Operand& operand, const typename 
                                          const typename Operand::Step& step) {
   const int at = operand.at(row, step);
   if (at < 0) return 0.0f;
-  const float value = __ldg(operand.data + at);
-  return operand.scale ? value * __ldg(operand.scale + operand.scale_at(row, step)) : value;
+  const float value = __ldca(operand.data + at);
+  return operand.scale ? value * __ldca(operand.scale + operand.scale_at(row, step)) : value;
 }
 
 // A slice of one operand on its way from memory to shared memory: kRows rows, kDepth of k.

@@ -19,6 +19,7 @@ static_assert(sizeof(CopyParams) == 76, "keep in step with src/ops/layout/cuda.r
 
 template <typename T>
 __device__ __forceinline__ void copy_strided(const T* x, T* y, const CopyParams& p) {
+  dependent_launch();
   for (int64_t i = global_thread(); i < p.count; i += grid_threads()) {
     unsigned rest = unsigned(i);
     int64_t from = 0, to = 0;
@@ -30,7 +31,7 @@ __device__ __forceinline__ void copy_strided(const T* x, T* y, const CopyParams&
       from += int64_t(index) * p.from[d];
       to += int64_t(index) * p.to[d];
     }
-    y[to] = __ldg(x + from);
+    y[to] = __ldca(x + from);
   }
 }
 

@@ -48,6 +48,7 @@ struct MatrixOutput {
 
 template <bool kRowMajorA, bool kRowMajorB>
 __device__ __forceinline__ void matmul(const float* a, const float* b, float* c, const MatmulParams& p) {
+  dependent_launch();
   const int row = int(blockIdx.x) * WideTile::kM, column = int(blockIdx.y) * WideTile::kN;
   const int begin = int(blockIdx.z) * p.part, end = min(begin + p.part, p.k);
   WideTile tile;

@@ -106,7 +106,7 @@ struct SliceCopy {
         const float4 s = load4(scale), v = *reinterpret_cast<float4*>(value);
         *reinterpret_cast<float4*>(value) = make_float4(v.x * s.x, v.y * s.y, v.z * s.z, v.w * s.w);
       } else {
-        *value *= __ldg(scale);
+        *value *= __ldca(scale);
       }
     });
   }

@@ -217,6 +217,7 @@ __device__ __forceinline__ float step(const AdamSlabs& slabs, const Gradients& g
 extern "C" __global__ void __launch_bounds__(kSlabThreads)
     adam_f32(float* theta, const __grid_constant__ Gradients gradients, float* m, float* v, float* ema, __nv_bfloat16* shadow,
              const SlabChunk* chunks, unsigned* arrivals, AdamState* state, AdamParams p) {
+  dependent_launch();
   step(AdamSlabs{theta, m, v, ema, shadow}, gradients, NoRegulariser{}, chunks[blockIdx.x], *state, p);
   if (is_last_block(arrivals) && threadIdx.x == 0) advance(state, p);
 }
@@ -226,6 +227,7 @@ extern "C" __global__ void __launch_bounds__(kSlabThreads)
     adam_ewc_f32(float* theta, const __grid_constant__ Gradients gradients, float* m, float* v, float* ema, __nv_bfloat16* shadow,
                  const SlabChunk* chunks, unsigned* arrivals, AdamState* state, AdamParams p, const float* anchor,
                  const float* fisher, double* partials, double* penalty, float lambda) {
+  dependent_launch();
   const Ewc ewc{anchor, fisher, lambda};
   const float sum = step(AdamSlabs{theta, m, v, ema, shadow}, gradients, ewc, chunks[blockIdx.x], *state, p);
   double total;
@@ -239,6 +241,7 @@ extern "C" __global__ void __launch_bounds__(kSlabThreads)
     adam_l1_f32(float* theta, const __grid_constant__ Gradients gradients, float* m, float* v, float* ema, __nv_bfloat16* shadow,
                 const SlabChunk* chunks, unsigned* arrivals, AdamState* state, AdamParams p, double* partials,
                 double* norm, float strength) {
+  dependent_launch();
   const float sum = step(AdamSlabs{theta, m, v, ema, shadow}, gradients, L1{strength}, chunks[blockIdx.x], *state, p);
   double total;
   if (!slab_total(sum, partials, arrivals, &total) || threadIdx.x != 0) return;
@@ -252,6 +255,7 @@ extern "C" __global__ void __launch_bounds__(kSlabThreads)
                        const SlabChunk* chunks, unsigned* arrivals, AdamState* state, AdamParams p,
                        const float* centroid, double* partials, RepulsionState* repulsion,
                        RepulsionParams repulsion_params) {
+  dependent_launch();
   const SlabChunk chunk = chunks[blockIdx.x];
   const Repulsion away{centroid, repulsion->gradient_scale * chunk.weight};
   const float sum = step(AdamSlabs{theta, m, v, ema, shadow}, gradients, away, chunk, *state, p);
@@ -279,6 +283,7 @@ struct SquaresPass {
 extern "C" __global__ void __launch_bounds__(kSlabThreads)
     accumulate_squares_f32(float* sum, const __grid_constant__ Gradients gradients, const SlabChunk* chunks,
                            float weight) {
+  dependent_launch();
   const SlabChunk chunk = chunks[blockIdx.x];
   SquaresPass pass{sum, ChunkGradient(gradients, chunk), weight};
   visit_chunk(chunk, pass);

@@ -13,6 +13,7 @@
 constexpr int kChains = 8;
 
 extern "C" __global__ void __launch_bounds__(256) fma_peak_f32(float* out, int rounds, float a, float b) {
+  dependent_launch();
   float x[kChains];
 #pragma unroll
   for (int c = 0; c < kChains; c++) x[c] = float(threadIdx.x + unsigned(c));
@@ -26,6 +27,7 @@ extern "C" __global__ void __launch_bounds__(256) fma_peak_f32(float* out, int r
 }
 
 extern "C" __global__ void __launch_bounds__(256) mma_peak_bf16(float* out, int rounds) {
+  dependent_launch();
   constexpr unsigned kOnes = 0x3f803f80u;  // two bf16
   const unsigned a[4] = {kOnes, kOnes, kOnes, kOnes}, b[2] = {kOnes, kOnes};
   float d[kChains][4] = {};

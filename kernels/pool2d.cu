@@ -128,7 +128,7 @@ struct GatherPass {
     for (int lane = 0; lane < N; lane++) {
       const int tap = int(chosen.v[lane]);
       const int y = at.y * p.stride_y - p.pad_y + tap / p.k_w, q = at.x * p.stride_x - p.pad_x + tap % p.k_w;
-      result.v[lane] = __ldg(x + ((int64_t(at.n) * p.in_h + y) * p.in_w + q) * p.channels + at.c + lane);
+      result.v[lane] = __ldca(x + ((int64_t(at.n) * p.in_h + y) * p.in_w + q) * p.channels + at.c + lane);
     }
     store_lanes<N>(y, i, result);
   }
@@ -197,20 +197,26 @@ __device__ __forceinline__ bool in_vectors(const Pool2dParams& p, const Pointers
 }
 
 extern "C" __global__ void max_pool2d_f32(const float* x, float* y, Pool2dParams p) {
+  dependent_launch();
   visit_elements(p.count, in_vectors(p, x, y), MaxPass<false>{x, y, p});
 }
 extern "C" __global__ void max_pool2d_taps_f32(const float* x, float* taps, Pool2dParams p) {
+  dependent_launch();
   visit_elements(p.count, in_vectors(p, x, taps), MaxPass<true>{x, taps, p});
 }
 extern "C" __global__ void gather_taps_f32(const float* x, const float* taps, float* y, Pool2dParams p) {
+  dependent_launch();
   visit_elements(p.count, in_vectors(p, taps, y), GatherPass{x, taps, y, p});
 }
 extern "C" __global__ void scatter_taps_f32(const float* g, const float* taps, float* z, Pool2dParams p) {
+  dependent_launch();
   visit_elements(p.count, in_vectors(p, g, taps, z), ScatterPass{g, taps, z, p});
 }
 extern "C" __global__ void avg_pool2d_f32(const float* x, float* y, Pool2dParams p) {
+  dependent_launch();
   visit_elements(p.count, in_vectors(p, x, y), AveragePass{x, y, p});
 }
 extern "C" __global__ void avg_pool2d_transpose_f32(const float* g, float* z, Pool2dParams p) {
+  dependent_launch();
   visit_elements(p.count, in_vectors(p, g, z), AverageTransposePass{g, z, p});
 }

@@ -19,6 +19,21 @@
 
 namespace ptx {
 
+// ---- overlapping grids (sm_90; older chips have no such launches, and nothing to do)
+
+// Lets the grids that depend on this one start, once every block of it has said so or has ended.
+__device__ __forceinline__ void griddepcontrol_launch_dependents() {
+#  if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#  endif
+}
+// Waits until the grids that this one depends on are complete and their writes visible.
+__device__ __forceinline__ void griddepcontrol_wait() {
+#  if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#  endif
+}
+
 // ---- asynchronous copies to shared memory (sm_80)
 
 __device__ __forceinline__ unsigned smem_u32(const void* pointer) {

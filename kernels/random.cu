@@ -69,6 +69,7 @@ struct Normal {
 
 template <typename Kind>
 __device__ __forceinline__ void fill(typename Kind::Value* out, const uint64_t* position, const RandomParams& p) {
+  dependent_launch();
   const uint64_t first = p.counter + (position ? *position : 0);
   for (int64_t block = global_thread(); block * 4 < p.count; block += grid_threads()) {
     auto four = Kind::of(random_block(p, first + uint64_t(block)));
@@ -93,4 +94,7 @@ extern "C" __global__ void random_normal_f32(float* out, const uint64_t* positio
   fill<Normal>(out, position, p);
 }
 // Moves a position on by a number of blocks. One thread; a launch of its own, so that every reader is done.
-extern "C" __global__ void random_advance(uint64_t* position, uint64_t blocks) { *position += blocks; }
+extern "C" __global__ void random_advance(uint64_t* position, uint64_t blocks) {
+  dependent_launch();
+  *position += blocks;
+}

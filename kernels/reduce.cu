@@ -24,16 +24,17 @@ static_assert(sizeof(SumParams) == 20, "keep in step with src/ops/reduce/cuda.rs
 
 struct Plain {
   const float* x;
-  __device__ __forceinline__ float operator()(int64_t at) const { return __ldg(x + at); }
+  __device__ __forceinline__ float operator()(int64_t at) const { return __ldca(x + at); }
 };
 struct Product {
   const float* u;
   const float* v;
-  __device__ __forceinline__ float operator()(int64_t at) const { return __ldg(u + at) * __ldg(v + at); }
+  __device__ __forceinline__ float operator()(int64_t at) const { return __ldca(u + at) * __ldca(v + at); }
 };
 
 template <typename Term>
 __device__ __forceinline__ void sum_middle(Term term, float* y, const SumParams& p) {
+  dependent_launch();
   const int thread = int(threadIdx.x), lanes = kThreads / p.rows;
   const int lane = p.inner == 1 ? thread / p.rows : thread % lanes;
   const int row = p.inner == 1 ? thread % p.rows : thread / lanes;

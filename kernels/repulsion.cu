@@ -50,6 +50,7 @@ struct GradPass {
 extern "C" __global__ void __launch_bounds__(kSlabThreads)
     repulsion_norm_f32(const float* theta, const float* centroid, const SlabChunk* chunks, double* partials,
                        unsigned* arrivals, RepulsionState* state, RepulsionParams p) {
+  dependent_launch();
   const SlabChunk chunk = chunks[blockIdx.x];
   NormPass pass{theta, centroid};
   visit_chunk(chunk, pass);
@@ -61,6 +62,7 @@ extern "C" __global__ void __launch_bounds__(kSlabThreads)
 extern "C" __global__ void __launch_bounds__(kSlabThreads)
     repulsion_grad_f32(const float* theta, const float* centroid, float* grad, const SlabChunk* chunks,
                        const RepulsionState* state) {
+  dependent_launch();
   const SlabChunk chunk = chunks[blockIdx.x];
   GradPass pass{theta, centroid, grad, state->gradient_scale * chunk.weight};
   visit_chunk(chunk, pass);

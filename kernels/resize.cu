@@ -33,11 +33,11 @@ struct ResizePass {
   __device__ __forceinline__ void visit(int64_t at) const {
     const unsigned line = unsigned(at) / unsigned(p.inner), i = unsigned(at) % unsigned(p.inner);
     const unsigned outer = line / unsigned(p.out), j = line % unsigned(p.out);
-    const int start = __ldg(&taps[j].start), first = __ldg(&taps[j].first), count = __ldg(&taps[j].count);
+    const int start = __ldca(&taps[j].start), first = __ldca(&taps[j].first), count = __ldca(&taps[j].count);
     Lanes<N> sum{};
     for (int k = 0; k < count; k++) {
       const auto value = load_lanes<N>(x, (int64_t(outer) * p.in + start + k) * p.inner + i);
-      const float weight = __ldg(weights + first + k);
+      const float weight = __ldca(weights + first + k);
 #pragma unroll
       for (int lane = 0; lane < N; lane++) sum.v[lane] = __fadd_rn(sum.v[lane], __fmul_rn(value.v[lane], weight));
     }
@@ -47,5 +47,6 @@ struct ResizePass {
 
 extern "C" __global__ void resize_axis_f32(const float* x, const ResizeTaps* taps, const float* weights, float* y,
                                            ResizeParams p) {
+  dependent_launch();
   visit_elements(p.count, p.inner % 4 == 0 && all_aligned16(x, y), ResizePass{x, taps, weights, y, p});
 }

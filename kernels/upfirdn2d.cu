@@ -68,12 +68,13 @@ struct Upfirdn2dPass {
       const float4 four = load4(x + at);
       return {{four.x, four.y, four.z, four.w}};
     } else {
-      return {{__ldg(x + at)}};
+      return {{__ldca(x + at)}};
     }
   }
 };
 
 extern "C" __global__ void upfirdn2d_f32(const float* x, float* y, Upfirdn2dParams p) {
+  dependent_launch();
   SHARED(float, fy, [kMostTaps]);
   SHARED(float, fx, [kMostTaps]);
   if (threadIdx.x == 0) {

@@ -76,6 +76,21 @@ fn the_kernel_list_is_what_the_sources_hold() {
     }
 }
 
+/// The emulator runs what the GPU would, so every other test here has launches that may overlap.
+#[test]
+fn launches_overlap_where_the_code_waits() {
+    if cuda_on_cpu::skip_on_driver("launches_overlap_where_the_code_waits") {
+        return;
+    }
+    for (capability, overlaps) in [((9, 0), true), ((10, 0), true), ((8, 6), false)] {
+        let device = Device::Cuda(gpu::cuda_of(capability, Precision::F32));
+        let x = normal(1, &[4]).to_dtype(DType::F32).to_device(&device).unwrap();
+        let before = cuda_on_cpu::overlapping_launches();
+        map(&x, Map::Exp).unwrap();
+        assert_eq!(cuda_on_cpu::overlapping_launches() - before, usize::from(overlaps), "{capability:?}");
+    }
+}
+
 #[test]
 fn elementwise() {
     let device = gpu::device();

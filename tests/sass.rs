@@ -1,14 +1,19 @@
-//! What ptxas made of the hot kernels: the machine code in the fatbins that build.rs wrote holds the instructions for
-//! which the kernels were written, tensor cores' products and accesses of 16 bytes.
+//! What ptxas made of the kernels, by the machine code in the fatbins that build.rs wrote.
 //!
-//! A condition that ptxas cannot prove, or an alignment that it does not know, turns one access of 16 bytes into four,
-//! silently. cuobjdump lists the machine code; without nvcc there is none, and without cuobjdump no list: the test says
-//! so, or with `RECANT_CUDA=require` fails.
+//! The hot ones hold the instructions for which they were written, tensor cores' products and accesses of 16 bytes. A
+//! condition that ptxas cannot prove, or an alignment that it does not know, turns one access of 16 bytes into four,
+//! silently. And all of them wait for the kernels before them ahead of the first access to global memory, wherever the
+//! compilers have moved that.
+//!
+//! cuobjdump lists the machine code; without nvcc there is none, and without cuobjdump no list: the tests say so, or with
+//! `RECANT_CUDA=require` fail.
 
 use std::collections::BTreeSet;
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use recant::device::cuda::KERNELS;
 
 /// What the kernels of one file must hold.
 struct Rule {
@@ -40,19 +45,81 @@ const RULES: &[Rule] = &[
     Rule { stem: "peak", named: &["mma_peak_"], target: None, holds: &[&["HMMA"]] },
 ];
 
-/// The machine code of one kernel for one target: the instructions that occur in it, `LDG.E.128.CONSTANT`.
+/// The target for which kernels overlap (`dependent_launch` in kernels/common.cuh).
+const OVERLAPPING: &str = "sm_90a";
+
+/// Accesses to global memory: loads, stores, atomics, asynchronous and bulk copies. UTMACCTL, which reads a tensor map
+/// among the parameters ahead of time, is none.
+const GLOBAL: &[&str] =
+    &["LD", "LDG", "LDGSTS", "ST", "STG", "RED", "REDG", "ATOM", "ATOMG", "UTMALDG", "UTMASTG", "UTMAREDG", "UTMAPF", "UBLKCP", "UBLKRED", "UBLKPF"];
+
+/// One instruction, `@!P0 LDG.E.128 R1, [R2]`.
+struct Instruction {
+    address: u64,
+    predicate: Option<String>,
+    /// With its modifiers.
+    name: String,
+    operands: String,
+}
+
+impl Instruction {
+    fn parse(address: &str, code: &str) -> Option<Instruction> {
+        let code = code.split_once(';').map_or(code, |(code, _)| code).trim();
+        let (predicate, code) = match code.split_once(' ') {
+            Some((predicate, rest)) if predicate.starts_with('@') => (Some(predicate.to_string()), rest.trim()),
+            _ => (None, code),
+        };
+        let (name, operands) = code.split_once(' ').unwrap_or((code, ""));
+        let address = u64::from_str_radix(address, 16).ok()?;
+        // The second half of an instruction's encoding has a line of its own.
+        (!name.is_empty() && !name.starts_with("/*")).then(|| Instruction { address, predicate, name: name.into(), operands: operands.trim().into() })
+    }
+
+    /// Without modifiers.
+    fn operation(&self) -> &str {
+        self.name.split('.').next().expect("something")
+    }
+
+    fn is(&self, words: &[&str]) -> bool {
+        self.operation() == words[0] && words[1..].iter().all(|word| self.name.split('.').any(|part| part == *word))
+    }
+
+    /// Where a jump goes that names its target; nothing of others.
+    fn target(&self) -> Option<u64> {
+        self.operands.split(|c: char| c.is_whitespace() || c == ',').rev().find_map(|word| u64::from_str_radix(word.strip_prefix("0x")?, 16).ok())
+    }
+}
+
+/// The machine code of one kernel for one target.
 struct Function {
     target: String,
     name: String,
-    instructions: BTreeSet<String>,
+    instructions: Vec<Instruction>,
 }
 
 impl Function {
     fn holds(&self, words: &[&str]) -> bool {
-        self.instructions.iter().any(|instruction| {
-            let mut parts = instruction.split('.');
-            parts.next() == Some(words[0]) && words[1..].iter().all(|word| instruction.split('.').any(|part| part == *word))
-        })
+        self.instructions.iter().any(|instruction| instruction.is(words))
+    }
+
+    /// What is wrong with its way up to the wait for the kernels before it; nothing where all is well. Code in front of the
+    /// wait must lead there: it neither ends nor jumps past it, so all that lies behind comes after it.
+    fn hurry(&self) -> Option<String> {
+        let Some(wait) = self.instructions.iter().position(|i| i.is(&["ACQBULK"])) else { return Some("has no ACQBULK".into()) };
+        let (before, wait) = (&self.instructions[..wait], &self.instructions[wait]);
+        if wait.predicate.is_some() {
+            return Some("waits under a condition".into());
+        }
+        if !before.iter().any(|i| i.is(&["PREEXIT"]) && i.predicate.is_none()) {
+            return Some("has no PREEXIT before ACQBULK".into());
+        }
+        let leads_there = |i: &Instruction| match i.operation() {
+            "EXIT" | "RET" | "CALL" | "BRX" | "BRXU" | "JMP" | "JMX" | "JMXU" => false,
+            "BRA" => i.target().is_some_and(|target| target <= wait.address),
+            operation => !GLOBAL.contains(&operation),
+        };
+        let wrong = before.iter().find(|i| !leads_there(i)).map(|i| format!("{} {} before ACQBULK", i.name, i.operands));
+        wrong.or_else(|| self.instructions.iter().find(|i| i.is(&["LDG", "CONSTANT"])).map(|i| format!("{}: the read-only path", i.name)))
     }
 }
 
@@ -64,13 +131,11 @@ fn functions(listing: &str) -> Vec<Function> {
         if let Some(name) = line.strip_prefix("code for ") {
             target = name.to_string();
         } else if let Some(name) = line.strip_prefix("Function : ") {
-            found.push(Function { target: target.clone(), name: name.to_string(), instructions: BTreeSet::new() });
-        } else if let Some((_, code)) = line.strip_prefix("/*").and_then(|rest| rest.split_once("*/")) {
-            // A predicate, @P0 or @!UP1, comes before the instruction.
-            let instruction = code.split_whitespace().find(|word| !word.starts_with('@'));
-            if let (Some(function), Some(instruction)) = (found.last_mut(), instruction.filter(|word| !word.starts_with("/*"))) {
-                function.instructions.insert(instruction.trim_end_matches(';').to_string());
-            }
+            found.push(Function { target: target.clone(), name: name.to_string(), instructions: Vec::new() });
+        } else if let Some((address, code)) = line.strip_prefix("/*").and_then(|rest| rest.split_once("*/"))
+            && let (Some(function), Some(instruction)) = (found.last_mut(), Instruction::parse(address, code))
+        {
+            function.instructions.push(instruction);
         }
     }
     found
@@ -84,7 +149,9 @@ fn cuobjdump() -> Option<PathBuf> {
     std::iter::once(beside).chain(in_path).find(|place| Command::new(place).arg("--version").output().is_ok_and(|run| run.status.success()))
 }
 
-fn disassemble(cuobjdump: &Path, fatbin: &Path) -> Vec<Function> {
+/// The machine code of the kernels of one file.
+fn disassemble(cuobjdump: &Path, stem: &str) -> Vec<Function> {
+    let fatbin = &Path::new(env!("RECANT_KERNEL_BUILD")).join(stem).with_extension("fatbin");
     // It calls nvdisasm, which lies beside it.
     let path = env::var_os("PATH").unwrap_or_default();
     let path = env::join_paths(cuobjdump.parent().map(Path::to_path_buf).into_iter().chain(env::split_paths(&path))).expect("folders of PATH");
@@ -93,21 +160,27 @@ fn disassemble(cuobjdump: &Path, fatbin: &Path) -> Vec<Function> {
     functions(&String::from_utf8_lossy(&run.stdout))
 }
 
-#[test]
-fn hot_kernels_hold_the_instructions_they_were_written_for() {
+/// cuobjdump, where there is something for it to list. Says so where a test cannot run.
+fn lister() -> Option<PathBuf> {
     if env!("RECANT_KERNEL_REPORTS").is_empty() {
         eprintln!("not run: this build had no nvcc, so there is no machine code");
-        return;
+        return None;
     }
-    let Some(cuobjdump) = cuobjdump() else {
+    let found = cuobjdump();
+    if found.is_none() {
         let remedy = "no cuobjdump beside nvcc or in PATH; kernels/nvcc-requirements.txt names it";
         assert!(env::var("RECANT_CUDA").as_deref() != Ok("require"), "RECANT_CUDA=require: {remedy}");
         eprintln!("not run: {remedy}");
-        return;
-    };
+    }
+    found
+}
+
+#[test]
+fn hot_kernels_hold_the_instructions_they_were_written_for() {
+    let Some(cuobjdump) = lister() else { return };
     let stems: BTreeSet<&str> = RULES.iter().map(|rule| rule.stem).collect();
     for stem in stems {
-        let functions = disassemble(&cuobjdump, &Path::new(env!("RECANT_KERNEL_BUILD")).join(stem).with_extension("fatbin"));
+        let functions = disassemble(&cuobjdump, stem);
         let targets: BTreeSet<&str> = functions.iter().map(|f| f.target.as_str()).collect();
         for rule in RULES.iter().filter(|rule| rule.stem == stem) {
             if rule.target.is_some_and(|target| !targets.contains(target)) {
@@ -127,6 +200,47 @@ fn hot_kernels_hold_the_instructions_they_were_written_for() {
 }
 
 #[test]
+fn kernels_wait_for_those_before_them_ahead_of_every_access() {
+    let Some(cuobjdump) = lister() else { return };
+    for (stem, entries) in KERNELS {
+        let functions = disassemble(&cuobjdump, stem);
+        if !functions.iter().any(|f| f.target == OVERLAPPING) {
+            eprintln!("not run for {stem}.cu: the kernels were built without {OVERLAPPING}");
+            continue;
+        }
+        for entry in *entries {
+            let function = functions.iter().find(|f| f.target == OVERLAPPING && f.name == *entry);
+            let function = function.unwrap_or_else(|| panic!("{entry} of {stem}.cu is not among the functions for {OVERLAPPING}"));
+            assert_eq!(function.hurry(), None, "{entry} of {stem}.cu");
+        }
+    }
+}
+
+#[test]
+fn kernels_in_a_hurry_are_found() {
+    let hurry = |code: &[&str]| {
+        let lines: String = code.iter().zip(0..).map(|(code, i)| format!("/*{:04x}*/ {code} ; /* 0x0 */\n", 16 * i)).collect();
+        functions(&format!("code for sm_90a\nFunction : f\n{lines}")).remove(0).hurry()
+    };
+    let good = ["LDC.64 R2, c[0x0][0x210]", "@P1 BRA 0x30", "SYNCS.EXCH.64 URZ, [UR8+0x30000], UR4", "PREEXIT", "ACQBULK", "LDG.E R4, desc[UR4][R2.64]", "EXIT"];
+    assert_eq!(hurry(&good), None);
+    let with = |at: usize, instruction: &'static str| {
+        let mut code = good;
+        code[at] = instruction;
+        hurry(&code).unwrap_or_else(|| panic!("{instruction} was not found"))
+    };
+    assert!(with(4, "NOP").contains("no ACQBULK"));
+    assert!(with(4, "@P0 ACQBULK").contains("under a condition"));
+    assert!(with(3, "NOP").contains("no PREEXIT"));
+    assert!(with(2, "@!P0 EXIT").contains("EXIT"));
+    assert!(with(2, "LDG.E.CONSTANT R4, desc[UR4][R2.64]").contains("LDG.E.CONSTANT R4"));
+    assert!(with(2, "UTMALDG.4D [UR8], [UR6], desc[UR10]").contains("UTMALDG"));
+    assert!(with(1, "@P1 BRA 0x50").contains("BRA"));
+    assert!(with(1, "@P1 BRA `(.L_x_1)").contains("BRA"));
+    assert!(with(5, "LDG.E.CONSTANT R4, desc[UR4][R2.64]").contains("read-only"));
+}
+
+#[test]
 fn listings_are_understood() {
     let listing = "\tcode for sm_90a\n\t\tFunction : a_f32\n\t.headerflags\t@\"EF_CUDA_SM90\"\n\
                    /*0000*/                   LDG.E.128.CONSTANT R1, [R2] ;     /* 0x00000a00ff017624 */\n\
@@ -137,6 +251,7 @@ fn listings_are_understood() {
     assert_eq!(functions.len(), 1);
     let f = &functions[0];
     assert_eq!((f.target.as_str(), f.name.as_str()), ("sm_90a", "a_f32"));
-    assert_eq!(f.instructions, ["LDG.E.128.CONSTANT", "STG.E", "EXIT"].map(String::from).into());
+    let seen: Vec<_> = f.instructions.iter().map(|i| (i.address, i.predicate.as_deref(), i.name.as_str(), i.operands.as_str())).collect();
+    assert_eq!(seen, [(0, None, "LDG.E.128.CONSTANT", "R1, [R2]"), (0x10, Some("@!P0"), "STG.E", "R1, [R2]"), (0x20, None, "EXIT", "")]);
     assert!(f.holds(LOAD) && !f.holds(STORE) && f.holds(&["STG"]) && !f.holds(&["ST"]));
 }

@@ -5,6 +5,7 @@
 //! dropped while kernels that read it are still queued.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ffi::c_void;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,8 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytemuck::Pod;
 use cudarc::driver::result::{self, mem_pool};
 use cudarc::driver::{
-    CudaContext, CudaEvent, CudaFunction, CudaGraph, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, LaunchArgs, LaunchConfig,
-    PinnedHostSlice, PushKernelArg, sys,
+    CudaContext, CudaEvent, CudaFunction, CudaGraph, CudaSlice, CudaStream, DevicePtr, DriverError, PinnedHostSlice, sys,
 };
 use cudarc::nvrtc::Ptx;
 
@@ -103,6 +103,10 @@ pub const KERNELS: &[(&str, &[&str])] = &[
 /// The oldest driver that runs fatbins of the CUDA this crate is built for, as `cuDriverGetVersion` counts.
 const OLDEST_DRIVER: i32 = 13_000;
 
+/// The first architecture for which `dependent_launch` of kernels/common.cuh is compiled to something, as the driver counts
+/// what a kernel was compiled for: compute capability 9.0.
+const OVERLAPPING_SINCE: i32 = 90;
+
 /// More elements than this in one tensor are refused: kernels index with 32 bits.
 const MOST_ELEMENTS: usize = i32::MAX as usize;
 
@@ -130,6 +134,8 @@ struct Entry {
     launches: AtomicU64,
     /// Whether it may use more dynamic shared memory than kernels may without being asked.
     roomy: AtomicBool,
+    /// Whether its launches may overlap the kernel before it: whether its code waits for that.
+    overlaps: bool,
 }
 
 /// What a lock holds. A panic in another thread leaves these values whole.
@@ -192,7 +198,9 @@ impl CudaDevice {
             let module = context.load_module(Ptx::from_binary(image)).map_err(|e| unusable_module(stem, e))?;
             for entry in *entries {
                 let function = module.load_function(entry).map_err(failed(&format!("{entry} of kernels/{stem}.cu")))?;
-                functions.insert(*entry, Entry { function, launches: AtomicU64::new(0), roomy: AtomicBool::new(false) });
+                let compiled_for = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_PTX_VERSION;
+                let overlaps = function.get_attribute(compiled_for).map_err(failed("asking what a kernel was compiled for"))? >= OVERLAPPING_SINCE;
+                functions.insert(*entry, Entry { function, launches: AtomicU64::new(0), roomy: AtomicBool::new(false), overlaps });
             }
         }
         let inner = Inner { context, stream, precision, capability, multiprocessors, functions, workspace: Mutex::default(), recording: AtomicBool::new(false), late: Mutex::default() };
@@ -384,6 +392,13 @@ impl CudaDevice {
 
     /// Queues a kernel. A grid without blocks is no work.
     ///
+    /// By programmatic dependent launch: the kernel may take its place on the GPU while the kernel before it in the stream
+    /// still runs. It waits there for the end of that one, so results are those of a stream without overlap; kernels/common.cuh
+    /// (`dependent_launch`) says why. A recording keeps this as programmatic edges of the graph. It is about kernels
+    /// alone: copies, fills and events between two kernels wait for the whole of the first, and the second for them.
+    /// Where the driver has compiled the kernel itself, from PTX for an older architecture, or the GPU is that old, the code
+    /// does not wait: such a kernel is launched without.
+    ///
     /// # Safety
     /// `arguments` are the parameters of the kernel in its order and of its types; the pointers among them are to
     /// buffers of this device with all elements that the kernel touches on this grid.
@@ -393,18 +408,35 @@ impl CudaDevice {
         }
         let entry = self.0.functions.get(kernel).unwrap_or_else(|| panic!("{kernel} is not among KERNELS"));
         entry.launches.fetch_add(1, Ordering::Relaxed);
-        let mut builder = self.0.stream.launch_builder(&entry.function);
-        for argument in arguments {
-            argument.push(&mut builder);
-        }
+        self.bind()?;
         if grid.shared > SHARED_UNASKED && !entry.roomy.swap(true, Ordering::Relaxed) {
             let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             entry.function.set_attribute(attribute, grid.shared as i32).map_err(failed(kernel))?;
         }
+        let mut overlap = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
         let [x, y, z] = grid.blocks;
-        let config = LaunchConfig { grid_dim: (x, y, z), block_dim: (grid.threads, 1, 1), shared_mem_bytes: grid.shared };
-        // SAFETY: passed on to the caller.
-        unsafe { builder.launch(config) }.map(|_| ()).map_err(failed(kernel))
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: grid.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: grid.shared,
+            hStream: self.0.stream.cu_stream(),
+            attrs: &raw mut overlap,
+            numAttrs: u32::from(entry.overlaps),
+        };
+        let mut parameters: Vec<*mut c_void> = arguments.iter().map(|&argument| std::ptr::from_ref(argument).cast_mut().cast()).collect();
+        // SAFETY: the values of the parameters are what `arguments` refers to, and the driver copies them before it returns;
+        // that they suit the kernel is passed on to the caller.
+        unsafe { sys::cuLaunchKernelEx(&raw const config, entry.function.cu_function(), parameters.as_mut_ptr(), std::ptr::null_mut()) }
+            .result()
+            .map_err(failed(kernel))
     }
 }
 
@@ -714,16 +746,14 @@ impl fmt::Debug for CudaBuffer {
 }
 
 /// What one kernel parameter is made from.
-pub trait Argument {
-    fn push<'a>(&'a self, to: &mut LaunchArgs<'a>);
-}
+///
+/// # Safety
+/// The bytes of a value are those of the parameter.
+pub unsafe trait Argument {}
 
 /// An address on the device; 0 is null.
-impl Argument for u64 {
-    fn push<'a>(&'a self, to: &mut LaunchArgs<'a>) {
-        to.arg(self);
-    }
-}
+// SAFETY: the device's addresses have 64 bits.
+unsafe impl Argument for u64 {}
 
 /// A parameter passed by value: a number, or the struct that a kernel file declares, with its size asserted on both
 /// sides.
@@ -731,26 +761,14 @@ impl Argument for u64 {
 pub struct Param<T: Pod>(pub T);
 
 // SAFETY: `Pod` has no padding and no pointers, and the wrapper has the layout of what it wraps.
-unsafe impl<T: Pod> DeviceRepr for Param<T> {}
-
-impl<T: Pod> Argument for Param<T> {
-    fn push<'a>(&'a self, to: &mut LaunchArgs<'a>) {
-        to.arg(self);
-    }
-}
+unsafe impl<T: Pod> Argument for Param<T> {}
 
 /// How TMA reads a dense bf16 tensor, in boxes that it swizzles over 128 bytes and fills with zeros outside the tensor.
 #[repr(transparent)]
 pub struct TensorMap(sys::CUtensorMap);
 
 // SAFETY: the driver's own type of such a parameter, passed by value.
-unsafe impl DeviceRepr for TensorMap {}
-
-impl Argument for TensorMap {
-    fn push<'a>(&'a self, to: &mut LaunchArgs<'a>) {
-        to.arg(self);
-    }
-}
+unsafe impl Argument for TensorMap {}
 
 impl TensorMap {
     /// Of `N` dimensions from the innermost: the tensor's extents, and of each the elements that a box spans, of which

@@ -151,6 +151,15 @@ class Memory {
     if (inside || !bytes) return kSuccess;
     return refuse(kInvalidValue, std::string(what) + ": the range is not inside one allocation of device memory");
   }
+  void hide([[maybe_unused]] bool hidden) {
+#ifdef CUDA_ON_CPU_ASAN
+    std::lock_guard lock(mutex_);
+    if (hidden == std::exchange(hidden_, hidden)) return;
+    for (auto [address, bytes] : blocks_)
+      hidden ? __asan_poison_memory_region(reinterpret_cast<void*>(address), bytes)
+             : __asan_unpoison_memory_region(reinterpret_cast<void*>(address), bytes);
+#endif
+  }
   size_t free_bytes() {
     std::lock_guard lock(mutex_);
     return limit_ - in_use_;
@@ -169,6 +178,7 @@ class Memory {
   std::mutex mutex_;
   std::map<uintptr_t, size_t> blocks_;
   size_t limit_, in_use_ = 0, peak_ = 0;
+  [[maybe_unused]] bool hidden_ = false;
 };
 
 Result copy_work(void* stream, void* to, const void* from, size_t bytes) {
@@ -206,6 +216,34 @@ class Launch {
   LaunchGeometry geometry_;
   std::vector<std::shared_ptr<void>> parameters_;
 };
+
+// A launch's attribute and configuration, as cuda.h declares them; of the values only those of one integer.
+struct LaunchAttribute {
+  int id;
+  char padding[4];
+  union {
+    int value;
+    char bytes[64];
+  };
+};
+static_assert(sizeof(LaunchAttribute) == 72);
+struct LaunchConfig {
+  unsigned grid_x, grid_y, grid_z, block_x, block_y, block_z, dynamic_shared;
+  void* stream;
+  const LaunchAttribute* attributes;
+  unsigned attribute_count;
+};
+static_assert(sizeof(LaunchConfig) == 56);
+
+thread_local size_t overlapping_launches = 0;  // that this OS thread has made
+
+Result launch_on(void* stream, const Function& f, const LaunchGeometry& geometry, void** parameters) {
+  if (geometry.dynamic_shared_bytes > f.dynamic_shared_limit)
+    return refuse(kInvalidValue, std::string(f.kernel->name) + ": " + std::to_string(geometry.dynamic_shared_bytes) +
+                                     " bytes of dynamic shared memory, the function's limit is " +
+                                     std::to_string(f.dynamic_shared_limit));
+  return submit(stream, Launch(*f.kernel, geometry, parameters));
+}
 
 std::atomic<int> compute_capability = 90;  // ten times the major version and the minor one
 
@@ -261,6 +299,10 @@ void* const kDefaultPool = reinterpret_cast<void*>(0x20);
 
 }  // namespace
 
+namespace cuda_on_cpu {
+void hide_device_memory(bool hidden) { Memory::device().hide(hidden); }
+}  // namespace cuda_on_cpu
+
 extern "C" {
 
 // ---- for the Rust side of this package
@@ -271,6 +313,7 @@ void cuda_on_cpu_last_error(char* text, size_t size) { std::snprintf(text, size,
 void cuda_on_cpu_set_lazy(int on) { lazy = on != 0; }
 void cuda_on_cpu_set_compute_capability(int capability) { compute_capability = capability; }
 void cuda_on_cpu_set_driver_version(int version) { driver_version = version; }
+size_t cuda_on_cpu_overlapping_launches() { return overlapping_launches; }
 size_t cuda_on_cpu_synchronisations() { return synchronisations; }
 void cuda_on_cpu_memory(size_t* in_use, size_t* peak) {
   *in_use = Memory::device().in_use();
@@ -489,7 +532,9 @@ int cuFuncSetAttribute(void* function, int attribute, int value) {
   return static_cast<Function*>(function)->dynamic_shared_limit = size_t(value), kSuccess;
 }
 int cuFuncGetAttribute(int* value, int attribute, void* function) {
-  constexpr int kMaxThreads = 0;
+  constexpr int kMaxThreads = 0, kPtxVersion = 5;
+  // As if compiled for the very device.
+  if (attribute == kPtxVersion) return *value = compute_capability, kSuccess;
   if (attribute != kMaxThreads) return refuse(kInvalidValue, "this function attribute is known to a compiler only");
   return *value = static_cast<Function*>(function)->kernel->max_threads, kSuccess;
 }
@@ -499,13 +544,21 @@ int cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void*, int, size_t)
 int cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
                    unsigned block_y, unsigned block_z, unsigned dynamic_shared, void* stream, void** parameters,
                    void**) {
-  auto* f = static_cast<Function*>(function);
-  if (dynamic_shared > f->dynamic_shared_limit)
-    return refuse(kInvalidValue, std::string(f->kernel->name) + ": " + std::to_string(dynamic_shared) +
-                                     " bytes of dynamic shared memory, the function's limit is " +
-                                     std::to_string(f->dynamic_shared_limit));
   LaunchGeometry geometry{{grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, dynamic_shared};
-  return submit(stream, Launch(*f->kernel, geometry, parameters));
+  return launch_on(stream, *static_cast<Function*>(function), geometry, parameters);
+}
+int cuLaunchKernelEx(const LaunchConfig* c, void* function, void** parameters, void**) {
+  constexpr int kIgnore = 0, kProgrammaticStreamSerialization = 6;
+  LaunchGeometry geometry{{c->grid_x, c->grid_y, c->grid_z}, {c->block_x, c->block_y, c->block_z}, c->dynamic_shared};
+  for (unsigned i = 0; i < c->attribute_count; i++) {
+    const LaunchAttribute& attribute = c->attributes[i];
+    if (attribute.id == kProgrammaticStreamSerialization)
+      geometry.overlaps = attribute.value != 0;
+    else if (attribute.id != kIgnore)
+      return refuse(kInvalidValue, "launch attribute " + std::to_string(attribute.id) + " is not modelled");
+  }
+  overlapping_launches += geometry.overlaps;
+  return launch_on(c->stream, *static_cast<Function*>(function), geometry, parameters);
 }
 
 int cuTensorMapEncodeTiled(void* out, int type, unsigned rank, void* base, const uint64_t* extent,

@@ -39,6 +39,7 @@ using Location = std::source_location;
 struct Thread {
   uint3 index;
   int linear, lane, warp;
+  bool early;  // launched to overlap the grids before it, and has not waited for them yet
 };
 // What the threads of a block have in common.
 struct Block {
@@ -53,6 +54,15 @@ extern constinit thread_local Block current_block;
 
 // Ends the running block with an error that names the block and the thread. Does not return.
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
+
+// Before an access to memory that may be global: an early thread must not touch that.
+void early_access(const void* address);
+inline void check_access(const void* address) {
+  if (current_thread->early) early_access(address);
+}
+
+// The calling thread has waited for the grids before its own.
+void grids_waited();
 
 // Shared memory of the running block. Each variable is a heap block of exactly its size, filled with 0xFF (a NaN in
 // every float format) when the block starts: AddressSanitizer sees overruns and a read before a write gives NaN.
@@ -98,6 +108,15 @@ struct Signature<void (*)(Parameter...)> {
 constexpr int launch_bound(int max_threads = 1024, int = 0) { return max_threads; }
 
 }  // namespace cuda_on_cpu
+
+namespace ptx {
+
+// Grids run one after another here, as they may on a device. Where a launch allows more, a thread that does not wait is
+// an error all the same.
+inline void griddepcontrol_launch_dependents() {}
+inline void griddepcontrol_wait() { cuda_on_cpu::grids_waited(); }
+
+}  // namespace ptx
 
 #define threadIdx (::cuda_on_cpu::current_thread->index)
 #define blockIdx (::cuda_on_cpu::current_block.index)

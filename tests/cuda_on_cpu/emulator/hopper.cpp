@@ -115,6 +115,7 @@ struct TmaLoad {
 
 void tma_load(void* destination, const CUtensorMap* map, const int* coordinates, int rank, uint64_t* barrier) {
   TmaLoad load{TensorMap::from(*map), {}, shared_address(destination)};
+  check_access(load.map.base);
   check_destination(load.map, rank, load.address);
   for (int d = 0; d < rank; d++) load.origin[d] = coordinates[d];
   Mbarrier& complete = checked(barrier);

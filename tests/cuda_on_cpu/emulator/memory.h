@@ -6,6 +6,7 @@
 
 template <class T, class Update>
 T cuda_on_cpu_atomic_update(T* address, Update update) {
+  cuda_on_cpu::check_access(address);
   std::atomic_ref<T> cell(*address);
   T old = cell.load(std::memory_order_relaxed);
   while (!cell.compare_exchange_weak(old, update(old), std::memory_order_relaxed)) {
@@ -26,14 +27,17 @@ T atomicMin(T* address, std::type_identity_t<T> value) {
 }
 template <class T>
 T atomicExch(T* address, std::type_identity_t<T> value) {
+  cuda_on_cpu::check_access(address);
   return std::atomic_ref<T>(*address).exchange(value);
 }
 template <class T>
 T atomicOr(T* address, std::type_identity_t<T> value) {
+  cuda_on_cpu::check_access(address);
   return std::atomic_ref<T>(*address).fetch_or(value);
 }
 template <class T>
 T atomicCAS(T* address, std::type_identity_t<T> expected, std::type_identity_t<T> value) {
+  cuda_on_cpu::check_access(address);
   std::atomic_ref<T>(*address).compare_exchange_strong(expected, value);
   return expected;
 }
@@ -47,10 +51,11 @@ template <class T>
 const T* cuda_on_cpu_aligned(const T* address) {
   if (reinterpret_cast<uintptr_t>(address) % sizeof(T))
     cuda_on_cpu::fail("misaligned address %p", (const void*)address);
+  cuda_on_cpu::check_access(address);
   return address;
 }
 template <class T>
-T __ldg(const T* address) {
+T __ldca(const T* address) {
   return *cuda_on_cpu_aligned(address);
 }
 template <class T>
@@ -92,6 +97,7 @@ template <int kBytes>
 void cp_async(void* destination, const void* source, bool valid) {
   if (reinterpret_cast<uintptr_t>(destination) % kBytes || (valid && reinterpret_cast<uintptr_t>(source) % kBytes))
     cuda_on_cpu::fail("cp.async of %d bytes: misaligned address", kBytes);
+  if (valid) cuda_on_cpu::check_access(source);
   std::memset(destination, 0xff, kBytes);
   cuda_on_cpu::issue_async_copy({destination, source, kBytes, valid ? kBytes : 0});
 }

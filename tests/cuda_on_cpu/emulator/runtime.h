@@ -85,9 +85,14 @@ const KernelEntry* find_kernel(const std::string& name);
 struct LaunchGeometry {
   dim3 grid, block;
   size_t dynamic_shared_bytes;
+  bool overlaps = false;  // whether it was launched to overlap the grids before it
 };
 // Runs a whole grid. Returns the error text, empty when all went well.
 std::string launch(const KernelEntry& kernel, const LaunchGeometry& geometry, void** parameters);
+
+// Under AddressSanitizer device memory can be put out of reach of everybody, so that an early thread's access is found
+// even where the emulator has no part in it. Elsewhere without effect.
+void hide_device_memory(bool hidden);
 
 // Limits of the chip that is modelled (H100/H200).
 constexpr size_t kMaxSharedPerBlock = 227 * 1024;

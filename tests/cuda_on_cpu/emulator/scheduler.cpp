@@ -97,6 +97,7 @@ __attribute__((format(printf, 1, 2))) std::string format(const char* text, ...) 
   return buffer;
 }
 
+constexpr char kOverlapping[] = "in a launch that may overlap the grids before it";
 constexpr int kMeetingsPerWarp = 4;  // masks that may be pending in one warp at once
 constexpr int kWarpSize = 32;
 constexpr int kBarriers = kHardwareBarriers + kWarpgroupBarriers;
@@ -116,6 +117,7 @@ class BlockRunner {
   [[noreturn]] void abandon(const std::string& message);
 
   void* shared_variable(const void* key, size_t bytes, size_t alignment);
+  bool is_shared(const void* address) const;
   char* dynamic_shared() { return dynamic_; }
   size_t dynamic_bytes() const { return dynamic_bytes_; }
   CudaThread& current() { return *threads_[current_]; }
@@ -129,7 +131,7 @@ class BlockRunner {
  private:
   static void thread_main();
   void prepare(const LaunchGeometry& geometry, uint64_t salt);
-  void prepare_thread(unsigned linear, dim3 block);
+  void prepare_thread(unsigned linear, const LaunchGeometry& geometry);
   void reserve_dynamic_shared(size_t bytes);
   void free_shared();
   void thread_exits();
@@ -162,6 +164,7 @@ void BlockRunner::thread_main() {
   runner.current().fiber.entered();
   happens_after(&runner.start_tag_);
   runner.kernel_->call(runner.parameters_);
+  if (runner.current().view.early) fail("ends without griddepcontrol.wait, %s", kOverlapping);
   happens_before(&runner.end_tag_);
   runner.thread_exits();
   std::abort();  // nobody continues a thread that has exited
@@ -302,6 +305,15 @@ void* BlockRunner::shared_variable(const void* key, size_t bytes, size_t alignme
   return entry->second.memory;
 }
 
+bool BlockRunner::is_shared(const void* address) const {
+  const auto inside = [address](const void* begin, size_t bytes) {
+    return address >= begin && address < static_cast<const char*>(begin) + bytes;
+  };
+  for (auto& [key, variable] : shared_)
+    if (inside(variable.memory, variable.bytes)) return true;
+  return inside(dynamic_, dynamic_bytes_);
+}
+
 void BlockRunner::free_shared() {
   for (auto& [key, variable] : shared_) std::free(variable.memory);
   shared_.clear();
@@ -320,7 +332,8 @@ void BlockRunner::reserve_dynamic_shared(size_t bytes) {
   dynamic_ = static_cast<char*>(memory);
 }
 
-void BlockRunner::prepare_thread(unsigned linear, dim3 block) {
+void BlockRunner::prepare_thread(unsigned linear, const LaunchGeometry& geometry) {
+  const dim3 block = geometry.block;
   if (threads_.size() <= linear) threads_.push_back(std::make_unique<CudaThread>());
   CudaThread& thread = *threads_[linear];
   thread.fiber.restart(&thread_main);
@@ -330,6 +343,7 @@ void BlockRunner::prepare_thread(unsigned linear, dim3 block) {
   thread.view.linear = int(linear);
   thread.view.lane = int(linear % kWarpSize);
   thread.view.warp = int(linear / kWarpSize);
+  thread.view.early = geometry.overlaps;
 }
 
 void BlockRunner::prepare(const LaunchGeometry& geometry, uint64_t salt) {
@@ -343,7 +357,7 @@ void BlockRunner::prepare(const LaunchGeometry& geometry, uint64_t salt) {
   order_ = in_order(count_, schedule(), salt);
   position_.resize(count_);
   for (unsigned i = 0; i < count_; i++) position_[order_[i]] = i;
-  for (unsigned i = 0; i < count_; i++) prepare_thread(i, geometry.block);
+  for (unsigned i = 0; i < count_; i++) prepare_thread(i, geometry);
   free_shared();
   reserve_dynamic_shared(geometry.dynamic_shared_bytes);
 }
@@ -375,7 +389,9 @@ std::string BlockRunner::run(const KernelEntry& kernel, const LaunchGeometry& ge
   current_ = order_[0];
   current_thread = &threads_[current_]->view;
   happens_before(&start_tag_);
+  if (geometry.overlaps) hide_device_memory(true);
   Fiber::switch_to(os_thread_, threads_[current_]->fiber);
+  if (geometry.overlaps) hide_device_memory(false);
   happens_after(&end_tag_);
   if (error_.empty() && live_) error_ = describe_deadlock();
   active_ = outer;
@@ -414,6 +430,15 @@ void fail(const char* text, ...) {
   std::vsnprintf(buffer, sizeof buffer, text, arguments);
   va_end(arguments);
   running().abandon(buffer);
+}
+
+void early_access(const void* address) {
+  if (!running().is_shared(address)) fail("accesses global memory before griddepcontrol.wait, %s", kOverlapping);
+}
+void grids_waited() {
+  bool& early = running().current().view.early;
+  if (early) hide_device_memory(false);
+  early = false;
 }
 
 void* shared_variable(const void* key, size_t bytes, size_t alignment) {

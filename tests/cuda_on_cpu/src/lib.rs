@@ -213,6 +213,12 @@ fn set_lazy(on: bool) {
     }
 }
 
+/// How many launches of this OS thread were allowed to overlap the grids before them.
+pub fn overlapping_launches() -> usize {
+    // SAFETY: the signature is that of cuda_on_cpu_overlapping_launches in emulator/driver.cpp.
+    unsafe { symbol::<unsafe extern "C" fn() -> usize>(b"cuda_on_cpu_overlapping_launches")() }
+}
+
 /// How often the host has waited for a stream or the whole device in this process, on whatever thread.
 pub fn synchronisations() -> usize {
     // SAFETY: the signature is that of cuda_on_cpu_synchronisations in emulator/driver.cpp.

@@ -1,7 +1,7 @@
 //! What the stand-in driver refuses, as a driver would; what the build finds in a kernel source.
 
 use cudarc::driver::{PushKernelArg, sys};
-use support::{Geometry, Gpu, grid};
+use support::{Geometry, Gpu, OVERLAPS, grid};
 
 mod support;
 
@@ -65,6 +65,29 @@ fn launches_beyond_the_limits_are_refused() {
             cuda_on_cpu::last_error()
         );
     }
+}
+
+#[test]
+fn launch_attributes_are_counted_or_refused() {
+    if cuda_on_cpu::skip_on_driver("launch_attributes_are_counted_or_refused") {
+        return;
+    }
+    let gpu = Gpu::with_kernels("grids");
+    let (x, y) = (gpu.zeros::<f32>(32), gpu.zeros::<f32>(32));
+    let addresses = [gpu.address(&x), gpu.address(&y)];
+    let function = gpu.function("test_overlap");
+    let launch = |attribute| gpu.launch_with(attribute, &function, grid(1, 32), &addresses);
+    let before = cuda_on_cpu::overlapping_launches();
+    launch(OVERLAPS).expect("a launch");
+    launch((OVERLAPS.0, 0)).expect("a launch that is an ordinary one");
+    assert_eq!(cuda_on_cpu::overlapping_launches() - before, 1);
+    let cooperative = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE;
+    assert!(launch((cooperative, 1)).is_err());
+    assert!(
+        cuda_on_cpu::last_error().contains("launch attribute 2 is not modelled"),
+        "{}",
+        cuda_on_cpu::last_error()
+    );
 }
 
 #[test]

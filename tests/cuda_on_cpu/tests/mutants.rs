@@ -5,7 +5,7 @@
 
 use cuda_on_cpu::{Instrument, Order, orders, rerun, with_order};
 use cudarc::driver::PushKernelArg;
-use support::{Geometry, Gpu, grid, matmul_sm90, numbers};
+use support::{Geometry, Gpu, OVERLAPS, grid, matmul_sm90, numbers};
 
 mod support;
 
@@ -29,6 +29,16 @@ fn run_on(kernel: &str, x: &[f32]) -> Result<Vec<f32>, String> {
         args.arg(&x).arg(&mut y);
     })
     .map_err(|_| cuda_on_cpu::last_error())?;
+    Ok(gpu.download(&y))
+}
+
+/// The same of two blocks of 32, in a launch that may overlap those before it.
+fn run_overlapping(kernel: &str) -> Result<Vec<f32>, String> {
+    let gpu = Gpu::with_kernels("grids");
+    let (x, y) = (gpu.upload(&numbers(64, 1)), gpu.zeros::<f32>(64));
+    let addresses = [gpu.address(&x), gpu.address(&y)];
+    gpu.launch_with(OVERLAPS, &gpu.function(kernel), grid(2, 32), &addresses)
+        .map_err(|_| cuda_on_cpu::last_error())?;
     Ok(gpu.download(&y))
 }
 
@@ -158,6 +168,35 @@ fn dependence_on_the_order_of_blocks_shows() {
 }
 
 #[test]
+fn access_before_the_wait_for_earlier_grids_is_an_error() {
+    if cuda_on_cpu::skip_on_driver("access_before_the_wait_for_earlier_grids_is_an_error") {
+        return;
+    }
+    for mutant in [
+        "mutant_early_load",
+        "mutant_early_async_load",
+        "mutant_early_atomic",
+    ] {
+        assert_error(
+            run_overlapping(mutant),
+            &[mutant, "accesses global memory before griddepcontrol.wait"],
+        );
+    }
+}
+
+#[test]
+fn thread_that_ends_without_waiting_for_earlier_grids_is_an_error() {
+    if cuda_on_cpu::skip_on_driver("thread_that_ends_without_waiting_for_earlier_grids_is_an_error")
+    {
+        return;
+    }
+    assert_error(
+        run_overlapping("mutant_early_end"),
+        &["mutant_early_end", "thread 5: ends without griddepcontrol.wait"],
+    );
+}
+
+#[test]
 fn dynamic_shared_memory_that_was_not_asked_for_is_an_error() {
     if cuda_on_cpu::skip_on_driver("dynamic_shared_memory_that_was_not_asked_for_is_an_error") {
         return;
@@ -214,6 +253,39 @@ fn process_too_little_dynamic_shared() {
 #[ignore = "a process of address_sanitizer_finds_overruns"]
 fn process_enough_dynamic_shared() {
     overrun("test_dynamic_shared", 8 * 4);
+}
+
+#[test]
+#[ignore = "a process of address_sanitizer_finds_accesses_before_the_wait_for_earlier_grids"]
+fn process_early_plain_load() {
+    let _ = run_overlapping("mutant_early_plain_load");
+}
+
+#[test]
+#[ignore = "a process of address_sanitizer_finds_accesses_before_the_wait_for_earlier_grids"]
+fn process_overlap() {
+    let _ = run_overlapping("test_overlap");
+}
+
+#[test]
+fn address_sanitizer_finds_accesses_before_the_wait_for_earlier_grids() {
+    if cuda_on_cpu::skip_on_driver(
+        "address_sanitizer_finds_accesses_before_the_wait_for_earlier_grids",
+    ) {
+        return;
+    }
+    let run = rerun(
+        Instrument::Addresses,
+        &["--exact", "process_early_plain_load", "--ignored"],
+    );
+    assert!(!run.success, "{}", run.output);
+    assert!(run.output.contains("use-after-poison"), "{}", run.output);
+    assert!(run.output.contains("grids.cu:"), "{}", run.output);
+    let run = rerun(
+        Instrument::Addresses,
+        &["--exact", "process_overlap", "--ignored"],
+    );
+    assert!(run.success, "{}", run.output);
 }
 
 #[test]

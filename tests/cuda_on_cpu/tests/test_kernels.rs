@@ -2,7 +2,7 @@
 
 use cuda_on_cpu::{orders, with_order};
 use cudarc::driver::{PushKernelArg, sys};
-use support::{Geometry, Gpu, bf16_bits, bf16_value, grid, matmul_sm90, numbers};
+use support::{Geometry, Gpu, OVERLAPS, bf16_bits, bf16_value, grid, matmul_sm90, numbers};
 
 mod support;
 
@@ -252,6 +252,39 @@ fn captured_launches_are_replayed_with_their_parameters() {
     );
     graph.launch().expect("a replay");
     assert_eq!((gpu.download(&second), gpu.download(&third)), (reversed, x));
+}
+
+#[test]
+fn grids_that_overlap_see_what_earlier_ones_wrote() {
+    const ROUNDS: usize = 50;
+    for &order in orders() {
+        let sum = with_order(order, || {
+            let gpu = Gpu::with_kernels("grids");
+            let pair = [gpu.zeros::<f32>(96), gpu.zeros::<f32>(96)];
+            let [a, b] = [0, 1].map(|i| gpu.address(&pair[i]));
+            let function = gpu.function("test_overlap");
+            let round = || {
+                for addresses in [[a, b], [b, a]] {
+                    gpu.launch_with(OVERLAPS, &function, grid(3, 32), &addresses)
+                        .unwrap_or_else(|_| panic!("{}", cuda_on_cpu::last_error()));
+                }
+            };
+            gpu.stream
+                .begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+                .expect("a capture");
+            (0..ROUNDS).for_each(|_| round());
+            let graph = gpu
+                .stream
+                .end_capture(sys::CUgraphInstantiate_flags(0))
+                .expect("a graph")
+                .expect("not empty");
+            round();
+            graph.launch().expect("a replay");
+            round();
+            gpu.download(&pair[0])
+        });
+        assert_eq!(sum, vec![2.0 * (ROUNDS + 2) as f32; 96], "{order:?}");
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 // Every test file is a crate of its own and uses a part of this one.
 #![allow(dead_code)]
 
-use std::sync::Arc;
+use std::{ffi::c_void, sync::Arc};
 
 use cudarc::driver::{
     CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr,
@@ -108,7 +108,49 @@ impl Gpu {
         // mutants break that on purpose.
         unsafe { builder.launch(config) }.map(|_| ())
     }
+
+    /// Launches a kernel whose parameters are addresses, with a launch attribute.
+    pub fn launch_with(
+        &self,
+        (id, value): (sys::CUlaunchAttributeID, i32),
+        function: &CudaFunction,
+        geometry: Geometry,
+        addresses: &[u64],
+    ) -> Result<(), DriverError> {
+        // All attributes of one integer have it at the same place.
+        let value = sys::CUlaunchAttributeValue { cooperative: value };
+        let pad = [0; 4];
+        let mut attribute = sys::CUlaunchAttribute { id, pad, value };
+        let [x, y, z] = geometry.blocks;
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: geometry.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: geometry.dynamic_shared,
+            hStream: self.stream.cu_stream(),
+            attrs: &raw mut attribute,
+            numAttrs: 1,
+        };
+        let mut parameters: Vec<*mut c_void> = addresses
+            .iter()
+            .map(|address| std::ptr::from_ref(address).cast_mut().cast())
+            .collect();
+        let parameters = parameters.as_mut_ptr();
+        let none = std::ptr::null_mut();
+        // SAFETY: as in `launch`.
+        unsafe { sys::cuLaunchKernelEx(&raw const config, function.cu_function(), parameters, none) }
+            .result()
+    }
 }
+
+/// The launch attribute of a kernel that may overlap those before it.
+pub const OVERLAPS: (sys::CUlaunchAttributeID, i32) = (
+    sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+    1,
+);
 
 #[repr(transparent)]
 #[derive(Clone, Copy)]
