@@ -1,4 +1,4 @@
-// What kernel files share: shared memory, indices, 16-byte accesses, sums in a fixed order.
+// What kernel files share: dependent launch, shared memory, indices, 16-byte accesses, sums in a fixed order.
 #pragma once
 #include "ptx.cuh"
 

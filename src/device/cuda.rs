@@ -12,9 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytemuck::Pod;
 use cudarc::driver::result::{self, mem_pool};
-use cudarc::driver::{
-    CudaContext, CudaEvent, CudaFunction, CudaGraph, CudaSlice, CudaStream, DevicePtr, DriverError, PinnedHostSlice, sys,
-};
+use cudarc::driver::{CudaContext, CudaEvent, CudaFunction, CudaGraph, CudaSlice, CudaStream, DevicePtr, DriverError, PinnedHostSlice, sys};
 use cudarc::nvrtc::Ptx;
 
 use super::Precision;
@@ -393,11 +391,11 @@ impl CudaDevice {
     /// Queues a kernel. A grid without blocks is no work.
     ///
     /// By programmatic dependent launch: the kernel may take its place on the GPU while the kernel before it in the stream
-    /// still runs. It waits there for the end of that one, so results are those of a stream without overlap; kernels/common.cuh
-    /// (`dependent_launch`) says why. A recording keeps this as programmatic edges of the graph. It is about kernels
-    /// alone: copies, fills and events between two kernels wait for the whole of the first, and the second for them.
-    /// Where the driver has compiled the kernel itself, from PTX for an older architecture, or the GPU is that old, the code
-    /// does not wait: such a kernel is launched without.
+    /// still runs. It waits there for the end of that one, so results are those of a stream without overlap;
+    /// kernels/common.cuh (`dependent_launch`) says why. A recording keeps this as programmatic edges of the graph. Kernels
+    /// alone overlap: a copy or a fill between two of them begins when the first has ended, and the second when it has.
+    /// Code for chips before compute capability 9.0 does not wait, be it for such a GPU or compiled by the driver from older
+    /// PTX: a kernel of that kind is launched without.
     ///
     /// # Safety
     /// `arguments` are the parameters of the kernel in its order and of its types; the pointers among them are to
