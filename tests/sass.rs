@@ -8,10 +8,11 @@
 //! cuobjdump lists the machine code; without nvcc there is none, and without cuobjdump no list: the tests say so, or with
 //! `RECANT_CUDA=require` fail.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 use recant::device::cuda::KERNELS;
 
@@ -160,27 +161,28 @@ fn disassemble(cuobjdump: &Path, stem: &str) -> Vec<Function> {
     functions(&String::from_utf8_lossy(&run.stdout))
 }
 
-/// cuobjdump, where there is something for it to list. Says so where a test cannot run.
-fn lister() -> Option<PathBuf> {
+/// The machine code of every kernel file, listed once for all tests: that takes long. Says so where a test cannot run.
+fn listings() -> Option<&'static BTreeMap<&'static str, Vec<Function>>> {
+    static LISTED: OnceLock<BTreeMap<&'static str, Vec<Function>>> = OnceLock::new();
     if env!("RECANT_KERNEL_REPORTS").is_empty() {
         eprintln!("not run: this build had no nvcc, so there is no machine code");
         return None;
     }
-    let found = cuobjdump();
-    if found.is_none() {
+    let Some(cuobjdump) = cuobjdump() else {
         let remedy = "no cuobjdump beside nvcc or in PATH; kernels/nvcc-requirements.txt names it";
         assert!(env::var("RECANT_CUDA").as_deref() != Ok("require"), "RECANT_CUDA=require: {remedy}");
         eprintln!("not run: {remedy}");
-    }
-    found
+        return None;
+    };
+    Some(LISTED.get_or_init(|| KERNELS.iter().map(|(stem, _)| (*stem, disassemble(&cuobjdump, stem))).collect()))
 }
 
 #[test]
 fn hot_kernels_hold_the_instructions_they_were_written_for() {
-    let Some(cuobjdump) = lister() else { return };
+    let Some(listings) = listings() else { return };
     let stems: BTreeSet<&str> = RULES.iter().map(|rule| rule.stem).collect();
     for stem in stems {
-        let functions = disassemble(&cuobjdump, stem);
+        let functions = &listings[stem];
         let targets: BTreeSet<&str> = functions.iter().map(|f| f.target.as_str()).collect();
         for rule in RULES.iter().filter(|rule| rule.stem == stem) {
             if rule.target.is_some_and(|target| !targets.contains(target)) {
@@ -201,9 +203,9 @@ fn hot_kernels_hold_the_instructions_they_were_written_for() {
 
 #[test]
 fn kernels_wait_for_those_before_them_ahead_of_every_access() {
-    let Some(cuobjdump) = lister() else { return };
+    let Some(listings) = listings() else { return };
     for (stem, entries) in KERNELS {
-        let functions = disassemble(&cuobjdump, stem);
+        let functions = &listings[stem];
         if !functions.iter().any(|f| f.target == OVERLAPPING) {
             eprintln!("not run for {stem}.cu: the kernels were built without {OVERLAPPING}");
             continue;
