@@ -38,47 +38,104 @@ __device__ __forceinline__ void dependent_launch() {
 __device__ __forceinline__ int64_t global_thread() { return int64_t(blockIdx.x) * blockDim.x + threadIdx.x; }
 __device__ __forceinline__ int64_t grid_threads() { return int64_t(gridDim.x) * blockDim.x; }
 
-// 16 bytes in one instruction; the address must be a multiple of 16.
-__device__ __forceinline__ float4 load4(const float* address) {
-  return __ldca(reinterpret_cast<const float4*>(address));
-}
-__device__ __forceinline__ void store4(float* address, float4 value) {
-  __stcg(reinterpret_cast<float4*>(address), value);
-}
+// What tensors are stored as: float or bf16. All arithmetic is in f32.
+using bf16 = __nv_bfloat16;
+template <typename T>
+constexpr int kLanes = 16 / int(sizeof(T));  // elements of 16 bytes
 
-// Elements [i, i + N) of a stream; past L1, since no element is used twice.
-template <int N>
-struct Lanes {
-  float v[N];
-};
-template <int N>
-__device__ __forceinline__ Lanes<N> load_lanes(const float* slab, int64_t i) {
-  if constexpr (N == 4) {
-    float4 four = __ldcg(reinterpret_cast<const float4*>(slab + i));
-    return {{four.x, four.y, four.z, four.w}};
-  } else {
-    return {{__ldcg(slab + i)}};
-  }
-}
-template <int N>
-__device__ __forceinline__ void store_lanes(float* slab, int64_t i, const Lanes<N>& lanes) {
-  if constexpr (N == 4)
-    __stcg(reinterpret_cast<float4*>(slab + i), make_float4(lanes.v[0], lanes.v[1], lanes.v[2], lanes.v[3]));
-  else
-    __stcg(slab + i, lanes.v[0]);
-}
-
+__device__ __forceinline__ float widened(float value) { return value; }
+__device__ __forceinline__ float widened(bf16 value) { return __bfloat162float(value); }
+__device__ __forceinline__ void store_one(float* to, float value) { *to = value; }
+__device__ __forceinline__ void store_one(bf16* to, float value) { *to = __float2bfloat16_rn(value); }
 __device__ __forceinline__ unsigned two_bf16(float low, float high) {
   const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
   return *reinterpret_cast<const unsigned*>(&pair);
 }
+// Two neighbours in one instruction; the address must be a multiple of their size.
+__device__ __forceinline__ void store_pair(float* to, float first, float second) {
+  *reinterpret_cast<float2*>(to) = make_float2(first, second);
+}
+__device__ __forceinline__ void store_pair(bf16* to, float first, float second) {
+  *reinterpret_cast<unsigned*>(to) = two_bf16(first, second);
+}
+
 template <int N>
-__device__ __forceinline__ void store_bf16(__nv_bfloat16* slab, int64_t i, const Lanes<N>& lanes) {
-  if constexpr (N == 4)
-    *reinterpret_cast<uint2*>(slab + i) =
-        make_uint2(two_bf16(lanes.v[0], lanes.v[1]), two_bf16(lanes.v[2], lanes.v[3]));
-  else
-    slab[i] = __float2bfloat16_rn(lanes.v[0]);
+struct Lanes {
+  float v[N];
+};
+
+// The numbers in 16 bytes, from lane `first` on, and back.
+template <typename T, int N>
+__device__ __forceinline__ void unpack(Lanes<N>& lanes, int first, uint4 bytes) {
+  const unsigned words[4] = {bytes.x, bytes.y, bytes.z, bytes.w};
+#pragma unroll
+  for (int i = 0; i < 4; i++)
+    if constexpr (sizeof(T) == 4) {
+      lanes.v[first + i] = __uint_as_float(words[i]);
+    } else {
+      lanes.v[first + 2 * i] = __uint_as_float(words[i] << 16);
+      lanes.v[first + 2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+    }
+}
+template <typename T, int N>
+__device__ __forceinline__ uint4 packed(const Lanes<N>& lanes, int first) {
+  const auto word = [&](int i) {
+    if constexpr (sizeof(T) == 4)
+      return __float_as_uint(lanes.v[first + i]);
+    else
+      return two_bf16(lanes.v[first + 2 * i], lanes.v[first + 2 * i + 1]);
+  };
+  return make_uint4(word(0), word(1), word(2), word(3));
+}
+
+// How a load goes: past L1 what is used once, through it what neighbours use again, plainly from shared memory.
+struct PastL1 {
+  template <typename V>
+  __device__ __forceinline__ static V load(const V* from) {
+    return __ldcg(from);
+  }
+};
+struct ThroughL1 {
+  template <typename V>
+  __device__ __forceinline__ static V load(const V* from) {
+    return __ldca(from);
+  }
+};
+struct Plainly {
+  template <typename V>
+  __device__ __forceinline__ static V load(const V* from) {
+    return *from;
+  }
+};
+
+// Elements [i, i + N) of a stream, 16 bytes at a time where they are more than one: those addresses must be multiples
+// of 16.
+template <int N, typename How = PastL1, typename T>
+__device__ __forceinline__ Lanes<N> load_lanes(const T* slab, int64_t i) {
+  Lanes<N> lanes;
+  if constexpr (N == 1) {
+    lanes.v[0] = widened(How::load(slab + i));
+  } else {
+#pragma unroll
+    for (int first = 0; first < N; first += kLanes<T>)
+      unpack<T>(lanes, first, How::load(reinterpret_cast<const uint4*>(slab + i + first)));
+  }
+  return lanes;
+}
+// Four bf16 are 8 bytes in one instruction.
+template <int N, typename T>
+__device__ __forceinline__ void store_lanes(T* slab, int64_t i, const Lanes<N>& lanes) {
+  if constexpr (N == 1) {
+    store_one(slab + i, lanes.v[0]);
+  } else if constexpr (N < kLanes<T>) {
+    static_assert(N == 4 && sizeof(T) == 2);
+    __stcg(reinterpret_cast<uint2*>(slab + i),
+           make_uint2(two_bf16(lanes.v[0], lanes.v[1]), two_bf16(lanes.v[2], lanes.v[3])));
+  } else {
+#pragma unroll
+    for (int first = 0; first < N; first += kLanes<T>)
+      __stcg(reinterpret_cast<uint4*>(slab + i + first), packed<T>(lanes, first));
+  }
 }
 
 // Views into a slab start at any element: 16-byte accesses only where all their addresses allow them.
@@ -87,12 +144,12 @@ __device__ __forceinline__ bool all_aligned16(const Pointers*... pointers) {
   return ((reinterpret_cast<uintptr_t>(pointers) % 16 == 0) && ...);
 }
 
-// Calls pass.template visit<N>(i) for all elements [i, i + N) of `count` over the grid, with N = 4 if `wide`, and N = 1
-// for what is left.
-template <typename Pass>
+// Calls pass.template visit<N>(i) for all elements [i, i + N) of `count` over the grid, with N = kMany if `wide`, and
+// N = 1 for what is left.
+template <int kMany = 4, typename Pass>
 __device__ __forceinline__ void visit_elements(int64_t count, bool wide, const Pass& pass) {
-  const int64_t body = wide ? count / 4 * 4 : 0;
-  for (int64_t i = 4 * global_thread(); i < body; i += 4 * grid_threads()) pass.template visit<4>(i);
+  const int64_t body = wide ? count / kMany * kMany : 0;
+  for (int64_t i = kMany * global_thread(); i < body; i += kMany * grid_threads()) pass.template visit<kMany>(i);
   for (int64_t i = body + global_thread(); i < count; i += grid_threads()) pass.template visit<1>(i);
 }
 
@@ -124,14 +181,19 @@ __device__ __forceinline__ T block_sum(T value) {
 template <typename Output, typename Row>
 __device__ __forceinline__ void store_two(const Output& output, const Row& row, int column, int columns, bool pairs,
                                           float first, float second) {
-  float* to = output.data + row.at + column;
+  auto* to = output.data + row.at + column;
   if (pairs && column < columns) {
-    *reinterpret_cast<float2*>(to) =
-        make_float2(output.value(row, column, first), output.value(row, column + 1, second));
+    store_pair(to, output.value(row, column, first), output.value(row, column + 1, second));
     return;
   }
-  if (column < columns) to[0] = output.value(row, column, first);
-  if (column + 1 < columns) to[1] = output.value(row, column + 1, second);
+  if (column < columns) store_one(to, output.value(row, column, first));
+  if (column + 1 < columns) store_one(to + 1, output.value(row, column + 1, second));
+}
+
+// Whether an output's columns may be stored by twos.
+template <typename Output>
+__device__ __forceinline__ bool in_pairs(const Output& output, int columns) {
+  return columns % 2 == 0 && reinterpret_cast<uintptr_t>(output.data) % (2 * sizeof(*output.data)) == 0;
 }
 
 // Zeros in an array of any rank, without a loop at run time: registers have no addresses.

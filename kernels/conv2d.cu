@@ -14,14 +14,18 @@
 // in registers, so that no gradient but their sum is ever stored; its parts are parts of the groups. rest is what else
 // the loss owes to the weight (demodulation): what is squared is the whole.
 //
+// All tensors are f32, but in the _stored_bf16 entries: there x, g, y, z and w are bf16 (w f32 in the narrow ones).
+// Parts, weight gradients, scales, bias, noise and rest are f32 everywhere.
+//
 // Threads: one block per tile of outputs. _f32 entries: 64 x 64 (128 x 16 in the narrow ones, for few channels), 256
-// threads, gemm_tile.cuh. _tf32, _tf32x3 and _bf16 entries (operands rounded to that format, f32 in memory): 128 x 128,
-// 256 threads; the small ones 64 x 64, 128 threads; mma_tile.cuh. add_parts_act: one thread per element, grid-stride.
+// threads, gemm_tile.cuh. _tf32, _tf32x3 and _bf16 entries (operands rounded to that format) and _stored_bf16 entries:
+// 128 x 128, 256 threads; the small ones 64 x 64, 128 threads; mma_tile.cuh. add_parts_act: one thread per element,
+// grid-stride.
 // Cost: 2 N Ho Wo O kh kw I FLOP each. Per block and step of 16 in k, 4 * 16 * (64 + 64) bytes for 131072 FLOP, 16 FLOP
-// per byte from L2 (32 in tiles of 128 x 128): bound by the FMA units or tensor cores. add_parts_act: 4 (parts + 1)
-// bytes per element.
+// per byte from L2 (32 in tiles of 128 x 128; twice that of stored bf16): bound by the FMA units or tensor cores.
+// add_parts_act: 4 (parts + 1) bytes per element, in bf16 2 fewer.
 // Numerics: f32 sums, k ascending within a part; scales are applied to operands as they are loaded and to sums as they
-// are stored. What the tensor core entries round is in mma_tile.cuh.
+// are stored. What the tensor core entries round is in mma_tile.cuh; a result in bf16 is rounded once, when stored.
 // Launched by src/ops/conv2d/cuda.rs.
 #include "conv2d.cuh"
 #include "gemm_tile.cuh"
@@ -36,10 +40,13 @@ __device__ __forceinline__ Share share_of(int part, int length, int depth) {
   return {min(part * length, depth), min((part + 1) * length, depth)};
 }
 
-// Four neighbours in memory are one vector where channels and parts are multiples of four and addresses of sixteen.
-template <typename... Pointers>
-__device__ __forceinline__ bool in_vectors(int channels, int other_channels, int part, const Pointers*... pointers) {
-  return channels % 4 == 0 && other_channels % 4 == 0 && part % 4 == 0 && all_aligned16(pointers...);
+// Neighbours in memory are one vector of 16 bytes where channels and parts are multiples of their number and addresses
+// of sixteen.
+template <typename T, typename... Pointers>
+__device__ __forceinline__ bool in_vectors(int channels, int other_channels, int part, const T* first,
+                                           const Pointers*... others) {
+  return channels % kLanes<T> == 0 && other_channels % kLanes<T> == 0 && part % kLanes<T> == 0 &&
+         all_aligned16(first, others...);
 }
 
 // Multiplies on either kind of tile.
@@ -55,7 +62,9 @@ __device__ __forceinline__ void multiply(Tile& tile, const A& a, const B& b, int
 // ---- conv2d
 
 // Rows (n, p), k = (t, i): a x.
+template <typename T>
 struct InputPatches {
+  using Element = T;
   static constexpr bool kAlongK = true;
   struct Row {
     int n, y, x;  // sample, position of tap (0, 0); n < 0 beyond the last row
@@ -63,12 +72,12 @@ struct InputPatches {
   struct Step {
     int y, x, i;
   };
-  const float* data;
+  const T* data;
   const float* scale;
   const Conv2dParams& p;
   Divisor channels, taps_x;
 
-  __device__ __forceinline__ InputPatches(const float* x, const float* a, const Conv2dParams& p)
+  __device__ __forceinline__ InputPatches(const T* x, const float* a, const Conv2dParams& p)
       : data(x), scale(a), p(p), channels(p.x_c), taps_x(p.k_w) {}
   __device__ __forceinline__ Row row(int r) const {
     const unsigned pixels = unsigned(p.g_h * p.g_w), n = unsigned(r) / pixels, pixel = unsigned(r) % pixels;
@@ -89,12 +98,14 @@ struct InputPatches {
 };
 
 // Rows o, k = (t, i): the weight as it lies.
+template <typename T>
 struct WeightRows {
+  using Element = T;
   static constexpr bool kAlongK = true;
   static constexpr const float* scale = nullptr;
   using Row = int;
   using Step = int;
-  const float* data;
+  const T* data;
   int rows, depth;
 
   __device__ __forceinline__ Row row(int o) const { return o < rows ? o : -1; }
@@ -103,31 +114,48 @@ struct WeightRows {
   __device__ __forceinline__ int scale_at(Row, Step) const { return 0; }
 };
 
-template <typename Tile, typename Output>
-__device__ __forceinline__ void conv2d_into(const Output& output, const float* x, const float* w, const float* a,
-                                            const Conv2dParams& p, int part) {
-  const int row = int(blockIdx.x) * Tile::kM, column = int(blockIdx.y) * Tile::kN;
+// The sums of the block's tile.
+template <typename Tile, typename X, typename W>
+__device__ __forceinline__ void conv2d_sums(Tile& tile, const X* x, const W* w, const float* a, const Conv2dParams& p,
+                                            int part) {
   const int depth = p.k_h * p.k_w * p.x_c;
-  Tile tile;
-  multiply(tile, InputPatches(x, a, p), WeightRows{w, p.g_c, depth}, row, column, share_of(part, p.part, depth),
-           in_vectors(p.x_c, 0, p.part, x, w, a));
-  tile.store(output, row, column, p.n * p.g_h * p.g_w, p.g_c);
+  multiply(tile, InputPatches<X>(x, a, p), WeightRows<W>{w, p.g_c, depth}, int(blockIdx.x) * Tile::kM,
+           int(blockIdx.y) * Tile::kN, share_of(part, p.part, depth), in_vectors(p.x_c, 0, p.part, x, w, a));
 }
 
-template <typename Tile>
-__device__ __forceinline__ void conv2d(const float* x, const float* w, const float* a, const float* b, float* y,
+template <typename Tile, typename Output>
+__device__ __forceinline__ void store_tile(const Tile& tile, const Output& output, int rows, int columns) {
+  tile.store(output, int(blockIdx.x) * Tile::kM, int(blockIdx.y) * Tile::kN, rows, columns);
+}
+
+// Calls store with where part `part` of `count` results goes: whole results have the type T, parts are f32.
+template <typename T, typename Store>
+__device__ __forceinline__ void store_part(void* results, int64_t count, int part, const Conv2dParams& p, Store store) {
+  if constexpr (sizeof(T) < sizeof(float))
+    if (p.part == 0) return store(static_cast<T*>(results));
+  store(static_cast<float*>(results) + part * count);
+}
+
+template <typename Tile, typename X, typename W>
+__device__ __forceinline__ void conv2d(const X* x, const W* w, const float* a, const float* b, void* y,
                                        const Conv2dParams& p) {
   dependent_launch();
   const int part = int(blockIdx.z), pixels = p.g_h * p.g_w;
-  float* part_of_y = y + int64_t(part) * p.n * pixels * p.g_c;
-  conv2d_into<Tile>(ConvolutionOutput{part_of_y, b, pixels, p.g_c}, x, w, a, p, part);
+  Tile tile;
+  conv2d_sums(tile, x, w, a, p, part);
+  store_part<X>(y, int64_t(p.n) * pixels * p.g_c, part, p, [&]<typename Y>(Y* to) {
+    store_tile(tile, ConvolutionOutput<Y>{to, b, pixels, p.g_c}, p.n * pixels, p.g_c);
+  });
 }
 
-template <typename Tile>
-__device__ __forceinline__ void conv2d_act(const float* x, const float* w, const float* a, const float* b, float* y,
+template <typename Tile, typename X, typename W>
+__device__ __forceinline__ void conv2d_act(const X* x, const W* w, const float* a, const float* b, X* y,
                                            const Conv2dParams& p, const Conv2dActParams& e) {
   dependent_launch();
-  conv2d_into<Tile>(ActivatedOutput{y, b, p.g_h * p.g_w, p.g_c, Activation(e)}, x, w, a, p, 0);
+  const int pixels = p.g_h * p.g_w;
+  Tile tile;
+  conv2d_sums(tile, x, w, a, p, 0);
+  store_tile(tile, ActivatedOutput<X>{y, b, pixels, p.g_c, Activation(e)}, p.n * pixels, p.g_c);
 }
 
 extern "C" __global__ void __launch_bounds__(kTileThreads)
@@ -160,6 +188,18 @@ extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Bf16>::kThreads,
 }
 extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Bf16>::kThreads, SmallMmaTile<Math::Bf16>::kBlocks)
     conv2d_small_bf16(const float* x, const float* w, const float* a, const float* b, float* y, Conv2dParams p) {
+  conv2d<SmallMmaTile<Math::Bf16>>(x, w, a, b, y, p);
+}
+extern "C" __global__ void __launch_bounds__(kTileThreads)
+    conv2d_narrow_stored_bf16(const bf16* x, const float* w, const float* a, const float* b, void* y, Conv2dParams p) {
+  conv2d<NarrowTile>(x, w, a, b, y, p);
+}
+extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Bf16>::kThreads, LargeMmaTile<Math::Bf16>::kBlocks)
+    conv2d_stored_bf16(const bf16* x, const bf16* w, const float* a, const float* b, void* y, Conv2dParams p) {
+  conv2d<LargeMmaTile<Math::Bf16>>(x, w, a, b, y, p);
+}
+extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Bf16>::kThreads, SmallMmaTile<Math::Bf16>::kBlocks)
+    conv2d_small_stored_bf16(const bf16* x, const bf16* w, const float* a, const float* b, void* y, Conv2dParams p) {
   conv2d<SmallMmaTile<Math::Bf16>>(x, w, a, b, y, p);
 }
 
@@ -203,24 +243,51 @@ extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Bf16>::kThreads,
                           Conv2dActParams e) {
   conv2d_act<SmallMmaTile<Math::Bf16>>(x, w, a, b, y, p, e);
 }
+extern "C" __global__ void __launch_bounds__(kTileThreads)
+    conv2d_act_narrow_stored_bf16(const bf16* x, const float* w, const float* a, const float* b, bf16* y,
+                                  Conv2dParams p, Conv2dActParams e) {
+  conv2d_act<NarrowTile>(x, w, a, b, y, p, e);
+}
+extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Bf16>::kThreads, LargeMmaTile<Math::Bf16>::kBlocks)
+    conv2d_act_stored_bf16(const bf16* x, const bf16* w, const float* a, const float* b, bf16* y, Conv2dParams p,
+                           Conv2dActParams e) {
+  conv2d_act<LargeMmaTile<Math::Bf16>>(x, w, a, b, y, p, e);
+}
+extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Bf16>::kThreads, SmallMmaTile<Math::Bf16>::kBlocks)
+    conv2d_act_small_stored_bf16(const bf16* x, const bf16* w, const float* a, const float* b, bf16* y, Conv2dParams p,
+                                 Conv2dActParams e) {
+  conv2d_act<SmallMmaTile<Math::Bf16>>(x, w, a, b, y, p, e);
+}
 
 // y = act(the sum of the parts), for a convolution cut into parts; y has the shape of one part, `count` elements.
-extern "C" __global__ void conv2d_add_parts_act_f32(const float* sums, float* y, int count, int channels, int parts,
-                                                    Conv2dActParams e) {
+template <typename T>
+__device__ __forceinline__ void add_parts_act(const float* sums, T* y, int count, int channels, int parts,
+                                              const Conv2dActParams& e) {
   dependent_launch();
   const Activation act(e);
   for (int64_t i = global_thread(); i < count; i += grid_threads()) {
     float sum = 0.0f;
     for (int part = 0; part < parts; part++) sum += __ldcg(sums + int64_t(part) * count + i);
     const int pixel = int(i) / channels;
-    y[i] = act.value(sum, act.noise(pixel), int(i) - pixel * channels);
+    store_one(y + i, act.value(sum, act.noise(pixel), int(i) - pixel * channels));
   }
+}
+
+extern "C" __global__ void conv2d_add_parts_act_f32(const float* sums, float* y, int count, int channels, int parts,
+                                                    Conv2dActParams e) {
+  add_parts_act(sums, y, count, channels, parts, e);
+}
+extern "C" __global__ void conv2d_add_parts_act_bf16(const float* sums, bf16* y, int count, int channels, int parts,
+                                                     Conv2dActParams e) {
+  add_parts_act(sums, y, count, channels, parts, e);
 }
 
 // ---- conv2d_transpose
 
 // Rows (n, q of the class), k = (j, o) with taps t = first + j stride: b g.
+template <typename T>
 struct OutputPatches {
+  using Element = T;
   static constexpr bool kAlongK = true;
   struct Row {
     int n, y, x;  // sample, output position of the class's first tap; each further tap is one output earlier
@@ -228,13 +295,13 @@ struct OutputPatches {
   struct Step {
     int y, x, o;
   };
-  const float* data;
+  const T* data;
   const float* scale;
   const Conv2dParams& p;
   const ResidueClass& c;
   Divisor channels, taps_x;
 
-  __device__ __forceinline__ OutputPatches(const float* g, const float* b, const Conv2dParams& p, const ResidueClass& c)
+  __device__ __forceinline__ OutputPatches(const T* g, const float* b, const Conv2dParams& p, const ResidueClass& c)
       : data(g), scale(b), p(p), c(c), channels(p.g_c), taps_x(c.taps_x.count) {}
   __device__ __forceinline__ Row row(int r) const {
     const unsigned pixels = unsigned(c.h * c.w), n = unsigned(r) / pixels, pixel = unsigned(r) % pixels;
@@ -256,17 +323,19 @@ struct OutputPatches {
 };
 
 // Rows i, k = (j, o): the weight of the class's taps.
+template <typename T>
 struct WeightColumns {
+  using Element = T;
   static constexpr bool kAlongK = false;
   static constexpr const float* scale = nullptr;
   using Row = int;
   using Step = int;  // where (o, t) starts
-  const float* data;
+  const T* data;
   const Conv2dParams& p;
   const ResidueClass& c;
   Divisor channels, taps_x;
 
-  __device__ __forceinline__ WeightColumns(const float* w, const Conv2dParams& p, const ResidueClass& c)
+  __device__ __forceinline__ WeightColumns(const T* w, const Conv2dParams& p, const ResidueClass& c)
       : data(w), p(p), c(c), channels(p.g_c), taps_x(c.taps_x.count) {}
   __device__ __forceinline__ Row row(int i) const { return i < p.x_c ? i : -1; }
   __device__ __forceinline__ Step step(int k) const {
@@ -279,9 +348,9 @@ struct WeightColumns {
   __device__ __forceinline__ int scale_at(Row, Step) const { return 0; }
 };
 
-template <typename Tile>
-__device__ __forceinline__ void conv2d_transpose(const float* g, const float* w, const float* b, const float* a,
-                                                 float* z, const Conv2dParams& p) {
+template <typename Tile, typename G, typename W>
+__device__ __forceinline__ void conv2d_transpose(const G* g, const W* w, const float* b, const float* a, void* z,
+                                                 const Conv2dParams& p) {
   dependent_launch();
   const int classes = p.stride_y * p.stride_x, part = int(blockIdx.z) / classes;
   const ResidueClass c(int(blockIdx.z) % classes, p);
@@ -289,10 +358,11 @@ __device__ __forceinline__ void conv2d_transpose(const float* g, const float* w,
   const int rows = p.n * c.h * c.w, depth = c.taps_y.count * c.taps_x.count * p.g_c;
   if (row >= rows) return;  // the grid is that of the largest class
   Tile tile;
-  multiply(tile, OutputPatches(g, b, p, c), WeightColumns(w, p, c), row, column, share_of(part, p.part, depth),
+  multiply(tile, OutputPatches<G>(g, b, p, c), WeightColumns<W>(w, p, c), row, column, share_of(part, p.part, depth),
            in_vectors(p.g_c, p.x_c, p.part, g, w, b));
-  float* part_of_z = z + int64_t(part) * p.n * p.x_h * p.x_w * p.x_c;
-  tile.store(TransposeOutput{part_of_z, a, p, c}, row, column, rows, p.x_c);
+  store_part<G>(z, int64_t(p.n) * p.x_h * p.x_w * p.x_c, part, p, [&]<typename Z>(Z* to) {
+    store_tile(tile, TransposeOutput<Z>{to, a, p, c}, rows, p.x_c);
+  });
 }
 
 extern "C" __global__ void __launch_bounds__(kTileThreads)
@@ -331,6 +401,21 @@ extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Bf16>::kThreads,
                                 Conv2dParams p) {
   conv2d_transpose<SmallMmaTile<Math::Bf16>>(g, w, b, a, z, p);
 }
+extern "C" __global__ void __launch_bounds__(kTileThreads)
+    conv2d_transpose_narrow_stored_bf16(const bf16* g, const float* w, const float* b, const float* a, void* z,
+                                        Conv2dParams p) {
+  conv2d_transpose<NarrowTile>(g, w, b, a, z, p);
+}
+extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Bf16>::kThreads, LargeMmaTile<Math::Bf16>::kBlocks)
+    conv2d_transpose_stored_bf16(const bf16* g, const bf16* w, const float* b, const float* a, void* z,
+                                 Conv2dParams p) {
+  conv2d_transpose<LargeMmaTile<Math::Bf16>>(g, w, b, a, z, p);
+}
+extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Bf16>::kThreads, SmallMmaTile<Math::Bf16>::kBlocks)
+    conv2d_transpose_small_stored_bf16(const bf16* g, const bf16* w, const float* b, const float* a, void* z,
+                                       Conv2dParams p) {
+  conv2d_transpose<SmallMmaTile<Math::Bf16>>(g, w, b, a, z, p);
+}
 
 // ---- conv2d_weight_grad
 
@@ -340,19 +425,21 @@ struct Samples {
 };
 
 // Rows o, k = (n, p): b g.
+template <typename T>
 struct OutputChannels {
+  using Element = T;
   static constexpr bool kAlongK = false;
   using Row = int;
   struct Step {
     int n, pixel;
   };
-  const float* data;
+  const T* data;
   const float* scale;
   const Conv2dParams& p;
   Samples samples;
   Divisor pixels;
 
-  __device__ __forceinline__ OutputChannels(const float* g, const float* b, const Conv2dParams& p, Samples samples)
+  __device__ __forceinline__ OutputChannels(const T* g, const float* b, const Conv2dParams& p, Samples samples)
       : data(g), scale(b), p(p), samples(samples), pixels(p.g_h * p.g_w) {}
   __device__ __forceinline__ Row row(int o) const { return o < p.g_c ? o : -1; }
   __device__ __forceinline__ Step step(int k) const {
@@ -366,7 +453,9 @@ struct OutputChannels {
 };
 
 // Rows (t, i), k = (n, p): a x.
+template <typename T>
 struct InputColumns {
+  using Element = T;
   static constexpr bool kAlongK = false;
   struct Row {
     int y, x, i;  // tap, channel; i < 0 beyond the last
@@ -374,13 +463,13 @@ struct InputColumns {
   struct Step {
     int n, y, x;  // sample, position of tap (0, 0)
   };
-  const float* data;
+  const T* data;
   const float* scale;
   const Conv2dParams& p;
   Samples samples;
   Divisor pixels, width;
 
-  __device__ __forceinline__ InputColumns(const float* x, const float* a, const Conv2dParams& p, Samples samples)
+  __device__ __forceinline__ InputColumns(const T* x, const float* a, const Conv2dParams& p, Samples samples)
       : data(x), scale(a), p(p), samples(samples), pixels(p.g_h * p.g_w), width(p.g_w) {}
   __device__ __forceinline__ Row row(int r) const {
     const int tap = r / p.x_c;
@@ -400,16 +489,16 @@ struct InputColumns {
   __device__ __forceinline__ int scale_at(const Row& r, const Step& s) const { return s.n * p.x_c + r.i; }
 };
 
-template <typename Tile>
-__device__ __forceinline__ void conv2d_weight_grad(const float* x, const float* g, const float* a, const float* b,
-                                                   float* v, const Conv2dParams& p) {
+template <typename Tile, typename T>
+__device__ __forceinline__ void conv2d_weight_grad(const T* x, const T* g, const float* a, const float* b, float* v,
+                                                   const Conv2dParams& p) {
   dependent_launch();
   const int row = int(blockIdx.x) * Tile::kM, column = int(blockIdx.y) * Tile::kN;
   const int columns = p.k_h * p.k_w * p.x_c, part = int(blockIdx.z);
   constexpr Samples kAll{0, 1};
   Tile tile;
-  // k is no run of neighbours in memory: parts need not be multiples of four.
-  multiply(tile, OutputChannels(g, b, p, kAll), InputColumns(x, a, p, kAll), row, column,
+  // k is no run of neighbours in memory: parts need not be multiples of anything.
+  multiply(tile, OutputChannels<T>(g, b, p, kAll), InputColumns<T>(x, a, p, kAll), row, column,
            share_of(part, p.part, p.n * p.g_h * p.g_w), in_vectors(p.g_c, p.x_c, 0, x, g, a, b));
   tile.store(WeightOutput{v + int64_t(part) * p.g_c * columns, columns}, row, column, p.g_c, columns);
 }
@@ -446,6 +535,16 @@ extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Bf16>::kThreads,
                                   Conv2dParams p) {
   conv2d_weight_grad<SmallMmaTile<Math::Bf16>>(x, g, a, b, v, p);
 }
+extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Bf16>::kThreads, LargeMmaTile<Math::Bf16>::kBlocks)
+    conv2d_weight_grad_stored_bf16(const bf16* x, const bf16* g, const float* a, const float* b, float* v,
+                                   Conv2dParams p) {
+  conv2d_weight_grad<LargeMmaTile<Math::Bf16>>(x, g, a, b, v, p);
+}
+extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Bf16>::kThreads, SmallMmaTile<Math::Bf16>::kBlocks)
+    conv2d_weight_grad_small_stored_bf16(const bf16* x, const bf16* g, const float* a, const float* b, float* v,
+                                         Conv2dParams p) {
+  conv2d_weight_grad<SmallMmaTile<Math::Bf16>>(x, g, a, b, v, p);
+}
 
 // ---- conv2d_weight_grad_squared
 
@@ -480,10 +579,9 @@ __device__ __forceinline__ void add_squares(T (&squares)[kCount], const T (&sums
   for (int i = 0; i < kCount; i++) add_squares(squares[i], sums[i]);
 }
 
-template <typename Tile>
-__device__ __forceinline__ void conv2d_weight_grad_squared(const float* x, const float* g, const float* a,
-                                                           const float* b, const float* rest, float* s,
-                                                           const Conv2dSquaredParams& q) {
+template <typename Tile, typename T>
+__device__ __forceinline__ void conv2d_weight_grad_squared(const T* x, const T* g, const float* a, const float* b,
+                                                           const float* rest, float* s, const Conv2dSquaredParams& q) {
   dependent_launch();
   const Conv2dParams& p = q.conv;
   const int row = int(blockIdx.x) * Tile::kM, column = int(blockIdx.y) * Tile::kN;
@@ -494,7 +592,7 @@ __device__ __forceinline__ void conv2d_weight_grad_squared(const float* x, const
   clear(squares.sums);
   for (int group = groups.begin; group < groups.end; group++) {
     const Samples members{group, q.groups};
-    multiply(tile, OutputChannels(g, b, p, members), InputColumns(x, a, p, members), row, column, k, vectors);
+    multiply(tile, OutputChannels<T>(g, b, p, members), InputColumns<T>(x, a, p, members), row, column, k, vectors);
     if (rest) {
       const float* own = rest + int64_t(group) * p.g_c * columns;
       tile.for_each(row, column, p.g_c, columns, [&](int r, int c, float& sum) {
@@ -525,5 +623,10 @@ extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Tf32x3>::kThread
 extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Bf16>::kThreads, SmallMmaTile<Math::Bf16>::kBlocks)
     conv2d_weight_grad_squared_bf16(const float* x, const float* g, const float* a, const float* b,
                                     const float* rest, float* s, Conv2dSquaredParams q) {
+  conv2d_weight_grad_squared<SmallMmaTile<Math::Bf16>>(x, g, a, b, rest, s, q);
+}
+extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Bf16>::kThreads, SmallMmaTile<Math::Bf16>::kBlocks)
+    conv2d_weight_grad_squared_stored_bf16(const bf16* x, const bf16* g, const float* a, const float* b,
+                                           const float* rest, float* s, Conv2dSquaredParams q) {
   conv2d_weight_grad_squared<SmallMmaTile<Math::Bf16>>(x, g, a, b, rest, s, q);
 }

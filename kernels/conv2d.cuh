@@ -1,5 +1,6 @@
 // The scaled convolution family's parameters, its index relation, and what becomes of its sums: what conv2d.cu and
-// conv2d_sm90.cu share. The formulas are in conv2d.cu. An output is a struct as gemm_tile.cuh describes.
+// conv2d_sm90.cu share. The formulas are in conv2d.cu. An output is a struct as gemm_tile.cuh describes; T is what it
+// is stored as.
 #pragma once
 #include "common.cuh"
 
@@ -42,12 +43,13 @@ __device__ __forceinline__ float scaled(float value, const float* scale, int at)
 }
 
 // Of one part of k: b times the sum.
+template <typename T>
 struct ConvolutionOutput {
   struct Row {
     int64_t at;
     int n;
   };
-  float* data;
+  T* data;
   const float* b;
   int pixels, channels;
 
@@ -73,13 +75,14 @@ struct Activation {
   }
 };
 
+template <typename T>
 struct ActivatedOutput {
   struct Row {
     int64_t at;
     int n;
     float noise;
   };
-  float* data;
+  T* data;
   const float* b;
   int pixels, channels;
   Activation act;
@@ -106,12 +109,13 @@ struct ResidueClass {
 };
 
 // The class's pixels of one part of k: a times the sum.
+template <typename T>
 struct TransposeOutput {
   struct Row {
     int64_t at;
     int n;
   };
-  float* data;
+  T* data;
   const float* a;
   const Conv2dParams& p;
   const ResidueClass& c;

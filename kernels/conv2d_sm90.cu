@@ -2,9 +2,8 @@
 //   conv2d_sm90              y = act(b (x * w) + (strength noise + bias)) tiles of 128 pixels p by channels o
 //   conv2d_transpose_sm90    z = a (g transposed-* w)                     128 pixels q of a residue class by channels i
 //   conv2d_weight_grad_sm90  v = sum_{n,p} g x, in parts of the pixels    128 channels o by channels i of one tap
-//   conv2d_pack              x_bf16[n,p,c] = bf16(x[n,p,c] s[n,c])        the operands that the others take
 // Operands are bf16, [N,H,W,C] and [O,kh,kw,I] with C, I and O multiples of 8 (TMA's rows of 16 bytes), already
-// multiplied by their scales; results are f32.
+// multiplied by their scales; y and z are f32, in the _stored_bf16 entries bf16; v is f32.
 //
 // A tile's pixels are a box of w x h x n pixels (Conv2dBoxParams: 128 in all; in the weight gradient, where pixels are
 // k, 64). A step of 64 channels of one tap is that box moved by the tap: TMA fills what lies outside the image with
@@ -23,10 +22,10 @@
 // of the same pixels are neighbours, so that blocks that run together share them in L2.
 // Shared memory: sizeof(Stages<kColumns>), dynamic: 197632 bytes for 256 columns, 132096 for 128; four stages.
 // Cost: 2 N Ho Wo O kh kw I FLOP; per step 128 (128 + kColumns) bytes from L2 for 2 * 64 * 128 kColumns FLOP: 85 FLOP
-// per byte with 256 columns, bound by the tensor cores. conv2d_pack: 6 bytes per element, bound by memory.
+// per byte with 256 columns, bound by the tensor cores. Results leave as 4 bytes each, or 2.
 // Numerics: products of bf16 are exact, sums are f32 in the tensor core, taps ascending, then channels (weight
-// gradient: boxes ascending within a part). Against the exact sum of the absolute products of what was packed, the
-// error is that of an f32 sum; packing rounds by 2^-8 at most.
+// gradient: boxes ascending within a part). Against the exact sum of the absolute products of the operands, the error
+// is that of an f32 sum; a result in bf16 is rounded once, when stored.
 // Launched by src/ops/conv2d/cuda/hopper.rs, on chips of compute capability 9.0.
 #include "conv2d.cuh"
 
@@ -36,13 +35,6 @@ struct Conv2dBoxParams {
 };
 static_assert(sizeof(Conv2dBoxParams) == 16, "keep in step with src/ops/conv2d/cuda/hopper.rs");
 
-struct Conv2dPackParams {
-  int32_t count;
-  int32_t channels;
-  int32_t image;  // elements of one sample
-};
-static_assert(sizeof(Conv2dPackParams) == 12, "keep in step with src/ops/conv2d/cuda/hopper.rs");
-
 constexpr int kWarpgroup = 128;
 constexpr int kThreads = 3 * kWarpgroup;
 constexpr int kRows = 128;  // of a tile, half of them per warpgroup
@@ -51,8 +43,8 @@ constexpr int kStages = 4;
 
 template <int kColumns>
 struct __align__(1024) Stages {
-  __nv_bfloat16 a[kStages][kRows * kDepth];
-  __nv_bfloat16 b[kStages][kColumns * kDepth];
+  bf16 a[kStages][kRows * kDepth];
+  bf16 b[kStages][kColumns * kDepth];
   uint64_t full[kStages], empty[kStages];
 };
 
@@ -94,7 +86,7 @@ __device__ __forceinline__ int steps_of(int channels) { return (channels + kDept
 
 // ---- the three products: tiles, what a step loads, where sums go
 
-template <int kColumns>
+template <int kColumns, typename Y>
 struct ForwardPlan {
   static constexpr int kTransposeA = 0, kTransposeB = 0;
   struct Tile {
@@ -104,7 +96,7 @@ struct ForwardPlan {
   const CUtensorMap& x;
   const CUtensorMap& w;
   const Conv2dParams& p;
-  ActivatedOutput output;
+  ActivatedOutput<Y> output;
   Boxes boxes;
   int column_tiles = (p.g_c + kColumns - 1) / kColumns;
 
@@ -113,7 +105,7 @@ struct ForwardPlan {
     return {boxes.corner(index / column_tiles), index % column_tiles * kColumns};
   }
   __device__ __forceinline__ int steps(const Tile&) const { return p.k_h * p.k_w * steps_of(p.x_c); }
-  __device__ __forceinline__ void load(const Tile& t, int step, __nv_bfloat16* a, __nv_bfloat16* b,
+  __device__ __forceinline__ void load(const Tile& t, int step, bf16* a, bf16* b,
                                        uint64_t* full) const {
     const int tap = step / steps_of(p.x_c), i = step % steps_of(p.x_c) * kDepth;
     ptx::tma_load_4d(a, &x, i, input_at(t.corner.x, tap % p.k_w, p.stride_x, p.pad_x),
@@ -126,7 +118,7 @@ struct ForwardPlan {
   }
 };
 
-template <int kColumns>
+template <int kColumns, typename Z>
 struct TransposePlan {
   static constexpr int kTransposeA = 0, kTransposeB = 1;
   struct Tile {
@@ -140,7 +132,7 @@ struct TransposePlan {
   const CUtensorMap& w;
   const Conv2dParams& p;
   const float* a;
-  float* z;
+  Z* z;
   const Conv2dBoxParams& box;
   int column_tiles = (p.x_c + kColumns - 1) / kColumns;
 
@@ -166,14 +158,14 @@ struct TransposePlan {
   __device__ __forceinline__ int steps(const Tile& t) const {
     return t.taps_y.count * t.taps_x.count * steps_of(p.g_c);
   }
-  __device__ __forceinline__ void load(const Tile& t, int step, __nv_bfloat16* rows, __nv_bfloat16* columns,
+  __device__ __forceinline__ void load(const Tile& t, int step, bf16* rows, bf16* columns,
                                        uint64_t* full) const {
     const int tap = step / steps_of(p.g_c), o = step % steps_of(p.g_c) * kDepth;
     const int j_y = tap / t.taps_x.count, j_x = tap % t.taps_x.count;
     ptx::tma_load_4d(rows, &g, o, t.x - j_x, t.y - j_y, t.corner.n, full);
     tap_of_w(columns, t, (t.taps_y.first + j_y * p.stride_y) * p.k_w + t.taps_x.first + j_x * p.stride_x, o, full);
   }
-  __device__ __forceinline__ void tap_of_w(__nv_bfloat16* columns, const Tile& t, int tap, int o,
+  __device__ __forceinline__ void tap_of_w(bf16* columns, const Tile& t, int tap, int o,
                                            uint64_t* full) const {
 #  pragma unroll 1
     for (int block = 0; block < kColumns / 64; block++)
@@ -183,7 +175,7 @@ struct TransposePlan {
   __device__ __forceinline__ void store(const Tile& t, Store store) const {
     const ResidueClass c(t.class_index, p);
     const Boxes boxes = boxes_of(c, p, box);
-    store(TransposeOutput{z, a, p, c}, [&](int r) { return boxes.pixel(t.corner, r); }, t.column, p.x_c);
+    store(TransposeOutput<Z>{z, a, p, c}, [&](int r) { return boxes.pixel(t.corner, r); }, t.column, p.x_c);
   }
 };
 
@@ -210,7 +202,7 @@ struct WeightGradPlan {
     return {place / taps / row_tiles, place / taps % row_tiles * kRows, place % taps, index % channel_tiles * kColumns};
   }
   __device__ __forceinline__ int steps(const Tile& t) const { return min(part, boxes.count() - t.part * part); }
-  __device__ __forceinline__ void load(const Tile& t, int step, __nv_bfloat16* rows, __nv_bfloat16* columns,
+  __device__ __forceinline__ void load(const Tile& t, int step, bf16* rows, bf16* columns,
                                        uint64_t* full) const {
     const Corner corner = boxes.corner(t.part * part + step);
     for (int block = 0; block < kRows / 64; block++)
@@ -245,7 +237,7 @@ __device__ __forceinline__ void load_tiles(const Plan& plan, Stages<kColumns>* s
     for (int step = 0; step < plan.steps(tile); step++, place.at++) {
       const int stage = place.stage();
       if (place.at >= kStages) ptx::mbar_wait(&s->empty[stage], place.parity() ^ 1);
-      ptx::mbar_expect_tx(&s->full[stage], (kRows + kColumns) * kDepth * int(sizeof(__nv_bfloat16)));
+      ptx::mbar_expect_tx(&s->full[stage], (kRows + kColumns) * kDepth * int(sizeof(bf16)));
       plan.load(tile, step, s->a[stage], s->b[stage], &s->full[stage]);
     }
   }
@@ -253,9 +245,9 @@ __device__ __forceinline__ void load_tiles(const Plan& plan, Stages<kColumns>* s
 
 // Sixteen of k are 32 bytes of a row, or sixteen rows of 128 bytes; descriptors count in 16 bytes.
 template <int kTransposed>
-__device__ __forceinline__ uint64_t descriptor(const __nv_bfloat16* tile, int k) {
+__device__ __forceinline__ uint64_t descriptor(const bf16* tile, int k) {
   if constexpr (kTransposed)
-    return ptx::smem_desc_sw128_transposed(tile, kBlock * int(sizeof(__nv_bfloat16))) + k / 16 * 128;
+    return ptx::smem_desc_sw128_transposed(tile, kBlock * int(sizeof(bf16))) + k / 16 * 128;
   else
     return ptx::smem_desc_sw128(tile) + k / 16 * 2;
 }
@@ -265,7 +257,7 @@ __device__ __forceinline__ void store_sums(const Output& output, const float (&s
                                            int column, int columns) {
   const int thread = int(threadIdx.x) % kWarpgroup, lane = thread % kWarp;
   const int first = int(threadIdx.x) / kWarpgroup * 64 - 64 + thread / kWarp * 16 + lane / 4;
-  const bool pairs = reinterpret_cast<uintptr_t>(output.data) % sizeof(float2) == 0;  // channels are even
+  const bool pairs = in_pairs(output, columns);
 #  pragma unroll
   for (int half = 0; half < 2; half++) {
     const int r = row_of(first + half * 8);
@@ -339,18 +331,18 @@ __device__ __forceinline__ void run(const Plan& plan, Stages<kColumns>* s) {
   }
 }
 
-template <int kColumns>
-__device__ __forceinline__ void conv2d(const CUtensorMap& x, const CUtensorMap& w, const float* b, float* y,
+template <int kColumns, typename Y>
+__device__ __forceinline__ void conv2d(const CUtensorMap& x, const CUtensorMap& w, const float* b, Y* y,
                                        const Conv2dParams& p, const Conv2dActParams& e, const Conv2dBoxParams& box) {
   Stages<kColumns>* s = begin<kColumns>(x, w);
-  const ActivatedOutput output{y, b, p.g_h * p.g_w, p.g_c, Activation(e)};
-  run(ForwardPlan<kColumns>{x, w, p, output, Boxes(box, p.g_w, p.g_h, p.n)}, s);
+  const ActivatedOutput<Y> output{y, b, p.g_h * p.g_w, p.g_c, Activation(e)};
+  run(ForwardPlan<kColumns, Y>{x, w, p, output, Boxes(box, p.g_w, p.g_h, p.n)}, s);
 }
-template <int kColumns>
-__device__ __forceinline__ void conv2d_transpose(const CUtensorMap& g, const CUtensorMap& w, const float* a, float* z,
+template <int kColumns, typename Z>
+__device__ __forceinline__ void conv2d_transpose(const CUtensorMap& g, const CUtensorMap& w, const float* a, Z* z,
                                                  const Conv2dParams& p, const Conv2dBoxParams& box) {
   Stages<kColumns>* s = begin<kColumns>(g, w);
-  run(TransposePlan<kColumns>{g, w, p, a, z, box}, s);
+  run(TransposePlan<kColumns, Z>{g, w, p, a, z, box}, s);
 }
 template <int kColumns>
 __device__ __forceinline__ void conv2d_weight_grad(const CUtensorMap& g, const CUtensorMap& x, float* v,
@@ -375,6 +367,16 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
   ON_SM90(conv2d<128>(x, w, b, y, p, e, box));
 }
 extern "C" __global__ void __launch_bounds__(kThreads, 1)
+    conv2d_sm90_stored_bf16(const __grid_constant__ CUtensorMap x, const __grid_constant__ CUtensorMap w,
+                            const float* b, bf16* y, Conv2dParams p, Conv2dActParams e, Conv2dBoxParams box) {
+  ON_SM90(conv2d<256>(x, w, b, y, p, e, box));
+}
+extern "C" __global__ void __launch_bounds__(kThreads, 1)
+    conv2d_sm90_narrow_stored_bf16(const __grid_constant__ CUtensorMap x, const __grid_constant__ CUtensorMap w,
+                                   const float* b, bf16* y, Conv2dParams p, Conv2dActParams e, Conv2dBoxParams box) {
+  ON_SM90(conv2d<128>(x, w, b, y, p, e, box));
+}
+extern "C" __global__ void __launch_bounds__(kThreads, 1)
     conv2d_transpose_sm90_bf16(const __grid_constant__ CUtensorMap g, const __grid_constant__ CUtensorMap w,
                                const float* a, float* z, Conv2dParams p, Conv2dBoxParams box) {
   ON_SM90(conv2d_transpose<256>(g, w, a, z, p, box));
@@ -382,6 +384,17 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
 extern "C" __global__ void __launch_bounds__(kThreads, 1)
     conv2d_transpose_sm90_narrow_bf16(const __grid_constant__ CUtensorMap g, const __grid_constant__ CUtensorMap w,
                                       const float* a, float* z, Conv2dParams p, Conv2dBoxParams box) {
+  ON_SM90(conv2d_transpose<128>(g, w, a, z, p, box));
+}
+extern "C" __global__ void __launch_bounds__(kThreads, 1)
+    conv2d_transpose_sm90_stored_bf16(const __grid_constant__ CUtensorMap g, const __grid_constant__ CUtensorMap w,
+                                      const float* a, bf16* z, Conv2dParams p, Conv2dBoxParams box) {
+  ON_SM90(conv2d_transpose<256>(g, w, a, z, p, box));
+}
+extern "C" __global__ void __launch_bounds__(kThreads, 1)
+    conv2d_transpose_sm90_narrow_stored_bf16(const __grid_constant__ CUtensorMap g,
+                                             const __grid_constant__ CUtensorMap w, const float* a, bf16* z,
+                                             Conv2dParams p, Conv2dBoxParams box) {
   ON_SM90(conv2d_transpose<128>(g, w, a, z, p, box));
 }
 extern "C" __global__ void __launch_bounds__(kThreads, 1)
@@ -393,30 +406,4 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
     conv2d_weight_grad_sm90_narrow_bf16(const __grid_constant__ CUtensorMap g, const __grid_constant__ CUtensorMap x,
                                         float* v, Conv2dParams p, Conv2dBoxParams box) {
   ON_SM90(conv2d_weight_grad<128>(g, x, v, p, box));
-}
-
-// ---- packing
-
-struct PackPass {
-  const float* x;
-  const float* scale;
-  __nv_bfloat16* y;
-  const Conv2dPackParams& p;
-
-  template <int N>
-  __device__ __forceinline__ void visit(int64_t i) const {
-    auto v = load_lanes<N>(x, i);
-    if (scale) {
-      const int c = int(unsigned(i) % unsigned(p.channels)), n = int(unsigned(i) / unsigned(p.image));
-      const auto s = load_lanes<N>(scale, int64_t(n) * p.channels + c);
-#pragma unroll
-      for (int lane = 0; lane < N; lane++) v.v[lane] *= s.v[lane];
-    }
-    store_bf16<N>(y, i, v);
-  }
-};
-
-extern "C" __global__ void conv2d_pack_bf16(const float* x, const float* scale, __nv_bfloat16* y, Conv2dPackParams p) {
-  dependent_launch();
-  visit_elements(p.count, p.channels % 4 == 0 && all_aligned16(x, scale, y), PackPass{x, scale, y, p});
 }

@@ -1,13 +1,18 @@
-// Functions of one, two values, and the scale of each channel of each sample.
+// Functions of one, two values, the scale of each channel of each sample, and the step from one type to the other.
+//   cast           y[i] = x[i], rounded to nearest where y is bf16
 //   map            y[i] = f(x[i])                                  f: see MapKind
 //   zip            y[i] = a[i] (+, -, *) b[i]
 //   channel_scale  y[n,p,c] = x[n,p,c] s[n,c]                      x [N, P, C], s [N, C]
 //
-// Threads: four elements each where addresses (and C, for channel_scale) allow, else one; grid-stride.
-// Cost per element: map 8 bytes, zip 12, channel_scale 8 (s stays in L2); a few FLOP, transcendental maps some tens.
-// Bound by memory.
+// _f32 entries have x, a, b and y in f32, _bf16 entries in bf16; s is f32 in both. cast_bf16 makes bf16 of f32,
+// cast_f32 the reverse.
+//
+// Threads: 16 bytes of y each (cast: eight elements) where addresses (and C, for channel_scale) allow, else one
+// element; grid-stride.
+// Cost per element: map 8 bytes, zip 12, channel_scale 8 (s stays in L2), half of that in bf16, cast 6; a few FLOP,
+// transcendental maps some tens. Bound by memory.
 // Numerics: one rounding per operation as on the CPU; affine and saturate have one fused multiply-add. expf, logf,
-// tanhf, powf and log1pf are within a few units in the last place.
+// tanhf, powf and log1pf are within a few units in the last place. In bf16 the same in f32, rounded once when stored.
 // Launched by src/ops/elementwise/cuda.rs.
 #include "common.cuh"
 
@@ -48,10 +53,30 @@ struct ChannelScaleParams {
 };
 static_assert(sizeof(ChannelScaleParams) == 12, "keep in step with src/ops/elementwise/cuda.rs");
 
-template <typename F>
+template <typename From, typename To>
+struct CastPass {
+  const From* x;
+  To* y;
+
+  template <int N>
+  __device__ __forceinline__ void visit(int64_t i) const {
+    store_lanes<N>(y, i, load_lanes<N>(x, i));
+  }
+};
+
+template <typename From, typename To>
+__device__ __forceinline__ void cast(const From* x, To* y, int count) {
+  dependent_launch();
+  visit_elements<kLanes<bf16>>(count, all_aligned16(x, y), CastPass<From, To>{x, y});
+}
+
+extern "C" __global__ void cast_f32(const bf16* x, float* y, int count) { cast(x, y, count); }
+extern "C" __global__ void cast_bf16(const float* x, bf16* y, int count) { cast(x, y, count); }
+
+template <typename T, typename F>
 struct MapPass {
-  const float* x;
-  float* y;
+  const T* x;
+  T* y;
   F f;
 
   template <int N>
@@ -63,29 +88,30 @@ struct MapPass {
   }
 };
 
-template <typename F>
-__device__ __forceinline__ void map(const float* x, float* y, int count, F f) {
-  visit_elements(count, all_aligned16(x, y), MapPass<F>{x, y, f});
+template <typename T, typename F>
+__device__ __forceinline__ void map_by(const T* x, T* y, int count, F f) {
+  visit_elements<kLanes<T>>(count, all_aligned16(x, y), MapPass<T, F>{x, y, f});
 }
 
-extern "C" __global__ void map_f32(const float* x, float* y, MapParams p) {
+template <typename T>
+__device__ __forceinline__ void map(const T* x, T* y, const MapParams& p) {
   dependent_launch();
   const float a = p.a, b = p.b;
   switch (p.kind) {
-    case kAffine: return map(x, y, p.count, [=](float v) { return fmaf(v, a, b); });
-    case kSquare: return map(x, y, p.count, [](float v) { return v * v; });
-    case kSqrt: return map(x, y, p.count, [](float v) { return sqrtf(v); });
-    case kRsqrt: return map(x, y, p.count, [](float v) { return 1.0f / sqrtf(v); });
-    case kReciprocal: return map(x, y, p.count, [](float v) { return 1.0f / v; });
-    case kPower: return map(x, y, p.count, [=](float v) { return powf(v, a); });
-    case kExp: return map(x, y, p.count, [](float v) { return expf(v); });
-    case kLog: return map(x, y, p.count, [](float v) { return logf(v); });
-    case kSigmoid: return map(x, y, p.count, [](float v) { return 1.0f / (1.0f + expf(-v)); });
-    case kTanh: return map(x, y, p.count, [](float v) { return tanhf(v); });
+    case kAffine: return map_by(x, y, p.count, [=](float v) { return fmaf(v, a, b); });
+    case kSquare: return map_by(x, y, p.count, [](float v) { return v * v; });
+    case kSqrt: return map_by(x, y, p.count, [](float v) { return sqrtf(v); });
+    case kRsqrt: return map_by(x, y, p.count, [](float v) { return 1.0f / sqrtf(v); });
+    case kReciprocal: return map_by(x, y, p.count, [](float v) { return 1.0f / v; });
+    case kPower: return map_by(x, y, p.count, [=](float v) { return powf(v, a); });
+    case kExp: return map_by(x, y, p.count, [](float v) { return expf(v); });
+    case kLog: return map_by(x, y, p.count, [](float v) { return logf(v); });
+    case kSigmoid: return map_by(x, y, p.count, [](float v) { return 1.0f / (1.0f + expf(-v)); });
+    case kTanh: return map_by(x, y, p.count, [](float v) { return tanhf(v); });
     case kSoftplus:
-      return map(x, y, p.count, [](float v) { return v > 0.0f ? v + log1pf(expf(-v)) : log1pf(expf(v)); });
+      return map_by(x, y, p.count, [](float v) { return v > 0.0f ? v + log1pf(expf(-v)) : log1pf(expf(v)); });
     case kSaturate:
-      return map(x, y, p.count, [=](float v) {
+      return map_by(x, y, p.count, [=](float v) {
         v = fmaf(v, a, b);
         v = v < 0.0f ? 0.0f : v;
         return v > 1.0f ? 1.0f : v;
@@ -93,11 +119,14 @@ extern "C" __global__ void map_f32(const float* x, float* y, MapParams p) {
   }
 }
 
-template <typename F>
+extern "C" __global__ void map_f32(const float* x, float* y, MapParams p) { map(x, y, p); }
+extern "C" __global__ void map_bf16(const bf16* x, bf16* y, MapParams p) { map(x, y, p); }
+
+template <typename T, typename F>
 struct ZipPass {
-  const float* a;
-  const float* b;
-  float* y;
+  const T* a;
+  const T* b;
+  T* y;
   F f;
 
   template <int N>
@@ -110,24 +139,29 @@ struct ZipPass {
   }
 };
 
-template <typename F>
-__device__ __forceinline__ void zip(const float* a, const float* b, float* y, int count, F f) {
-  visit_elements(count, all_aligned16(a, b, y), ZipPass<F>{a, b, y, f});
+template <typename T, typename F>
+__device__ __forceinline__ void zip_by(const T* a, const T* b, T* y, int count, F f) {
+  visit_elements<kLanes<T>>(count, all_aligned16(a, b, y), ZipPass<T, F>{a, b, y, f});
 }
 
-extern "C" __global__ void zip_f32(const float* a, const float* b, float* y, ZipParams p) {
+template <typename T>
+__device__ __forceinline__ void zip(const T* a, const T* b, T* y, const ZipParams& p) {
   dependent_launch();
   switch (p.kind) {
-    case kAdd: return zip(a, b, y, p.count, [](float u, float v) { return u + v; });
-    case kSubtract: return zip(a, b, y, p.count, [](float u, float v) { return u - v; });
-    case kMultiply: return zip(a, b, y, p.count, [](float u, float v) { return u * v; });
+    case kAdd: return zip_by(a, b, y, p.count, [](float u, float v) { return u + v; });
+    case kSubtract: return zip_by(a, b, y, p.count, [](float u, float v) { return u - v; });
+    case kMultiply: return zip_by(a, b, y, p.count, [](float u, float v) { return u * v; });
   }
 }
 
+extern "C" __global__ void zip_f32(const float* a, const float* b, float* y, ZipParams p) { zip(a, b, y, p); }
+extern "C" __global__ void zip_bf16(const bf16* a, const bf16* b, bf16* y, ZipParams p) { zip(a, b, y, p); }
+
+template <typename T>
 struct ChannelScalePass {
-  const float* x;
+  const T* x;
   const float* scale;
-  float* y;
+  T* y;
   unsigned sample, channels;
 
   template <int N>
@@ -141,8 +175,16 @@ struct ChannelScalePass {
   }
 };
 
-extern "C" __global__ void channel_scale_f32(const float* x, const float* scale, float* y, ChannelScaleParams p) {
+template <typename T>
+__device__ __forceinline__ void channel_scale(const T* x, const float* scale, T* y, const ChannelScaleParams& p) {
   dependent_launch();
-  const bool wide = p.channels % 4 == 0 && all_aligned16(x, scale, y);
-  visit_elements(p.count, wide, ChannelScalePass{x, scale, y, unsigned(p.sample), unsigned(p.channels)});
+  const bool wide = p.channels % kLanes<T> == 0 && all_aligned16(x, scale, y);
+  visit_elements<kLanes<T>>(p.count, wide, ChannelScalePass<T>{x, scale, y, unsigned(p.sample), unsigned(p.channels)});
+}
+
+extern "C" __global__ void channel_scale_f32(const float* x, const float* scale, float* y, ChannelScaleParams p) {
+  channel_scale(x, scale, y, p);
+}
+extern "C" __global__ void channel_scale_bf16(const bf16* x, const float* scale, bf16* y, ChannelScaleParams p) {
+  channel_scale(x, scale, y, p);
 }

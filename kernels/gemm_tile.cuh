@@ -2,6 +2,7 @@
 //   accumulators[m][n] = sum_{k in [k_begin, k_end)} A(row m, k) B(row n, k)
 //
 // An operand is a struct with
+//   Element, data            float or bf16, and where its elements lie
 //   kAlongK                  whether neighbours in memory are neighbours in k, or neighbours in rows
 //   Row row(int)             what depends on the row alone; rows beyond the end give elements of zero
 //   Step step(int k)         what depends on k alone
@@ -10,7 +11,7 @@
 // so that divisions are made once per row and once per step, not once per element.
 // An output is a struct with
 //   Row row(int)                              what depends on the row alone, with `at`, where in `data` the row starts
-//   float value(Row, int column, float sum)   what is stored of a sum
+//   float value(Row, int column, float sum)   what is stored of a sum, in `data`, of float or bf16
 //
 // Threads: 256, each with a micro-tile of kThreadM x kThreadN outputs in registers. Both operands pass through shared
 // memory, kDepth of k at a time, k-major; the next slices are on their way to registers while the present ones are
@@ -28,7 +29,7 @@ __device__ __forceinline__ float element(const Operand& operand, const typename 
                                          const typename Operand::Step& step) {
   const int at = operand.at(row, step);
   if (at < 0) return 0.0f;
-  const float value = __ldca(operand.data + at);
+  const float value = widened(__ldca(operand.data + at));
   return operand.scale ? value * __ldca(operand.scale + operand.scale_at(row, step)) : value;
 }
 
@@ -150,7 +151,7 @@ struct Tile {
 #pragma unroll
       for (int n = 0; n < kThreadN; n++) {
         const int c = column + first_n() + n;
-        if (c < columns) output.data[out.at + c] = output.value(out, c, sums[m][n]);
+        if (c < columns) store_one(output.data + out.at + c, output.value(out, c, sums[m][n]));
       }
     }
   }

@@ -2,9 +2,10 @@
 //   y[sum_d index_d to_d] = x[sum_d index_d from_d]        for all indices of six dimensions, most of size 1
 // A stride of 0 in `from` repeats. The host merges dimensions, so six are enough for what the engine does.
 //
-// Threads: one per element of 4 or 16 bytes, grid-stride, the last dimension fastest; the 16-byte entry counts sizes
-// and strides of the last dimension in units of four floats.
-// Cost per element: 8 bytes and an integer division per dimension. Bound by memory where one side is contiguous.
+// Threads: one per element of 2, 4 or 16 bytes, grid-stride, the last dimension fastest; the 16-byte entry moves four
+// floats or eight bf16 at a time, and sizes and strides are counted in those.
+// Cost per element: 8 bytes (bf16: 4) and an integer division per dimension. Bound by memory where one side is
+// contiguous.
 // Numerics: exact.
 // Launched by src/ops/layout/cuda.rs.
 #include "common.cuh"
@@ -36,5 +37,7 @@ __device__ __forceinline__ void copy_strided(const T* x, T* y, const CopyParams&
 }
 
 extern "C" __global__ void copy_strided_f32(const float* x, float* y, CopyParams p) { copy_strided(x, y, p); }
+
+extern "C" __global__ void copy_strided_bf16(const bf16* x, bf16* y, CopyParams p) { copy_strided(x, y, p); }
 
 extern "C" __global__ void copy_strided_f32x4(const float4* x, float4* y, CopyParams p) { copy_strided(x, y, p); }

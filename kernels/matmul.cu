@@ -18,6 +18,7 @@ static_assert(sizeof(MatmulParams) == 16, "keep in step with src/ops/matmul/cuda
 // Row r of the operand holds elements (r, k). kRowMajor: k is contiguous, else r is.
 template <bool kRowMajor>
 struct MatrixOperand {
+  using Element = float;
   static constexpr bool kAlongK = kRowMajor;
   static constexpr const float* scale = nullptr;
   using Row = int;

@@ -151,10 +151,10 @@ struct ChunkShadow {
   __device__ __forceinline__ void store(int64_t i, const Lanes<N>& lanes) const {
     if (!origin) return;
     if (N == 1 || wide) {
-      store_bf16<N>(origin, i, lanes);
+      store_lanes<N>(origin, i, lanes);
     } else {
 #pragma unroll
-      for (int lane = 0; lane < N; lane++) store_bf16<1>(origin, i + lane, Lanes<1>{{lanes.v[lane]}});
+      for (int lane = 0; lane < N; lane++) store_lanes<1>(origin, i + lane, Lanes<1>{{lanes.v[lane]}});
     }
   }
 };

@@ -1,13 +1,13 @@
 // Pad, upsample, filter with a separable FIR filter, downsample.
 //   y[n,oy,ox,c] = sum_{tx} fx[tx] sum_{ty} fy[ty] up(x)[n, oy down + ty - pad_y, ox down + tx - pad_x, c]
 // up(x) puts up - 1 zeros after each pixel; of the taps only those that meet a pixel are visited. fy holds the gain;
-// both filters are in reading order (the host has flipped them).
+// both filters are in reading order (the host has flipped them). x and y are f32 or bf16, as the entry says.
 //
-// Threads: four channels of an output pixel each where C and the addresses allow, else one element; grid-stride.
-// Neighbouring outputs share their inputs through the caches.
-// Cost per output, up = 1: 8 bytes (each input is read taps^2 / down^2 times, from the caches after the first), taps
-// (taps + 1) multiply-adds: 20 for StyleGAN2's four taps. Bound by memory on the large layers.
-// Numerics: f32; columns first, then rows, taps ascending.
+// Threads: 16 bytes of the channels of an output pixel each where C and the addresses allow, else one element;
+// grid-stride. Neighbouring outputs share their inputs through the caches.
+// Cost per output, up = 1: 8 bytes, in bf16 4 (each input is read taps^2 / down^2 times, from the caches after the
+// first), taps (taps + 1) multiply-adds: 20 for StyleGAN2's four taps. Bound by memory on the large layers.
+// Numerics: f32; columns first, then rows, taps ascending. In bf16 rounded once, when stored.
 // Launched by src/ops/upfirdn2d/cuda.rs.
 #include "common.cuh"
 
@@ -32,9 +32,10 @@ __device__ __forceinline__ Meeting first_meeting(int out, int pad, const Upfirdn
   return {tap, (start + tap) / p.up};
 }
 
+template <typename T>
 struct Upfirdn2dPass {
-  const float* x;
-  float* y;
+  const T* x;
+  T* y;
   const float* fy;  // in shared memory: registers cannot be indexed
   const float* fx;
   const Upfirdn2dParams& p;
@@ -51,7 +52,8 @@ struct Upfirdn2dPass {
       Lanes<N> column{};
       for (int ty = my.tap, iy = my.pixel; ty < p.taps; ty += p.up, iy++) {
         if (iy < 0 || iy >= p.in_h) continue;
-        const auto v = read<N>(((int64_t(n) * p.in_h + iy) * p.in_w + ix) * p.channels + c);
+        // Through L1: the neighbours read it again.
+        const auto v = load_lanes<N, ThroughL1>(x, ((int64_t(n) * p.in_h + iy) * p.in_w + ix) * p.channels + c);
 #pragma unroll
         for (int lane = 0; lane < N; lane++) column.v[lane] += fy[ty] * v.v[lane];
       }
@@ -60,20 +62,10 @@ struct Upfirdn2dPass {
     }
     store_lanes<N>(y, i, sum);
   }
-
-  // Through L1, unlike load_lanes: the neighbours read it again.
-  template <int N>
-  __device__ __forceinline__ Lanes<N> read(int64_t at) const {
-    if constexpr (N == 4) {
-      const float4 four = load4(x + at);
-      return {{four.x, four.y, four.z, four.w}};
-    } else {
-      return {{__ldca(x + at)}};
-    }
-  }
 };
 
-extern "C" __global__ void upfirdn2d_f32(const float* x, float* y, Upfirdn2dParams p) {
+template <typename T>
+__device__ __forceinline__ void upfirdn2d(const T* x, T* y, const Upfirdn2dParams& p) {
   dependent_launch();
   SHARED(float, fy, [kMostTaps]);
   SHARED(float, fx, [kMostTaps]);
@@ -85,5 +77,9 @@ extern "C" __global__ void upfirdn2d_f32(const float* x, float* y, Upfirdn2dPara
     }
   }
   __syncthreads();
-  visit_elements(p.count, p.channels % 4 == 0 && all_aligned16(x, y), Upfirdn2dPass{x, y, fy, fx, p});
+  visit_elements<kLanes<T>>(p.count, p.channels % kLanes<T> == 0 && all_aligned16(x, y),
+                            Upfirdn2dPass<T>{x, y, fy, fx, p});
 }
+
+extern "C" __global__ void upfirdn2d_f32(const float* x, float* y, Upfirdn2dParams p) { upfirdn2d(x, y, p); }
+extern "C" __global__ void upfirdn2d_bf16(const bf16* x, bf16* y, Upfirdn2dParams p) { upfirdn2d(x, y, p); }

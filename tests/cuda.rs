@@ -7,11 +7,12 @@ mod common;
 
 use std::collections::BTreeSet;
 
-use cases::{Tolerance, assert_close, families, normal, positive};
+use cases::{InBf16, Tolerance, assert_close, families, normal, positive};
 use common::gpu;
 use common::stylegan2::{self as tiny, BOUND, arrays, weights};
 use common::{assert_near, nhwc};
 use cuda_on_cpu::{orders, with_order};
+use half::bf16;
 use recant::autograd::{Var, mul, sum};
 use recant::device::cuda::{KERNELS, Workspace};
 use recant::device::{CudaDevice, Device, Precision};
@@ -20,7 +21,7 @@ use recant::losses::{path_length, r1_penalty};
 use recant::models::stylegan2::Styles;
 use recant::ops::bias_act::{Activation, Epilogue, bias_act, bias_act_grad};
 use recant::ops::conv2d::{Conv2d, WeightGrad, conv2d, conv2d_act, conv2d_transpose, conv2d_weight_grad, conv2d_weight_grad_squared};
-use recant::ops::elementwise::{Map, Zip, channel_scale, map, saturate, zip};
+use recant::ops::elementwise::{Map, Zip, cast, channel_scale, map, saturate, zip};
 use recant::ops::layout::{concat, pad, permute, slice};
 use recant::ops::matmul::{Read, matmul};
 use recant::ops::optimizer::{Adam, Pull, RepulsionLoss, Resident, Slabs, accumulate_squares, adam_step, ewc, weighted_squared_distance};
@@ -37,21 +38,32 @@ fn all_on(device: &Device, tensors: &[Tensor]) -> Vec<Tensor> {
 /// Runs an op in f64 on the CPU and in f32 on `device`, in every order of threads: close to it, and the same bits in all
 /// orders. The inputs are f32 numbers.
 fn compare(device: &Device, name: &str, inputs: &[Tensor], tolerance: Tolerance, run: &dyn Fn(&[Tensor]) -> Result<Tensor>) {
-    let of = |dtype| inputs.iter().map(|t| t.to_dtype(dtype)).collect::<Vec<_>>();
-    let (exact, inputs) = (of(DType::F64), of(DType::F32));
+    compare_stored(device, name, inputs, InBf16 { activations: 0, output: DType::F32, tolerance }, run);
+}
+
+/// The same with some of the inputs as bf16 on `device`. The inputs are numbers that the types hold.
+fn compare_stored(device: &Device, name: &str, inputs: &[Tensor], of: InBf16, run: &dyn Fn(&[Tensor]) -> Result<Tensor>) {
+    let exact: Vec<Tensor> = inputs.iter().map(|t| t.to_dtype(DType::F64)).collect();
     let want = run(&exact).unwrap_or_else(|e| panic!("{name} on the CPU: {e}"));
     let mut first: Option<Vec<u32>> = None;
     for &order in orders() {
         let got = with_order(order, || {
-            let got = run(&all_on(device, &inputs)).unwrap_or_else(|e| panic!("{name}: {e} {}", cuda_on_cpu::last_error()));
-            assert_eq!(&got.device(), device, "{name}");
+            let mut there = all_on(device, &inputs.iter().map(|t| t.to_dtype(DType::F32)).collect::<Vec<_>>());
+            there[..of.activations].iter_mut().for_each(|t| *t = cast(t, DType::Bf16).unwrap());
+            let got = run(&there).unwrap_or_else(|e| panic!("{name}: {e} {}", cuda_on_cpu::last_error()));
+            assert_eq!((got.device(), got.dtype()), (device.clone(), of.output), "{name}");
             got.to_device(&Device::Cpu).unwrap_or_else(|e| panic!("{name}: {e}"))
         });
         assert_eq!(got.shape(), want.shape(), "{name}");
-        assert_close(&format!("{name} in {order:?} order"), &got.to_f64_vec(), &want.to_f64_vec(), tolerance);
+        assert_close(&format!("{name} in {order:?} order"), &got.to_f64_vec(), &want.to_f64_vec(), of.tolerance);
         let bits: Vec<u32> = got.as_slice::<f32>().iter().map(|v| v.to_bits()).collect();
         assert!(*first.get_or_insert_with(|| bits.clone()) == bits, "{name}: other bits in {order:?} order");
     }
+}
+
+/// The nearest numbers that bf16 holds.
+fn rounded(x: &Tensor) -> Tensor {
+    Tensor::from_vec(x.shape(), x.to_f64_vec().into_iter().map(|v| bf16::from_f64(v).to_f64()).collect::<Vec<_>>())
 }
 
 const EXACT: Tolerance = Tolerance { abs: 0.0, rel: 0.0, reason: "elements are moved, not computed" };
@@ -235,6 +247,67 @@ fn case_lists() {
     assert!(run > 50, "{run} cases were small enough");
 }
 
+/// Every op that takes activations of bf16 is the f32 op, rounded once; every other one says that it does not take them.
+#[test]
+fn case_lists_in_bf16() {
+    const LARGEST: usize = 30_000;
+    let device = gpu::device();
+    let (mut run, mut refused) = (0, 0);
+    for (family, cases) in families() {
+        for case in cases.iter().filter(|c| c.inputs.iter().map(Tensor::len).sum::<usize>() <= LARGEST) {
+            let name = format!("{} in bf16", case.name);
+            let inputs: Vec<Tensor> = case.inputs.iter().map(rounded).collect();
+            if let Some(of) = case.bf16 {
+                compare_stored(&device, &name, &inputs, of, &*case.run);
+                run += 1;
+                continue;
+            }
+            let mut there = all_on(&device, &case.inputs_as(DType::F32));
+            there.iter_mut().for_each(|t| *t = cast(t, DType::Bf16).unwrap());
+            let refusal = (case.run)(&there).map(|_| ()).unwrap_err();
+            assert!(matches!(refusal, Error::Unsupported { .. }) && refusal.to_string().contains("bf16"), "{family}, {name}: {refusal}");
+            refused += 1;
+        }
+    }
+    assert!(run > 50 && refused > 10, "{run} cases were run, {refused} refused");
+}
+
+/// Rounding to nearest, ties to even, as the `half` crate has it; where tensors of bf16 can be.
+#[test]
+fn casts() {
+    let device = gpu::device();
+    let bits = |t: &Tensor| t.to_vec::<f32>().into_iter().map(f32::to_bits).collect::<Vec<_>>();
+    let special = [0.0, -0.0, 1.0, 1.00390625, 1.01171875, 3.4e38, f32::MAX, f32::INFINITY, f32::NEG_INFINITY, 1e-40, -1e-45, 2.0_f32.powi(-134), f32::NAN];
+    let values: Vec<f32> = special.into_iter().chain(normal(1, &[1000]).to_f64_vec().into_iter().map(|v| v as f32)).collect();
+    let there = Tensor::from_slice(&[values.len()], &values).to_device(&device).unwrap();
+    for first in [0, 1] {
+        let part = there.segment(first, &[values.len() - first]).unwrap();
+        let got = cast(&part, DType::Bf16).unwrap();
+        assert_eq!((got.dtype(), got.device(), got.dtype().size()), (DType::Bf16, device.clone(), 2));
+        for (got, v) in got.to_vec::<f32>().into_iter().zip(&values[first..]) {
+            assert!(got.to_bits() == bf16::from_f32(*v).to_f32().to_bits() || (got.is_nan() && v.is_nan()), "{v} became {got}");
+        }
+        // Views begin at any element, and every value of bf16 is one of f32.
+        let view = got.segment(3, &[7, 5]).unwrap().rows(1, 6).unwrap();
+        let wide = cast(&view, DType::F32).unwrap();
+        assert_eq!((wide.dtype(), bits(&wide)), (DType::F32, bits(&view)));
+        let mut copy = view.deep_clone().unwrap();
+        assert_eq!((copy.dtype(), bits(&copy)), (DType::Bf16, bits(&view)));
+        copy.assign(&cast(&wide, DType::Bf16).unwrap()).unwrap();
+        assert_eq!(bits(&copy), bits(&view));
+        assert!(copy.assign(&wide).is_err());
+    }
+    let threes = Tensor::full_on(&[3, 1], 3.0, DType::Bf16, &device).unwrap();
+    assert_eq!((threes.dtype(), threes.to_vec::<f32>()), (DType::Bf16, vec![3.0; 3]));
+    // Nowhere else, and not beside f32.
+    let here = Tensor::zeros(&[3, 1], DType::F32);
+    for refused in [cast(&here, DType::Bf16), cast(&here, DType::F64), Tensor::full_on(&[1], 0.0, DType::Bf16, &Device::Cpu), Tensor::full_on(&[1], 0.0, DType::F64, &device)] {
+        assert!(matches!(&refused, Err(e @ Error::Unsupported { .. }) if !e.to_string().contains('\n')), "{refused:?}");
+    }
+    let mixed = zip(&threes, &here.to_device(&device).unwrap(), Zip::Add).unwrap_err().to_string();
+    assert!(mixed.contains("Bf16 and F32"), "{mixed}");
+}
+
 #[test]
 fn tensors_of_two_places_do_not_mix() {
     let device = gpu::device();
@@ -402,7 +475,13 @@ impl Layer {
 
     /// All results behind each other.
     fn run(&self, t: &[Tensor]) -> Result<Tensor> {
-        let (x, w, g, a, b) = (&t[0], &t[1], &t[2], Some(&t[3]), Some(&t[4]));
+        self.run_stored(t, DType::F32)
+    }
+
+    /// The same with activations of that type on a GPU.
+    fn run_stored(&self, t: &[Tensor], activations: DType) -> Result<Tensor> {
+        let stored = |t: &Tensor| if t.device() == Device::Cpu { Ok(t.clone()) } else { cast(t, activations) };
+        let (x, w, g, a, b) = (&stored(&t[0])?, &t[1], &stored(&t[2])?, Some(&t[3]), Some(&t[4]));
         let then = Epilogue { bias: Some(&t[5]), noise: Some((&t[6], &t[7])), act: Activation { slope: 0.25, gain: 2.0 } };
         let all = [
             conv2d(x, w, a, None, self.spec)?,
@@ -410,7 +489,7 @@ impl Layer {
             conv2d_transpose(g, w, b, a, self.spec, self.size)?,
             conv2d_weight_grad(x, g, a, b, self.spec, [self.kernel; 2])?,
         ];
-        let flat = all.iter().map(|t| t.reshape(&[t.len()])).collect::<Result<Vec<_>>>()?;
+        let flat = all.iter().map(|t| cast(t, t.dtype().accumulator())?.reshape(&[t.len()])).collect::<Result<Vec<_>>>()?;
         concat(&flat.iter().collect::<Vec<_>>(), 0)
     }
 }
@@ -423,8 +502,10 @@ fn convolutions_on_hopper() {
     let layers = [layer(3, [9, 7], [72, 80], 3, 1, 1), layer(7, [13, 13], [64, 248], 1, 2, 0), layer(3, [16, 17], [248, 72], 2, 2, 0)];
     let hopper = gpu::cuda_with(Precision::Bf16);
     let device = Device::Cuda(hopper.clone());
+    let once = Tolerance { rel: 1.0 / 256.0, reason: "whole sums, rounded once to eight bits", ..WHOLE };
     for layer in &layers {
         compare(&device, &format!("{:?} channels on Hopper", layer.channels), &layer.inputs(), WHOLE, &|t| layer.run(t));
+        compare(&device, &format!("{:?} channels in bf16 on Hopper", layer.channels), &layer.inputs(), once, &|t| layer.run_stored(t, DType::Bf16));
     }
     let inputs = all_on(&device, &layers[0].inputs().iter().map(|t| t.to_dtype(DType::F32)).collect::<Vec<_>>());
     let (workspace, work) = (Workspace::default(), || layers[0].run(&inputs));
@@ -434,10 +515,23 @@ fn convolutions_on_hopper() {
     assert_eq!(recorded.to_vec::<f32>(), queued);
     let ampere = gpu::cuda_of((8, 0), Precision::Bf16);
     compare(&Device::Cuda(ampere.clone()), "on Ampere", &layers[0].inputs(), WHOLE, &|t| layers[0].run(t));
+    compare(&Device::Cuda(ampere.clone()), "in bf16 on Ampere", &layers[0].inputs(), once, &|t| layers[0].run_stored(t, DType::Bf16));
     if cuda_on_cpu::is_emulated() {
         let launches = |gpu: &CudaDevice| gpu.launches().into_iter().filter(|(name, n)| name.contains("sm90") && *n > 0).count();
-        assert_eq!((launches(&hopper), launches(&ampere)), (6, 0));
+        assert_eq!((launches(&hopper), launches(&ampere)), (10, 0));
     }
+}
+
+/// TMA reads bf16 where it lies, but not at any element.
+#[test]
+fn bf16_at_any_element_on_hopper() {
+    let device = Device::Cuda(gpu::cuda_with(Precision::Bf16));
+    let layer = Layer { n: 4, size: [8, 8], channels: [64, 72], kernel: 3, spec: Conv2d::square(1, 1) };
+    let on: Vec<Tensor> = all_on(&device, &layer.inputs().iter().map(|t| t.to_dtype(DType::F32)).collect::<Vec<_>>());
+    let of = |x: &Tensor| conv2d(x, &on[1], None, None, layer.spec).unwrap().to_vec::<f32>();
+    let x = cast(&on[0], DType::Bf16).unwrap();
+    let behind_three = concat(&[&x.reshape(&[x.len()]).unwrap().segment(0, &[3]).unwrap(), &x.reshape(&[x.len()]).unwrap()], 0).unwrap();
+    assert!(of(&behind_three.segment(3, x.shape()).unwrap()) == of(&x));
 }
 
 /// A weight that convolutions on Hopper have read once comes with every optimiser step in bf16, from where its slab's
@@ -453,20 +547,20 @@ fn the_optimiser_leaves_weights_in_bf16() {
     let total = offsets[3] + 3;
     let grads: Vec<Tensor> = shapes.iter().zip(0..).map(|(s, i)| on(normal(10 + i, s))).collect();
     let (mut params, mut v) = (on(normal(1, &[total])), on(positive(2, &[total])));
-    let (x, g) = (on(normal(3, &[4, 8, 8, 64])), on(normal(4, &[4, 8, 8, 72])));
+    let [x, g] = [normal(3, &[4, 8, 8, 64]), normal(4, &[4, 8, 8, 72])].map(|t| cast(&on(t), DType::Bf16).unwrap());
     let spec = Conv2d::square(1, 1);
     let products = |w: &Tensor| {
         let (y, z) = (conv2d(&x, w, None, None, spec).unwrap(), conv2d_transpose(&g, w, None, None, spec, [8, 8]).unwrap());
         [y, z].map(|t| t.to_vec::<f32>())
     };
-    let packs = || gpu.launches()["conv2d_pack_bf16"];
+    let casts = || gpu.launches()["cast_bf16"];
     let (adam, mut resident) = (Adam { lr: 0.01, beta1: 0.0, beta2: 0.99, eps: 1e-8 }, Resident::default());
     // Copies of weights that this round must make: none after a step, since the first round has asked for them.
     let round = |params: &Tensor, copies: u64| {
         let w = params.segment(offsets[2], shapes[2]).unwrap();
-        let before = packs();
+        let before = casts();
         let got = products(&w);
-        assert!(!cuda_on_cpu::is_emulated() || packs() - before == 2 + copies, "{} copies, {copies} of weights", packs() - before);
+        assert_eq!(casts() - before, copies, "activations of bf16 are read where they lie");
         assert!(got == products(&w.deep_clone().unwrap()), "other bits with {copies} copies of weights");
     };
     round(&params, 2);
@@ -483,13 +577,16 @@ fn the_optimiser_leaves_weights_in_bf16() {
 #[test]
 fn squared_weight_gradients() {
     let scale = |stream: u64, shape: &[usize]| Some(positive(stream, shape).to_dtype(DType::F32));
-    for (groups, rest) in [(1, true), (2, false), (4, true)] {
-        let (x, g) = (normal(1, &[4, 6, 5, 7]), normal(2, &[4, 3, 3, 66]));
+    for (groups, rest, stored) in [(1, true, DType::F32), (2, false, DType::F32), (4, true, DType::F32), (2, true, DType::Bf16)] {
+        let [x, g] = [normal(1, &[4, 6, 5, 7]), normal(2, &[4, 3, 3, 66])].map(|t| rounded(&t));
+        // Of bf16 without scales: their products would be rounded.
+        let scale = |stream: u64, shape: &[usize]| scale(stream, shape).filter(|_| stored == DType::F32);
         let of = WeightGrad { x, g, a: scale(3, &[4, 7]), b: scale(4, &[4, 66]), spec: Conv2d::square(2, 1), kernel: [3, 3] };
         let len = 66 * 9 * 7;
         let run = |device: &Device| {
             let on = |t: &Tensor| t.to_dtype(DType::F32).to_device(device).unwrap();
-            let of = WeightGrad { x: on(&of.x), g: on(&of.g), a: of.a.as_ref().map(on), b: of.b.as_ref().map(on), ..of.clone() };
+            let activation = |t: &Tensor| if *device == Device::Cpu { on(t) } else { cast(&on(t), stored).unwrap() };
+            let of = WeightGrad { x: activation(&of.x), g: activation(&of.g), a: of.a.as_ref().map(on), b: of.b.as_ref().map(on), ..of.clone() };
             let rest = rest.then(|| on(&normal(5, &[groups, len])));
             let mut slab = on(&normal(6, &[len + 8])).deep_clone().unwrap();
             conv2d_weight_grad_squared(&of, groups, rest.as_ref(), 0.25, &mut slab, 5).unwrap_or_else(|e| panic!("{e} {}", cuda_on_cpu::last_error()));
@@ -497,7 +594,7 @@ fn squared_weight_gradients() {
         };
         // A sum of up to 36 products of about one, with an error of 1e-5, is squared: values up to 400.
         let tolerance = Tolerance { abs: 2e-4, rel: 1e-5, reason: "squares of sums in another order" };
-        assert_close(&format!("{groups} groups"), &run(&gpu::device()), &run(&Device::Cpu), tolerance);
+        assert_close(&format!("{groups} groups of {stored:?}"), &run(&gpu::device()), &run(&Device::Cpu), tolerance);
     }
 }
 

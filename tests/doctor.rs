@@ -6,25 +6,29 @@ mod common;
 use std::collections::BTreeSet;
 
 use common::gpu;
-use recant::cli::probes::{Size, probes};
+use recant::cli::probes::{Products, Size, probes};
 use recant::device::cuda::KERNELS;
 use recant::device::{Device, Precision};
 use recant::device::peak::{Effort, copy_bandwidth, fma_rate, median, mma_rate};
 
 /// Kernels that ops choose for a hundred tiles of 128 x 128 and more.
-const LARGE_TILES: [&str; 12] = [
+const LARGE_TILES: [&str; 16] = [
     "conv2d_act_tf32",
     "conv2d_act_tf32x3",
     "conv2d_act_bf16",
+    "conv2d_act_stored_bf16",
     "conv2d_tf32",
     "conv2d_tf32x3",
     "conv2d_bf16",
+    "conv2d_stored_bf16",
     "conv2d_transpose_tf32",
     "conv2d_transpose_tf32x3",
     "conv2d_transpose_bf16",
+    "conv2d_transpose_stored_bf16",
     "conv2d_weight_grad_tf32",
     "conv2d_weight_grad_tf32x3",
     "conv2d_weight_grad_bf16",
+    "conv2d_weight_grad_stored_bf16",
 ];
 
 /// Small enough for the emulator.
@@ -36,7 +40,7 @@ fn every_kernel_is_checked_against_the_cpu() {
     for precision in [Precision::F32, Precision::Tf32x3, Precision::Tf32, Precision::Bf16] {
         let gpu = gpu::cuda_with(precision);
         let device = Device::Cuda(gpu.clone());
-        for probe in probes().iter().filter(|p| p.convolves || precision == Precision::F32) {
+        for probe in probes().iter().filter(|p| p.products == Products::Device || precision == Precision::F32) {
             let error = probe.error(&device).unwrap_or_else(|e| panic!("{}: {e} {}", probe.name, cuda_on_cpu::last_error()));
             assert!(error <= probe.allowed(&device), "{} in {precision:?}: {error}", probe.name);
             assert!(probe.bytes > 0.0 && probe.floor(1e12, 1e12) > 0.0, "{} has no floor", probe.name);

@@ -21,6 +21,8 @@ struct Rule {
     stem: &'static str,
     /// Each of its kernels whose name contains one of these.
     named: &'static [&'static str],
+    /// And none of these.
+    but: &'static [&'static str],
     /// For one target alone; else for all.
     target: Option<&'static str>,
     /// An instruction and the modifiers that it has among others.
@@ -32,18 +34,27 @@ const STORE: &[&str] = &["STG", "128"];
 /// cp.async.
 const COPY: &[&str] = &["LDGSTS", "128"];
 
+/// ldmatrix, transposed.
+const TRANSPOSED: &[&str] = &["LDSM", "MT88"];
+
 const RULES: &[Rule] = &[
     // Operands by cp.async, their scales by loads.
-    Rule { stem: "conv2d", named: &["_tf32", "_bf16"], target: None, holds: &[&["HMMA"], COPY, LOAD] },
-    Rule { stem: "conv2d_sm90", named: &["_sm90_"], target: Some("sm_90a"), holds: &[&["HGMMA"], &["UTMALDG"]] },
-    Rule { stem: "conv2d_sm90", named: &["conv2d_pack_"], target: None, holds: &[LOAD] },
-    Rule { stem: "optimizer", named: &["adam_", "accumulate_squares_"], target: None, holds: &[LOAD, STORE] },
-    Rule { stem: "ewc", named: &["ewc_penalty_grad_"], target: None, holds: &[LOAD, STORE] },
-    Rule { stem: "repulsion", named: &["repulsion_norm_"], target: None, holds: &[LOAD] },
-    Rule { stem: "bias_act", named: &["bias_act_"], target: None, holds: &[LOAD, STORE] },
-    Rule { stem: "feature_stats", named: &["feature_products_f64"], target: None, holds: &[&["DMMA"], COPY] },
-    Rule { stem: "feature_stats", named: &["feature_products_f32x2"], target: None, holds: &[COPY] },
-    Rule { stem: "peak", named: &["mma_peak_"], target: None, holds: &[&["HMMA"]] },
+    Rule { stem: "conv2d", named: &["_tf32", "_bf16"], but: &["_narrow_", "_add_parts_"], target: None, holds: &[&["HMMA"], COPY, LOAD] },
+    // What is bf16 in shared memory is never taken apart.
+    Rule { stem: "conv2d", named: &["_stored_bf16"], but: &["_narrow_"], target: None, holds: &[&["LDSM"]] },
+    Rule { stem: "conv2d", named: &["transpose_stored_", "transpose_small_stored_", "weight_grad_stored_", "weight_grad_small_stored_"], but: &[], target: None, holds: &[TRANSPOSED] },
+    Rule { stem: "conv2d_sm90", named: &["_sm90_"], but: &[], target: Some("sm_90a"), holds: &[&["HGMMA"], &["UTMALDG"]] },
+    Rule { stem: "optimizer", named: &["adam_", "accumulate_squares_"], but: &[], target: None, holds: &[LOAD, STORE] },
+    Rule { stem: "ewc", named: &["ewc_penalty_grad_"], but: &[], target: None, holds: &[LOAD, STORE] },
+    Rule { stem: "repulsion", named: &["repulsion_norm_"], but: &[], target: None, holds: &[LOAD] },
+    Rule { stem: "bias_act", named: &["bias_act_"], but: &[], target: None, holds: &[LOAD, STORE] },
+    Rule { stem: "elementwise", named: &["cast_", "map_", "zip_", "channel_scale_"], but: &[], target: None, holds: &[LOAD, STORE] },
+    Rule { stem: "upfirdn2d", named: &["upfirdn2d_"], but: &[], target: None, holds: &[LOAD, STORE] },
+    Rule { stem: "layout", named: &["_f32x4"], but: &[], target: None, holds: &[LOAD, STORE] },
+    Rule { stem: "reduce", named: &["_bf16x8"], but: &[], target: None, holds: &[LOAD] },
+    Rule { stem: "feature_stats", named: &["feature_products_f64"], but: &[], target: None, holds: &[&["DMMA"], COPY] },
+    Rule { stem: "feature_stats", named: &["feature_products_f32x2"], but: &[], target: None, holds: &[COPY] },
+    Rule { stem: "peak", named: &["mma_peak_"], but: &[], target: None, holds: &[&["HMMA"]] },
 ];
 
 /// The target for which kernels overlap (`dependent_launch` in kernels/common.cuh).
@@ -191,7 +202,7 @@ fn hot_kernels_hold_the_instructions_they_were_written_for() {
             }
             let ruled: Vec<_> = functions
                 .iter()
-                .filter(|f| rule.named.iter().any(|part| f.name.contains(part)) && rule.target.is_none_or(|target| target == f.target))
+                .filter(|f| rule.named.iter().any(|part| f.name.contains(part)) && !rule.but.iter().any(|part| f.name.contains(part)) && rule.target.is_none_or(|target| target == f.target))
                 .collect();
             assert!(!ruled.is_empty(), "no kernel of {stem}.cu is named {:?}", rule.named);
             for (function, words) in ruled.iter().flat_map(|f| rule.holds.iter().map(move |words| (f, words))) {

@@ -85,6 +85,9 @@ fn backward(outputs: &[&Var], seeds: &[Var], targets: &[&Var], order: Order, mut
             if gradient.shape() != input.shape() {
                 return Err(Error::shape(history.rule.op(), format!("rule made gradient {:?} for input {:?}", gradient.shape(), input.shape())));
             }
+            if gradient.dtype() != input.dtype() {
+                return Err(Error::shape(history.rule.op(), format!("rule made a gradient of {:?} for an input of {:?}", gradient.dtype(), input.dtype())));
+            }
             accumulate(&mut pending, input, gradient)?;
         }
     }

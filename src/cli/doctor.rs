@@ -7,7 +7,7 @@ use clap::Args;
 use super::Global;
 use super::machine::{Machine, Number, Report, in_precision, number_table};
 use super::output::{Progress, summary, table};
-use super::probes::{Probe, Size, probes};
+use super::probes::{Probe, Products, Size, probes};
 use super::run_folder::stop_if_interrupted;
 use crate::device::peak::{self, Effort};
 use crate::device::{CudaDevice, Device, Precision};
@@ -40,7 +40,8 @@ impl Limits {
     /// Operations per second that a probe's products can have on a device: bf16's is twice TF32's.
     fn rate(&self, probe: &Probe, device: &Device) -> f64 {
         match device {
-            Device::Cuda(gpu) if probe.convolves => match gpu.precision() {
+            Device::Cuda(_) if probe.products == Products::Bf16 => self.mma,
+            Device::Cuda(gpu) if probe.products == Products::Device => match gpu.precision() {
                 Precision::F32 => self.fma,
                 Precision::Tf32 => self.mma / 2.0,
                 Precision::Tf32x3 => self.mma / 6.0,
@@ -61,13 +62,17 @@ impl Limits {
 
 /// Probes with the devices to run them on: the first one, and for convolutions the other precisions too.
 pub(super) fn in_every_precision<'a>(probes: &'a [Probe], devices: &'a [Device]) -> impl Iterator<Item = (&'a Probe, &'a Device)> {
-    probes.iter().flat_map(move |probe| devices[..if probe.convolves { devices.len() } else { 1 }].iter().map(move |device| (probe, device)))
+    probes.iter().flat_map(move |probe| devices[..if probe.products == Products::Device { devices.len() } else { 1 }].iter().map(move |device| (probe, device)))
+}
+
+/// A probe's name, with the device's precision where that matters.
+fn label(probe: &Probe, device: &Device) -> String {
+    if probe.products == Products::Device { in_precision(probe.name, device) } else { probe.name.into() }
 }
 
 /// A probe's time on a device, with its floor there.
 pub(super) fn timed(probe: &Probe, device: &Device, limits: Option<Limits>, repeats: usize) -> Result<Number> {
-    let name = if probe.convolves { in_precision(probe.name, device) } else { probe.name.into() };
-    let time = Number::new(name, probe.seconds(Size::Large, device, repeats)? * 1e6, "us");
+    let time = Number::new(label(probe, device), probe.seconds(Size::Large, device, repeats)? * 1e6, "us");
     Ok(match limits {
         Some(l) => time.at_least(probe.floor(l.bandwidth, l.rate(probe, device)) * 1e6),
         None => time,
@@ -102,7 +107,7 @@ impl Doctor {
         let (mut checks, mut wrong) = (Vec::new(), Vec::new());
         for (i, (probe, device)) in each.iter().enumerate() {
             stop_if_interrupted()?;
-            let name = in_precision(probe.name, device);
+            let name = label(probe, device);
             let (error, allowed) = (probe.error(device)?, probe.allowed(device));
             if error > allowed {
                 wrong.push(name.clone());

@@ -10,7 +10,7 @@ use crate::metrics::FeatureStats;
 use crate::nn::{AdamState, Init, Layout, ParamSlab};
 use crate::ops::bias_act::{Activation, Epilogue, bias_act, bias_act_grad};
 use crate::ops::conv2d::{Conv2d, WeightGrad, conv2d, conv2d_act, conv2d_transpose, conv2d_weight_grad, conv2d_weight_grad_squared};
-use crate::ops::elementwise::{Map, Zip, channel_scale, map, zip};
+use crate::ops::elementwise::{Map, Zip, cast, channel_scale, map, zip};
 use crate::ops::layout::{concat, permute};
 use crate::ops::matmul::{Read, matmul};
 use crate::ops::pool2d::{Divisor, Window, avg_pool2d, avg_pool2d_transpose, gather_taps, max_pool2d, max_pool2d_taps, scatter_taps};
@@ -53,15 +53,27 @@ pub struct Probe {
     pub flops: f64,
     /// How far the GPU may be from the CPU, relative, in the L2 norm.
     pub tolerance: f64,
-    /// Whether its products are as precise as the device's convolutions.
-    pub convolves: bool,
+    pub products: Products,
     /// Whether it can be timed: some calls read their result, which a recorded graph cannot.
     pub timed: bool,
     prepare: Prepare,
 }
 
+/// What an op multiplies, and with what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Products {
+    /// f32, if anything.
+    F32,
+    /// As the device's convolutions do.
+    Device,
+    /// bf16 on tensor cores.
+    Bf16,
+}
+
 /// Where numbers are moved, drawn as integers, or rounded once or twice.
 const EXACT: f64 = 1e-6;
+/// A few roundings to 2^-8, which do not all have one sign.
+const BF16: f64 = 8e-3;
 /// Functions of two mathematical libraries; sums in another order.
 const ROUNDING: f64 = 1e-5;
 
@@ -73,18 +85,46 @@ impl Probe {
             let inputs = shapes(size).iter().zip(0..).map(|(s, i)| Random::new(seed, i).normal(s).to_device(device)).collect::<Result<Vec<_>>>()?;
             Ok(Box::new(move || run(&inputs)))
         };
-        Probe { name, bytes: 4.0 * elements as f64, flops, tolerance: ROUNDING, convolves: false, timed: true, prepare: Box::new(prepare) }
+        Probe { name, bytes: 4.0 * elements as f64, flops, tolerance: ROUNDING, products: Products::F32, timed: true, prepare: Box::new(prepare) }
+    }
+
+    /// The same with bf16 in place of f32 on a GPU.
+    fn stored(name: &'static str, activations: usize, dtype: DType, shapes: fn(Size) -> Vec<Vec<usize>>, run: fn(&[Tensor]) -> Result<Tensor>, output: usize, flops: f64) -> Probe {
+        let bytes = |(i, shape): (usize, &Vec<usize>)| shape.iter().product::<usize>() * if i < activations { DType::Bf16 } else { DType::F32 }.size();
+        let moved = shapes(Size::Large).iter().enumerate().map(bytes).sum::<usize>() + output * dtype.size();
+        let prepare = move |size: Size, device: &Device, seed: u64| -> Result<Call> {
+            let input = |(i, shape): (usize, &Vec<usize>)| {
+                let input = Random::new(seed, i as u64).normal(shape).to_device(device)?;
+                if i < activations && *device != Device::Cpu { cast(&input, DType::Bf16) } else { Ok(input) }
+            };
+            let inputs = shapes(size).iter().enumerate().map(input).collect::<Result<Vec<_>>>()?;
+            Ok(Box::new(move || run(&inputs)))
+        };
+        Probe { name, bytes: moved as f64, flops, tolerance: BF16, products: Products::F32, timed: true, prepare: Box::new(prepare) }
     }
 
     /// A pass over a parameter slab that moves so many f32 per parameter.
     fn pass(name: &'static str, streams: usize, prepare: impl Fn(SlabInputs) -> Call + 'static) -> Probe {
         let prepare = move |size: Size, device: &Device, seed: u64| Ok(prepare(SlabInputs::new(size, device, seed)?));
         let bytes = (4 * streams * layout(Size::Large).len()) as f64;
-        Probe { name, bytes, flops: 0.0, tolerance: ROUNDING, convolves: false, timed: true, prepare: Box::new(prepare) }
+        Probe { name, bytes, flops: 0.0, tolerance: ROUNDING, products: Products::F32, timed: true, prepare: Box::new(prepare) }
     }
 
-    fn convolution(self) -> Probe {
-        Probe { convolves: true, ..self }
+    /// A function of tensors, the first of which, so many, are activations: of f32, and of bf16 with an output of that type.
+    fn both(
+        names: [&'static str; 2],
+        activations: usize,
+        dtype: DType,
+        shapes: fn(Size) -> Vec<Vec<usize>>,
+        run: fn(&[Tensor]) -> Result<Tensor>,
+        output: usize,
+        flops: f64,
+    ) -> [Probe; 2] {
+        [Probe::function(names[0], shapes, run, output, flops), Probe::stored(names[1], activations, dtype, shapes, run, output, flops)]
+    }
+
+    fn multiplies(self, products: Products) -> Probe {
+        Probe { products, ..self }
     }
 
     fn exact(self) -> Probe {
@@ -99,11 +139,11 @@ impl Probe {
     pub fn allowed(&self, device: &Device) -> f64 {
         let Device::Cuda(gpu) = device else { return self.tolerance };
         match gpu.precision() {
-            _ if !self.convolves => self.tolerance,
+            _ if self.products != Products::Device => self.tolerance,
             Precision::F32 | Precision::Tf32x3 => self.tolerance,
             // Two roundings to 2^-11 (2^-8) per product, which do not all have one sign.
             Precision::Tf32 => 1e-3,
-            Precision::Bf16 => 8e-3,
+            Precision::Bf16 => BF16,
         }
     }
 
@@ -246,7 +286,7 @@ pub fn probes() -> Vec<Probe> {
 /// `large`: elements of the activations at the large size.
 fn elementwise(large: usize) -> Vec<Probe> {
     fn x(size: Size) -> Vec<usize> {
-        size.pick(vec![2, 5, 3, 12], vec![16, 32, 32, 512])
+        size.pick(vec![2, 5, 3, 16], vec![16, 32, 32, 512])
     }
     fn channels(size: Size) -> usize {
         x(size)[3]
@@ -260,41 +300,80 @@ fn elementwise(large: usize) -> Vec<Probe> {
         bytes: 4.0 * (1 << 23) as f64,
         flops: 0.0,
         tolerance: ROUNDING,
-        convolves: false,
+        products: Products::F32,
         timed: true,
         prepare: Box::new(move |size, device, seed| Ok(random(size, device, seed, draw))),
     };
-    let blur = |name, up: usize, down: usize, outputs: usize| {
-        let prepare = move |size: Size, device: &Device, seed: u64| -> Result<Call> {
-            let x = Random::new(seed, 0).normal(&x(size)).to_device(device)?;
-            let pad = if up == 2 { [2, 1] } else { [1, 1] };
-            let spec = Upfirdn2d::new(&RESAMPLE_TAPS, up, down, pad, 1.0);
-            Ok(Box::new(move || upfirdn2d(&x, &spec)))
-        };
-        Probe { name, bytes: 4.0 * (large + outputs) as f64, flops: 0.0, tolerance: ROUNDING, convolves: false, timed: true, prepare: Box::new(prepare) }
-    };
-    vec![
-        Probe::function(
-            "bias, noise and leaky ReLU",
+    // What is moved, or rounded once as the CPU rounds.
+    let exact = |[f32, bf16]: [Probe; 2]| [f32.exact(), bf16];
+    fn blur(x: &Tensor, up: usize, down: usize) -> Result<Tensor> {
+        let pad = if up == 2 { [2, 1] } else { [1, 1] };
+        upfirdn2d(x, &Upfirdn2d::new(&RESAMPLE_TAPS, up, down, pad, 1.0))
+    }
+    fn few(size: Size) -> Vec<usize> {
+        size.pick(vec![2, 9, 7, 3], vec![16, 256, 256, 3])
+    }
+    fn over_pixels(x: &Tensor) -> Result<Tensor> {
+        sum_to(x, &[x.dim(0), 1, 1, x.dim(3)])
+    }
+    const BF: DType = DType::Bf16;
+    let pairs = [
+        Probe::both(
+            ["bias, noise and leaky ReLU", "bias, noise and leaky ReLU, bf16"],
+            1,
+            BF,
             |s| vec![x(s), vec![channels(s)], [&x(s)[..3], &[1]].concat(), vec![1]],
             |t| bias_act(&t[0], Some(&t[1]), Some((&t[2], &t[3])), Activation::LEAKY_RELU),
             large,
             0.0,
         ),
-        Probe::function("leaky ReLU gradient", |s| vec![x(s), x(s)], |t| bias_act_grad(&t[0], &t[1], Activation::LEAKY_RELU), large, 0.0),
-        Probe::function("softplus", |s| vec![x(s)], |t| map(&t[0], Map::Softplus), large, 0.0),
-        Probe::function("sum of two", |s| vec![x(s), x(s)], |t| zip(&t[0], &t[1], Zip::Add), large, 0.0).exact(),
-        Probe::function("channel scale", |s| vec![x(s), vec![x(s)[0], channels(s)]], |t| channel_scale(&t[0], &t[1]), large, 0.0).exact(),
-        Probe::function("permute to NCHW", |s| vec![x(s)], |t| permute(&t[0], &[0, 3, 1, 2]), large, 0.0).exact(),
-        Probe::function("concatenate channels", |s| vec![x(s), x(s)], |t| concat(&[&t[0], &t[1]], 3), 2 * large, 0.0).exact(),
-        Probe::function("sum over pixels", |s| vec![x(s)], |t| sum_to(&t[0], &[t[0].dim(0), 1, 1, t[0].dim(3)]), 0, 0.0),
-        Probe::function("channel dot", |s| vec![x(s), x(s)], |t| channel_dot(&t[0], &t[1]), 0, 0.0),
-        blur("upsample and filter", 2, 1, 4 * large),
-        blur("filter", 1, 1, large),
-        blur("filter and downsample", 1, 2, large / 4),
+        Probe::both(
+            ["leaky ReLU gradient", "leaky ReLU gradient, bf16"],
+            2,
+            BF,
+            |s| vec![x(s), x(s)],
+            |t| bias_act_grad(&t[0], &t[1], Activation::LEAKY_RELU),
+            large,
+            0.0,
+        ),
+        Probe::both(["softplus", "softplus, bf16"], 1, BF, |s| vec![x(s)], |t| map(&t[0], Map::Softplus), large, 0.0),
+        exact(Probe::both(["sum of two", "sum of two, bf16"], 2, BF, |s| vec![x(s), x(s)], |t| zip(&t[0], &t[1], Zip::Add), large, 0.0)),
+        exact(Probe::both(
+            ["channel scale", "channel scale, bf16"],
+            1,
+            BF,
+            |s| vec![x(s), vec![x(s)[0], channels(s)]],
+            |t| channel_scale(&t[0], &t[1]),
+            large,
+            0.0,
+        )),
+        exact(Probe::both(["permute to NCHW", "permute to NCHW, bf16"], 1, BF, |s| vec![x(s)], |t| permute(&t[0], &[0, 3, 1, 2]), large, 0.0)),
+        exact(Probe::both(
+            ["concatenate channels", "concatenate channels, bf16"],
+            2,
+            BF,
+            |s| vec![x(s), x(s)],
+            |t| concat(&[&t[0], &t[1]], 3),
+            2 * large,
+            0.0,
+        )),
+        Probe::both(["sum over pixels", "sum over pixels, bf16"], 1, DType::F32, |s| vec![x(s)], |t| over_pixels(&t[0]), 0, 0.0),
+        Probe::both(["sum over pixels of an image", "sum over pixels of an image, bf16"], 1, DType::F32, |s| vec![few(s)], |t| over_pixels(&t[0]), 0, 0.0),
+        Probe::both(["channel dot", "channel dot, bf16"], 2, DType::F32, |s| vec![x(s), x(s)], |t| channel_dot(&t[0], &t[1]), 0, 0.0),
+        Probe::both(["channel dot of images", "channel dot of images, bf16"], 2, DType::F32, |s| vec![few(s), few(s)], |t| channel_dot(&t[0], &t[1]), 0, 0.0),
+        Probe::both(["upsample and filter", "upsample and filter, bf16"], 1, BF, |s| vec![x(s)], |t| blur(&t[0], 2, 1), 4 * large, 0.0),
+        Probe::both(["filter", "filter, bf16"], 1, BF, |s| vec![x(s)], |t| blur(&t[0], 1, 1), large, 0.0),
+        Probe::both(["filter and downsample", "filter and downsample, bf16"], 1, BF, |s| vec![x(s)], |t| blur(&t[0], 1, 2), large / 4, 0.0),
+    ];
+    let mut all: Vec<Probe> = pairs.into_iter().flatten().collect();
+    all.extend([
+        Probe::stored("f32 of bf16", 1, DType::F32, |s| vec![x(s)], |t| cast(&t[0], DType::F32), large, 0.0),
+        // From f32 to bf16 on a GPU alone; the CPU's result is what is rounded.
+        Probe::stored("bf16 of f32", 0, BF, |s| vec![x(s)], |t| if t[0].device() == Device::Cpu { Ok(t[0].clone()) } else { cast(&t[0], BF) }, large, 0.0),
         drawn("uniform numbers", |rng, shape, device| rng.uniform_on(shape, device)),
         drawn("normal numbers", |rng, shape, device| rng.normal_on(shape, device)),
-    ]
+    ]);
+    all
 }
 
 fn convolutions(n: usize) -> Vec<Probe> {
@@ -302,24 +381,30 @@ fn convolutions(n: usize) -> Vec<Probe> {
     const UP: Conv2d = Conv2d::square(2, 0);
     let (hw, wide) = (32, 512);
     let activations = n * hw * hw * wide;
-    vec![
-        Probe::function(
-            "conv2d 3x3, scaled",
+    let products = |[f32, bf16]: [Probe; 2]| [f32.multiplies(Products::Device), bf16.multiplies(Products::Bf16)];
+    let pairs = [
+        products(Probe::both(
+            ["conv2d 3x3, scaled", "conv2d 3x3, scaled, bf16"],
+            1,
+            DType::Bf16,
             |s| s.pick(vec![vec![2, 6, 5, 9], vec![70, 3, 3, 9], vec![2, 9], vec![2, 70]], vec![vec![16, 32, 32, 512], vec![512, 3, 3, 512], vec![16, 512], vec![16, 512]]),
             |t| conv2d(&t[0], &t[1], Some(&t[2]), Some(&t[3]), SAME),
             activations,
             conv_flops(n, hw, wide, 3, wide),
-        )
-        .convolution(),
-        Probe::function(
-            "conv2d 1x1 to RGB",
+        )),
+        Probe::both(
+            ["conv2d 1x1 to RGB", "conv2d 1x1 to RGB, bf16"],
+            1,
+            DType::Bf16,
             |s| s.pick(vec![vec![2, 6, 5, 20], vec![3, 1, 1, 20]], vec![vec![16, 32, 32, 512], vec![3, 1, 1, 512]]),
             |t| conv2d(&t[0], &t[1], None, None, Conv2d::square(1, 0)),
             n * hw * hw * 3,
             conv_flops(n, hw, 3, 1, wide),
         ),
-        Probe::function(
-            "conv2d 3x3, scaled, with noise, bias and leaky ReLU",
+        products(Probe::both(
+            ["conv2d 3x3, scaled, with noise, bias and leaky ReLU", "conv2d 3x3, scaled, with noise, bias and leaky ReLU, bf16"],
+            1,
+            DType::Bf16,
             |s| {
                 let [x, w] = s.pick([[2, 6, 5, 9], [70, 3, 3, 9]], [[16, 32, 32, 512], [512, 3, 3, 512]]);
                 vec![x.into(), w.into(), vec![x[0], x[3]], vec![x[0], w[0]], vec![w[0]], vec![1, x[1], x[2], 1], vec![1]]
@@ -327,48 +412,56 @@ fn convolutions(n: usize) -> Vec<Probe> {
             |t| conv2d_act(&t[0], &t[1], Some(&t[2]), Some(&t[3]), SAME, Epilogue { bias: Some(&t[4]), noise: Some((&t[5], &t[6])), act: Activation::LEAKY_RELU }),
             activations,
             conv_flops(n, hw, wide, 3, wide),
-        )
-        .convolution(),
-        Probe::function(
-            "conv2d 3x3 of a small map, with bias and leaky ReLU",
+        )),
+        products(Probe::both(
+            ["conv2d 3x3 of a small map, with bias and leaky ReLU", "conv2d 3x3 of a small map, with bias and leaky ReLU, bf16"],
+            1,
+            DType::Bf16,
             |s| s.pick(vec![vec![1, 4, 3, 40], vec![70, 3, 3, 40], vec![70]], vec![vec![16, 4, 4, 512], vec![512, 3, 3, 512], vec![512]]),
             |t| conv2d_act(&t[0], &t[1], None, None, SAME, Epilogue { bias: Some(&t[2]), noise: None, act: Activation::LEAKY_RELU }),
             n * 4 * 4 * wide,
             conv_flops(n, 4, wide, 3, wide),
-        )
-        .convolution(),
-        Probe::function(
-            "conv2d 1x1 to RGB, with bias",
+        )),
+        Probe::both(
+            ["conv2d 1x1 to RGB, with bias", "conv2d 1x1 to RGB, with bias, bf16"],
+            1,
+            DType::Bf16,
             |s| s.pick(vec![vec![2, 6, 5, 20], vec![3, 1, 1, 20], vec![3]], vec![vec![16, 32, 32, 512], vec![3, 1, 1, 512], vec![3]]),
             |t| conv2d_act(&t[0], &t[1], None, None, Conv2d::square(1, 0), Epilogue { bias: Some(&t[2]), noise: None, act: Activation::LINEAR }),
             n * hw * hw * 3,
             conv_flops(n, hw, 3, 1, wide),
         ),
-        Probe::function(
-            "conv2d transpose 3x3, stride 2",
+        products(Probe::both(
+            ["conv2d transpose 3x3, stride 2", "conv2d transpose 3x3, stride 2, bf16"],
+            1,
+            DType::Bf16,
             |s| s.pick(vec![vec![2, 4, 5, 9], vec![9, 3, 3, 70]], vec![vec![16, 16, 16, 512], vec![512, 3, 3, 512]]),
             |t| conv2d_transpose(&t[0], &t[1], None, None, UP, [2 * t[0].dim(1) + 1, 2 * t[0].dim(2) + 1]),
             n * 33 * 33 * wide,
             conv_flops(n, 16, wide, 3, wide),
-        )
-        .convolution(),
-        Probe::function(
-            "conv2d transpose 1x1 from RGB",
+        )),
+        Probe::both(
+            ["conv2d transpose 1x1 from RGB", "conv2d transpose 1x1 from RGB, bf16"],
+            1,
+            DType::Bf16,
             |s| s.pick(vec![vec![2, 6, 5, 20], vec![20, 1, 1, 3]], vec![vec![16, 32, 32, 512], vec![512, 1, 1, 3]]),
             |t| conv2d_transpose(&t[0], &t[1], None, None, Conv2d::square(1, 0), [t[0].dim(1), t[0].dim(2)]),
             n * hw * hw * 3,
             conv_flops(n, hw, 3, 1, wide),
         ),
-        Probe::function(
-            "conv2d weight gradient 3x3",
+        products(Probe::both(
+            ["conv2d weight gradient 3x3", "conv2d weight gradient 3x3, bf16"],
+            2,
+            DType::F32,
             |s| s.pick(vec![vec![2, 16, 9, 9], vec![2, 16, 9, 70]], vec![vec![16, 32, 32, 512], vec![16, 32, 32, 512]]),
             |t| conv2d_weight_grad(&t[0], &t[1], None, None, SAME, [3, 3]),
             9 * wide * wide,
             conv_flops(n, hw, wide, 3, wide),
-        )
-        .convolution(),
-        Probe::function(
-            "conv2d squared weight gradients 3x3",
+        )),
+        products(Probe::both(
+            ["conv2d squared weight gradients 3x3", "conv2d squared weight gradients 3x3, bf16"],
+            2,
+            DType::F32,
             |s| s.pick(vec![vec![4, 6, 5, 9], vec![4, 6, 5, 70]], vec![vec![16, 32, 32, 512], vec![16, 32, 32, 512]]),
             |t| {
                 let of = WeightGrad { x: t[0].clone(), g: t[1].clone(), a: None, b: None, spec: SAME, kernel: [3, 3] };
@@ -379,9 +472,9 @@ fn convolutions(n: usize) -> Vec<Probe> {
             },
             9 * wide * wide,
             conv_flops(n, hw, wide, 3, wide),
-        )
-        .convolution(),
-    ]
+        )),
+    ];
+    pairs.into_iter().flatten().collect()
 }
 
 fn pooling() -> Vec<Probe> {

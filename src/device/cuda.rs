@@ -14,6 +14,7 @@ use bytemuck::Pod;
 use cudarc::driver::result::{self, mem_pool};
 use cudarc::driver::{CudaContext, CudaEvent, CudaFunction, CudaGraph, CudaSlice, CudaStream, DevicePtr, DriverError, PinnedHostSlice, sys};
 use cudarc::nvrtc::Ptx;
+use half::bf16;
 
 use super::Precision;
 use crate::error::{Error, Result};
@@ -26,7 +27,7 @@ pub mod embedded {
 /// Kernel files and the entries of each that ops launch. All are looked up when a device opens, so a missing one is
 /// found then.
 pub const KERNELS: &[(&str, &[&str])] = &[
-    ("bias_act", &["bias_act_f32", "bias_act_grad_f32"]),
+    ("bias_act", &["bias_act_f32", "bias_act_bf16", "bias_act_grad_f32", "bias_act_grad_bf16"]),
     (
         "conv2d",
         &[
@@ -38,6 +39,9 @@ pub const KERNELS: &[(&str, &[&str])] = &[
             "conv2d_small_tf32x3",
             "conv2d_bf16",
             "conv2d_small_bf16",
+            "conv2d_stored_bf16",
+            "conv2d_small_stored_bf16",
+            "conv2d_narrow_stored_bf16",
             "conv2d_act_f32",
             "conv2d_act_narrow_f32",
             "conv2d_act_tf32",
@@ -46,7 +50,11 @@ pub const KERNELS: &[(&str, &[&str])] = &[
             "conv2d_act_small_tf32x3",
             "conv2d_act_bf16",
             "conv2d_act_small_bf16",
+            "conv2d_act_stored_bf16",
+            "conv2d_act_small_stored_bf16",
+            "conv2d_act_narrow_stored_bf16",
             "conv2d_add_parts_act_f32",
+            "conv2d_add_parts_act_bf16",
             "conv2d_transpose_f32",
             "conv2d_transpose_narrow_f32",
             "conv2d_transpose_tf32",
@@ -55,6 +63,9 @@ pub const KERNELS: &[(&str, &[&str])] = &[
             "conv2d_transpose_small_tf32x3",
             "conv2d_transpose_bf16",
             "conv2d_transpose_small_bf16",
+            "conv2d_transpose_stored_bf16",
+            "conv2d_transpose_small_stored_bf16",
+            "conv2d_transpose_narrow_stored_bf16",
             "conv2d_weight_grad_f32",
             "conv2d_weight_grad_tf32",
             "conv2d_weight_grad_small_tf32",
@@ -62,10 +73,13 @@ pub const KERNELS: &[(&str, &[&str])] = &[
             "conv2d_weight_grad_small_tf32x3",
             "conv2d_weight_grad_bf16",
             "conv2d_weight_grad_small_bf16",
+            "conv2d_weight_grad_stored_bf16",
+            "conv2d_weight_grad_small_stored_bf16",
             "conv2d_weight_grad_squared_f32",
             "conv2d_weight_grad_squared_tf32",
             "conv2d_weight_grad_squared_tf32x3",
             "conv2d_weight_grad_squared_bf16",
+            "conv2d_weight_grad_squared_stored_bf16",
         ],
     ),
     (
@@ -73,17 +87,23 @@ pub const KERNELS: &[(&str, &[&str])] = &[
         &[
             "conv2d_sm90_bf16",
             "conv2d_sm90_narrow_bf16",
+            "conv2d_sm90_stored_bf16",
+            "conv2d_sm90_narrow_stored_bf16",
             "conv2d_transpose_sm90_bf16",
             "conv2d_transpose_sm90_narrow_bf16",
+            "conv2d_transpose_sm90_stored_bf16",
+            "conv2d_transpose_sm90_narrow_stored_bf16",
             "conv2d_weight_grad_sm90_bf16",
             "conv2d_weight_grad_sm90_narrow_bf16",
-            "conv2d_pack_bf16",
         ],
     ),
-    ("elementwise", &["map_f32", "zip_f32", "channel_scale_f32"]),
+    (
+        "elementwise",
+        &["cast_f32", "cast_bf16", "map_f32", "map_bf16", "zip_f32", "zip_bf16", "channel_scale_f32", "channel_scale_bf16"],
+    ),
     ("ewc", &["ewc_penalty_grad_f32"]),
     ("feature_stats", &["feature_shift_f32", "feature_products_f64", "feature_products_f32x2", "feature_covariance_f64"]),
-    ("layout", &["copy_strided_f32", "copy_strided_f32x4"]),
+    ("layout", &["copy_strided_f32", "copy_strided_bf16", "copy_strided_f32x4"]),
     ("matmul", &["matmul_nn_f32", "matmul_nt_f32", "matmul_tn_f32", "matmul_tt_f32"]),
     ("optimizer", &["adam_f32", "adam_ewc_f32", "adam_repulsion_f32", "adam_l1_f32", "accumulate_squares_f32"]),
     ("peak", &["fma_peak_f32", "mma_peak_bf16"]),
@@ -92,10 +112,13 @@ pub const KERNELS: &[(&str, &[&str])] = &[
         &["max_pool2d_f32", "max_pool2d_taps_f32", "gather_taps_f32", "scatter_taps_f32", "avg_pool2d_f32", "avg_pool2d_transpose_f32"],
     ),
     ("random", &["random_uniform_f32", "random_normal_f32"]),
-    ("reduce", &["sum_middle_f32", "channel_dot_f32"]),
+    (
+        "reduce",
+        &["sum_middle_f32", "sum_middle_bf16", "sum_middle_bf16x8", "channel_dot_f32", "channel_dot_bf16", "channel_dot_bf16x8"],
+    ),
     ("repulsion", &["repulsion_norm_f32"]),
     ("resize", &["resize_axis_f32"]),
-    ("upfirdn2d", &["upfirdn2d_f32"]),
+    ("upfirdn2d", &["upfirdn2d_f32", "upfirdn2d_bf16"]),
 ];
 
 /// The oldest driver that runs fatbins of the CUDA this crate is built for, as `cuDriverGetVersion` counts.
@@ -302,13 +325,18 @@ impl CudaDevice {
 
     /// Memory for `len` f32 that nobody has written.
     pub fn allocate_f32(&self, len: usize) -> Result<CudaBuffer> {
+        self.allocate_elements(len, size_of::<f32>())
+    }
+
+    /// Memory for the elements of a tensor, of so many bytes each.
+    pub fn allocate_elements(&self, len: usize, bytes: usize) -> Result<CudaBuffer> {
         if len > MOST_ELEMENTS {
             return Err(Error::Cuda {
                 what: format!("a tensor of {len} elements"),
                 problem: format!("kernels index at most {MOST_ELEMENTS}; use a smaller batch"),
             });
         }
-        self.allocate(len * size_of::<f32>())
+        self.allocate(len * bytes)
     }
 
     fn out_of_memory(&self, bytes: usize, error: DriverError) -> Error {
@@ -372,11 +400,22 @@ impl CudaDevice {
 
     /// Memory of `len` f32, all `value`.
     pub fn filled(&self, len: usize, value: f32) -> Result<CudaBuffer> {
-        let buffer = self.allocate_f32(len)?;
-        if len > 0 {
+        self.filled_words(self.allocate_f32(len)?, value.to_bits())
+    }
+
+    /// Memory of `len` bf16, all `value`, and of one more where that makes whole words.
+    pub fn filled_bf16(&self, len: usize, value: bf16) -> Result<CudaBuffer> {
+        let (pairs, bits) = (self.allocate_elements(len.next_multiple_of(2), size_of::<bf16>())?, u32::from(value.to_bits()));
+        self.filled_words(pairs, bits << 16 | bits)
+    }
+
+    /// The same memory with so many bits in each of its words.
+    fn filled_words(&self, buffer: CudaBuffer, word: u32) -> Result<CudaBuffer> {
+        let words = buffer.bytes / size_of::<u32>();
+        if words > 0 {
             self.bind()?;
-            // SAFETY: the buffer holds `len` words.
-            unsafe { sys::cuMemsetD32Async(buffer.pointer(), value.to_bits(), len, self.0.stream.cu_stream()) }
+            // SAFETY: the buffer holds the words.
+            unsafe { sys::cuMemsetD32Async(buffer.pointer(), word, words, self.0.stream.cu_stream()) }
                 .result()
                 .map_err(failed("filling GPU memory"))?;
         }

@@ -196,7 +196,7 @@ fn bytes_of(images: &Tensor) -> Result<(Vec<u8>, [usize; 4])> {
     })?;
     let images = images.to_device(&Device::Cpu)?;
     let bytes = match images.dtype() {
-        DType::F32 => images.as_slice::<f32>().iter().map(|v| to_byte(*v)).collect(),
+        DType::F32 | DType::Bf16 => images.as_slice::<f32>().iter().map(|v| to_byte(*v)).collect(),
         DType::F64 => images.as_slice::<f64>().iter().map(|v| to_byte(*v as f32)).collect(),
     };
     Ok((bytes, shape))

@@ -70,7 +70,7 @@ impl Array {
 impl From<&Tensor> for Array {
     fn from(tensor: &Tensor) -> Array {
         let values = match tensor.dtype() {
-            DType::F32 => Values::F32(tensor.to_vec()),
+            DType::F32 | DType::Bf16 => Values::F32(tensor.to_vec()),
             DType::F64 => Values::F64(tensor.to_vec()),
         };
         Array { shape: tensor.shape().to_vec(), values }

@@ -161,7 +161,7 @@ pub fn write(path: impl AsRef<Path>, tensors: &BTreeMap<String, Tensor>, metadat
     let mut at = 0;
     for (name, tensor) in &order {
         let (dtype, bytes) = match tensor.dtype() {
-            DType::F32 => (Dtype::F32, 4),
+            DType::F32 | DType::Bf16 => (Dtype::F32, 4),
             DType::F64 => (Dtype::F64, 8),
         };
         let end = at + tensor.len() * bytes;
@@ -176,7 +176,7 @@ pub fn write(path: impl AsRef<Path>, tensors: &BTreeMap<String, Tensor>, metadat
         out.write_all(&header)?;
         for (_, tensor) in &order {
             match tensor.dtype() {
-                DType::F32 => out.write_all(bytemuck::cast_slice(tensor.as_slice::<f32>()))?,
+                DType::F32 | DType::Bf16 => out.write_all(bytemuck::cast_slice(tensor.as_slice::<f32>()))?,
                 DType::F64 => out.write_all(bytemuck::cast_slice(tensor.as_slice::<f64>()))?,
             }
         }

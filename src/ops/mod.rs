@@ -17,19 +17,36 @@ pub mod upfirdn2d;
 use crate::device::cpu::keep_awake;
 use crate::device::profile::{self, Work};
 use crate::error::{Error, Result};
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
 
 /// All tensors of one call must share a dtype and a device.
 pub(crate) fn same_kind(op: &'static str, tensors: &[&Tensor]) -> Result<()> {
-    for t in &tensors[1..] {
-        if t.dtype() != tensors[0].dtype() {
-            return Err(Error::shape(op, format!("dtypes {:?} and {:?} in one call", tensors[0].dtype(), t.dtype())));
+    all_beside(op, tensors[0], tensors[0].dtype(), &tensors[1..])
+}
+
+/// Parameters of a call lie where its activation does, in the type that sums over it have.
+pub(crate) fn parameters_of(op: &'static str, activation: &Tensor, parameters: &[&Tensor]) -> Result<()> {
+    all_beside(op, activation, activation.dtype().accumulator(), parameters)
+}
+
+fn all_beside(op: &'static str, first: &Tensor, dtype: DType, others: &[&Tensor]) -> Result<()> {
+    for t in others {
+        if t.dtype() != dtype {
+            return Err(Error::shape(op, format!("dtypes {:?} and {:?} in one call", first.dtype(), t.dtype())));
         }
-        if t.device() != tensors[0].device() {
-            return Err(Error::shape(op, format!("tensors on {} and {} in one call", tensors[0].device(), t.device())));
+        if t.device() != first.device() {
+            return Err(Error::shape(op, format!("tensors on {} and {} in one call", first.device(), t.device())));
         }
     }
     Ok(())
+}
+
+/// For ops that have no kernel for bf16.
+pub(crate) fn refuse_bf16(op: &'static str, inputs: &[&Tensor]) -> Result<()> {
+    match inputs.iter().any(|t| t.dtype() == DType::Bf16) {
+        true => Err(Error::Unsupported { op, problem: "it has no kernel for bf16; cast to f32 before".into() }),
+        false => Ok(()),
+    }
 }
 
 /// Runs an op of the CPU, which a profile may be watching. `flops`: as `Work` counts them.
@@ -43,12 +60,17 @@ pub(crate) fn on_cpu(op: &'static str, inputs: &[&Tensor], flops: usize, job: im
 }
 
 /// Runs op `$op` where its `$inputs` (`&[&Tensor]`) live: `$cpu` on the host, with `$t` bound to the element type, or
-/// `$cuda`, which gives a `Result`, with `$device` bound to the GPU. `$flops` where it is products that cost.
+/// `$cuda`, which gives a `Result`, with `$device` bound to the GPU; `or bf16` where it takes that too. `$flops` where it is
+/// products that cost.
 macro_rules! on_device {
-    ($op:literal, $inputs:expr, $t:ident => $cpu:expr, $device:ident => $cuda:expr) => {
-        $crate::ops::on_device!($op, $inputs, 0, $t => $cpu, $device => $cuda)
+    ($op:literal, $inputs:expr, $t:ident => $cpu:expr, $($cuda:tt)+) => {
+        $crate::ops::on_device!($op, $inputs, 0, $t => $cpu, $($cuda)+)
     };
     ($op:literal, $inputs:expr, $flops:expr, $t:ident => $cpu:expr, $device:ident => $cuda:expr) => {{
+        $crate::ops::refuse_bf16($op, $inputs)?;
+        $crate::ops::on_device!($op, $inputs, $flops, $t => $cpu, $device or bf16 => $cuda)
+    }};
+    ($op:literal, $inputs:expr, $flops:expr, $t:ident => $cpu:expr, $device:ident or bf16 => $cuda:expr) => {{
         let inputs: &[&Tensor] = $inputs;
         match inputs[0].device() {
             $crate::device::Device::Cpu => Ok($crate::ops::on_cpu($op, inputs, $flops, || $crate::on_dtype!(inputs[0].dtype(), $t => $cpu))),
@@ -57,3 +79,14 @@ macro_rules! on_device {
     }};
 }
 pub(crate) use on_device;
+
+/// The entry of kernel `$stem` for elements of that type on a GPU.
+macro_rules! by_dtype {
+    ($dtype:expr, $stem:literal) => {
+        match $dtype {
+            $crate::tensor::DType::Bf16 => concat!($stem, "_bf16"),
+            _ => concat!($stem, "_f32"),
+        }
+    };
+}
+pub(crate) use by_dtype;

@@ -1,8 +1,10 @@
-//! L2: n-dimensional arrays without history, on the host (f32 or f64) or on a GPU (f32). A `Tensor` is a contiguous,
+//! L2: n-dimensional arrays without history, on the host (f32 or f64) or on a GPU (f32 or bf16). A `Tensor` is a contiguous,
 //! immutable, cheaply cloned view (`shape`, `offset`) into shared storage, in row-major order of its shape. Activations
 //! are channels-last `[N, H, W, C]`, convolution weights `[C_out, k_h, k_w, C_in]`.
 
 use std::sync::Arc;
+
+use half::bf16;
 
 use crate::device::cpu::{self, Element};
 use crate::device::cuda::{CudaBuffer, Mailbox};
@@ -14,6 +16,8 @@ use crate::error::{Error, Result};
 pub enum DType {
     F32,
     F64,
+    /// Activations on a GPU; nothing else, and nowhere else.
+    Bf16,
 }
 
 impl DType {
@@ -22,6 +26,15 @@ impl DType {
         match self {
             DType::F32 => 4,
             DType::F64 => 8,
+            DType::Bf16 => 2,
+        }
+    }
+
+    /// The type of sums over such elements, and of the parameters that meet them.
+    pub fn accumulator(self) -> DType {
+        match self {
+            DType::F32 | DType::Bf16 => DType::F32,
+            DType::F64 => DType::F64,
         }
     }
 }
@@ -54,8 +67,8 @@ impl<T: Element> std::ops::DerefMut for HostBuffer<T> {
 pub enum Storage {
     F32(Arc<HostBuffer<f32>>),
     F64(Arc<HostBuffer<f64>>),
-    /// f32 on a GPU.
-    Cuda(Arc<CudaBuffer>),
+    /// f32 or bf16 on a GPU.
+    Cuda(Arc<CudaBuffer>, DType),
 }
 
 /// Element types that a tensor can hold, tied to their storage.
@@ -123,6 +136,7 @@ impl Tensor {
                 Tensor::from_vec(shape, v)
             }
             DType::F64 => Tensor::from_vec(shape, vec![value; n]),
+            DType::Bf16 => panic!("bf16 is on GPUs alone: ask full_on"),
         }
     }
 
@@ -154,24 +168,26 @@ impl Tensor {
 
     pub fn dtype(&self) -> DType {
         match self.storage {
-            Storage::F32(_) | Storage::Cuda(_) => DType::F32,
+            Storage::F32(_) => DType::F32,
             Storage::F64(_) => DType::F64,
+            Storage::Cuda(_, dtype) => dtype,
         }
     }
 
     pub fn device(&self) -> Device {
         match &self.storage {
             Storage::F32(_) | Storage::F64(_) => Device::Cpu,
-            Storage::Cuda(buffer) => Device::Cuda(buffer.device().clone()),
+            Storage::Cuda(buffer, _) => Device::Cuda(buffer.device().clone()),
         }
     }
 
-    /// The same elements on another device; shares the memory when they are there already. A GPU holds f32 only.
+    /// The same elements on another device; shares the memory when they are there already. f64 stays on the host; bf16
+    /// leaves its GPU as f32, which holds every one of its values.
     pub fn to_device(&self, device: &Device) -> Result<Tensor> {
         match (&self.storage, device) {
-            (Storage::Cuda(buffer), Device::Cpu) => Ok(Tensor::from_vec(&self.shape, self.download(buffer)?)),
-            (Storage::Cuda(buffer), Device::Cuda(to)) if buffer.device() == to => Ok(self.clone()),
-            (Storage::Cuda(_), Device::Cuda(_)) => self.to_device(&Device::Cpu)?.to_device(device),
+            (Storage::Cuda(buffer, dtype), Device::Cpu) => Ok(Tensor::from_vec(&self.shape, self.download(buffer, *dtype)?)),
+            (Storage::Cuda(buffer, _), Device::Cuda(to)) if buffer.device() == to => Ok(self.clone()),
+            (Storage::Cuda(..), Device::Cuda(_)) => self.to_device(&Device::Cpu)?.to_device(device),
             (Storage::F32(_) | Storage::F64(_), Device::Cpu) => Ok(self.clone()),
             (Storage::F32(_), Device::Cuda(to)) => {
                 let elements = self.as_slice::<f32>();
@@ -183,16 +199,22 @@ impl Tensor {
         }
     }
 
-    fn download(&self, buffer: &CudaBuffer) -> Result<Vec<f32>> {
-        buffer.device().download(buffer, self.offset * size_of::<f32>(), self.len())
+    fn download(&self, buffer: &CudaBuffer, dtype: DType) -> Result<Vec<f32>> {
+        let (device, at) = (buffer.device(), self.offset * dtype.size());
+        match dtype {
+            DType::Bf16 => Ok(device.download::<bf16>(buffer, at, self.len())?.into_iter().map(bf16::to_f32).collect()),
+            _ => device.download(buffer, at, self.len()),
+        }
     }
 
     /// A tensor filled with `value` on a device.
     pub fn full_on(shape: &[usize], value: f64, dtype: DType, device: &Device) -> Result<Tensor> {
-        match device {
-            Device::Cpu => Ok(Tensor::full(shape, value, dtype)),
-            Device::Cuda(d) if dtype == DType::F32 => Ok(Tensor::from_cuda(shape, d.filled(shape.iter().product(), value as f32)?)),
-            Device::Cuda(_) => Err(Error::Unsupported { op: "full", problem: format!("{dtype:?} on {device}; GPUs hold f32") }),
+        let len = shape.iter().product();
+        match (device, dtype) {
+            (Device::Cpu, DType::F32 | DType::F64) => Ok(Tensor::full(shape, value, dtype)),
+            (Device::Cuda(d), DType::F32) => Ok(Tensor::from_cuda(shape, d.filled(len, value as f32)?)),
+            (Device::Cuda(d), DType::Bf16) => Ok(Tensor::of_cuda(shape, d.filled_bf16(len, bf16::from_f64(value))?, dtype)),
+            _ => Err(Error::Unsupported { op: "full", problem: format!("{dtype:?} on {device}; the CPU holds f32 and f64, GPUs f32 and bf16") }),
         }
     }
 
@@ -201,29 +223,38 @@ impl Tensor {
         match &self.storage {
             Storage::F32(_) => Ok(Tensor::from_slice(&self.shape, self.as_slice::<f32>())),
             Storage::F64(_) => Ok(Tensor::from_slice(&self.shape, self.as_slice::<f64>())),
-            Storage::Cuda(buffer) => {
-                let (device, copy) = (buffer.device(), buffer.device().allocate_f32(self.len())?);
+            Storage::Cuda(buffer, dtype) => {
+                let copy = Tensor::uninitialised_cuda_of(&self.shape, *dtype, buffer.device())?;
                 // SAFETY: this tensor's elements lie inside its buffer, the copy is a fresh buffer of as many.
-                unsafe { device.copy(copy.pointer(), self.cuda_pointer(), self.len() * size_of::<f32>())? };
-                Ok(Tensor::from_cuda(&self.shape, copy))
+                unsafe { buffer.device().copy(copy.cuda_pointer(), self.cuda_pointer(), self.len() * dtype.size())? };
+                Ok(copy)
             }
         }
     }
 
     /// Takes a GPU buffer of f32, row-major of `shape`.
     pub(crate) fn from_cuda(shape: &[usize], buffer: CudaBuffer) -> Tensor {
-        Tensor { shape: shape.to_vec(), offset: 0, storage: Storage::Cuda(Arc::new(buffer)) }
+        Tensor::of_cuda(shape, buffer, DType::F32)
     }
 
-    /// A tensor on a GPU whose elements nobody has written.
+    fn of_cuda(shape: &[usize], buffer: CudaBuffer, dtype: DType) -> Tensor {
+        Tensor { shape: shape.to_vec(), offset: 0, storage: Storage::Cuda(Arc::new(buffer), dtype) }
+    }
+
+    /// A tensor of f32 on a GPU whose elements nobody has written.
     pub(crate) fn uninitialised_cuda(shape: &[usize], device: &CudaDevice) -> Result<Tensor> {
-        Ok(Tensor::from_cuda(shape, device.allocate_f32(shape.iter().product())?))
+        Tensor::uninitialised_cuda_of(shape, DType::F32, device)
     }
 
-    /// Address of the first element, aligned to 4 bytes. Panics for a host tensor: ops dispatch on `device()` first.
+    /// The same of f32 or bf16.
+    pub(crate) fn uninitialised_cuda_of(shape: &[usize], dtype: DType, device: &CudaDevice) -> Result<Tensor> {
+        Ok(Tensor::of_cuda(shape, device.allocate_elements(shape.iter().product(), dtype.size())?, dtype))
+    }
+
+    /// Address of the first element, aligned to an element. Panics for a host tensor: ops dispatch on `device()` first.
     pub(crate) fn cuda_pointer(&self) -> u64 {
         match &self.storage {
-            Storage::Cuda(buffer) => buffer.pointer() + (self.offset * size_of::<f32>()) as u64,
+            Storage::Cuda(buffer, dtype) => buffer.pointer() + (self.offset * dtype.size()) as u64,
             _ => panic!("dispatch on device() before asking for an address"),
         }
     }
@@ -236,27 +267,27 @@ impl Tensor {
 
     /// The buffer that the tensor lies in, when nothing else refers to it. Panics for a host tensor, as `cuda_pointer`.
     pub(crate) fn cuda_buffer_mut(&mut self) -> Result<&mut CudaBuffer> {
-        let Storage::Cuda(buffer) = &mut self.storage else { panic!("dispatch on device() before asking for a buffer") };
+        let Storage::Cuda(buffer, _) = &mut self.storage else { panic!("dispatch on device() before asking for a buffer") };
         Arc::get_mut(buffer).ok_or(Error::Shape { op: "cuda_buffer_mut", problem: "the memory is still referred to by a graph or a view".into() })
     }
 
-    /// The address of a bf16 copy of the elements, rounded to nearest, where whoever wrote them has left one.
+    /// The address of a bf16 copy of f32 elements, rounded to nearest, where whoever wrote them has left one.
     pub(crate) fn cuda_shadow(&self) -> Option<u64> {
         match &self.storage {
-            Storage::Cuda(buffer) => buffer.shadow_of(self.offset, self.len()),
+            Storage::Cuda(buffer, DType::F32) => buffer.shadow_of(self.offset, self.len()),
             _ => None,
         }
     }
 
     /// Takes the elements of `from`. On a GPU they are copied to where these lie, so that the address stays.
     pub fn assign(&mut self, from: &Tensor) -> Result<()> {
-        if self.shape != from.shape || self.device() != from.device() {
+        if self.shape != from.shape || self.dtype() != from.dtype() || self.device() != from.device() {
             return Err(Error::shape("assign", format!("{:?} on {} to {:?} on {}", from.shape, from.device(), self.shape, self.device())));
         }
         if let Device::Cuda(device) = self.device() {
             let to = self.cuda_pointer_mut()?;
             // SAFETY: both hold as many elements; nothing else refers to what is written, so they do not overlap.
-            return unsafe { device.copy(to, from.cuda_pointer(), self.len() * size_of::<f32>()) };
+            return unsafe { device.copy(to, from.cuda_pointer(), self.len() * self.dtype().size()) };
         }
         *self = from.clone();
         Ok(())
@@ -281,7 +312,7 @@ impl Tensor {
     /// The elements as f64, whatever the dtype. Panics as `to_vec`.
     pub fn to_f64_vec(&self) -> Vec<f64> {
         match self.dtype() {
-            DType::F32 => self.host().as_slice::<f32>().iter().map(|v| *v as f64).collect(),
+            DType::F32 | DType::Bf16 => self.host().as_slice::<f32>().iter().map(|v| *v as f64).collect(),
             DType::F64 => self.to_vec(),
         }
     }
@@ -330,10 +361,12 @@ impl Tensor {
         Ok(&mut all[offset..offset + len])
     }
 
-    /// The same values in another dtype; f64 are on the host.
+    /// The same values in another dtype of the host's. Panics for bf16, which `ops::elementwise::cast` makes.
     pub fn to_dtype(&self, dtype: DType) -> Tensor {
         match (self.dtype(), dtype) {
             (a, b) if a == b => self.clone(),
+            (_, DType::Bf16) => panic!("bf16 is on GPUs alone: ask ops::elementwise::cast"),
+            (DType::Bf16, DType::F32) => self.host(),
             (_, DType::F64) => Tensor::from_vec(&self.shape, self.to_f64_vec()),
             (_, DType::F32) => Tensor::from_vec(&self.shape, self.as_slice::<f64>().iter().map(|v| *v as f32).collect()),
         }
@@ -362,7 +395,7 @@ impl Inbox {
         if from.shape() != self.tensor.shape() {
             return Err(Error::shape("inbox", format!("{:?} for {:?}", from.shape(), self.tensor.shape())));
         }
-        let Storage::Cuda(buffer) = &self.tensor.storage else { unreachable!("made on a GPU") };
+        let Storage::Cuda(buffer, _) = &self.tensor.storage else { unreachable!("made on a GPU") };
         self.mailbox.send(from.as_slice::<f32>(), buffer)
     }
 }
@@ -372,12 +405,12 @@ pub fn all_on(device: &Device, tensors: &[Tensor]) -> Result<Vec<Tensor>> {
     tensors.iter().map(|t| t.to_device(device)).collect()
 }
 
-/// Runs `$body` with `$t` bound to the element type of `$dtype`.
+/// Runs `$body` with `$t` bound to the host's element type of `$dtype`: no host tensor is of bf16.
 #[macro_export]
 macro_rules! on_dtype {
     ($dtype:expr, $t:ident => $body:expr) => {
         match $dtype {
-            $crate::tensor::DType::F32 => {
+            $crate::tensor::DType::F32 | $crate::tensor::DType::Bf16 => {
                 type $t = f32;
                 $body
             }

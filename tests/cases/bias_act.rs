@@ -3,7 +3,7 @@
 use super::{Case, Tolerance, normal, positive};
 use recant::autograd;
 use recant::ops::bias_act::{Activation, bias_act, bias_act_grad};
-use recant::tensor::Tensor;
+use recant::tensor::{DType, Tensor};
 
 fn split<T>(t: &[T], has_bias: bool, has_noise: bool) -> (Option<&T>, Option<(&T, &T)>) {
     let at = 1 + has_bias as usize;
@@ -47,6 +47,7 @@ fn case(name: &str, shape: &[usize], act: Activation, has_bias: bool, noise_imag
         let (bias, noise) = split(v, has_bias, has_noise);
         autograd::bias_act(&v[0], bias, noise, act)
     })
+    .in_bf16(1, DType::Bf16)
 }
 
 fn grad_case(name: &str, shape: &[usize], act: Activation) -> Case {
@@ -59,6 +60,7 @@ fn grad_case(name: &str, shape: &[usize], act: Activation) -> Case {
     )
     .adjoint(move |t| bias_act_grad(&t[0], &t[1], act))
     .on_vars(move |v| autograd::bias_act_grad(&v[0], &v[1], act))
+    .in_bf16(2, DType::Bf16)
 }
 
 pub fn cases() -> Vec<Case> {
@@ -73,11 +75,13 @@ pub fn cases() -> Vec<Case> {
         case("linear with gain", &[5, 7], Activation { slope: 1.0, gain: 0.5 }, true, None),
         case("vectors", &[4, 5], leaky, true, None),
         case("one channel", &[2, 4, 4, 1], leaky, true, Some(1)),
+        case("eights", &[2, 3, 5, 16], leaky, true, Some(2)),
         case("empty", &[0, 4, 4, 3], leaky, true, None),
         case("parallel", &[5, 16, 16, 24], leaky, true, Some(1)),
         case("parallel per sample", &[3, 15, 17, 31], leaky, true, Some(3)),
         grad_case("leaky", &[2, 3, 2, 3], leaky),
         grad_case("relu", &[2, 3, 2, 3], Activation::RELU),
+        grad_case("eights", &[2, 3, 5, 16], leaky),
         grad_case("parallel", &[3, 15, 17, 31], leaky),
     ]
 }

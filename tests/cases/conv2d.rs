@@ -5,7 +5,7 @@ use super::{Case, Tolerance, normal, positive};
 use recant::autograd::{self, Scales, Var};
 use recant::ops::bias_act::{Activation, Epilogue};
 use recant::ops::conv2d::{Conv2d, conv2d, conv2d_act, conv2d_transpose, conv2d_weight_grad};
-use recant::tensor::Tensor;
+use recant::tensor::{DType, Tensor};
 
 /// Sizes of one geometry.
 #[derive(Clone, Copy, Debug)]
@@ -106,6 +106,11 @@ impl Geometry {
     fn tolerance(&self, terms: usize) -> Tolerance {
         // Scales multiply terms by up to 1.5 each.
         Tolerance { reason: "sum of products in another order, scaled by up to 1.5²", ..Tolerance::sum_of(3 * terms) }
+    }
+
+    /// Roundings in a sum of so many terms whose operands are scaled, or not: once for each that is, of terms of up to 1.5².
+    fn rounded_terms(operands: &[bool], terms: usize) -> usize {
+        3 * terms * operands.iter().filter(|scaled| **scaled).count()
     }
 
     /// The same on the CPU.
@@ -212,7 +217,8 @@ impl Geometry {
             .on_vars(move |v| {
                 let (x, w, a, b) = on_vars(v);
                 autograd::conv2d(&x, &w, Scales { input: a.as_ref(), output: b.as_ref() }, self.spec)
-            }),
+            })
+            .in_bf16_with_rounded_terms(1, DType::Bf16, Geometry::rounded_terms(&self.scales[..1], self.kernel[0] * self.kernel[1] * self.channels[0])),
             Case::new(
                 format!("conv2d_transpose {}", self.name),
                 self.inputs([&g, &w]),
@@ -225,7 +231,8 @@ impl Geometry {
             .on_vars(move |v| {
                 let (g, w, a, b) = on_vars(v);
                 autograd::conv2d_transpose(&g, &w, Scales { input: a.as_ref(), output: b.as_ref() }, self.spec, self.size)
-            }),
+            })
+            .in_bf16_with_rounded_terms(1, DType::Bf16, Geometry::rounded_terms(&self.scales[1..], self.kernel[0] * self.kernel[1] * self.channels[1])),
             Case::new(
                 format!("conv2d_weight_grad {}", self.name),
                 self.inputs([&x, &g]),
@@ -245,7 +252,8 @@ impl Geometry {
             .on_vars(move |v| {
                 let (x, g, a, b) = on_vars(v);
                 autograd::conv2d_weight_grad(&x, &g, Scales { input: a.as_ref(), output: b.as_ref() }, self.spec, self.kernel)
-            }),
+            })
+            .in_bf16_with_rounded_terms(2, DType::F32, Geometry::rounded_terms(&self.scales, self.n * self.output()[0] * self.output()[1])),
         ]
     }
 }
@@ -302,6 +310,7 @@ impl Geometry {
             let (a, b) = self.scales(v);
             autograd::conv2d_act(&v[0], &v[1], Scales { input: a, output: b }, self.spec, epilogue(&v[at..], act, has_bias))
         })
+        .in_bf16_with_rounded_terms(1, DType::Bf16, Geometry::rounded_terms(&self.scales[..1], self.kernel[0] * self.kernel[1] * self.channels[0]))
     }
 }
 

@@ -4,6 +4,7 @@ use super::{Case, Tolerance, normal, positive};
 use recant::autograd::{self, Var};
 use recant::error::Result;
 use recant::ops::elementwise::{Map, Zip, channel_scale, map, saturate, zip};
+use recant::tensor::DType;
 
 const SMALL: &[usize] = &[3, 2, 5];
 const LARGE: &[usize] = &[9, 50, 41];
@@ -60,6 +61,7 @@ fn scale_case(shape: &[usize]) -> Case {
     )
     .adjoint(|t| channel_scale(&t[0], &t[1]))
     .on_vars(|v| autograd::channel_scale(&v[0], &v[1]))
+    .in_bf16(1, DType::Bf16)
 }
 
 pub fn cases() -> Vec<Case> {
@@ -75,7 +77,8 @@ pub fn cases() -> Vec<Case> {
                 move |t| t[0].to_f64_vec().into_iter().map(reference).collect(),
                 tolerance,
             )
-            .on_vars(move |v| on_vars(&v[0]));
+            .on_vars(move |v| on_vars(&v[0]))
+            .in_bf16(1, DType::Bf16);
             cases.push(if linear(f) { case.adjoint(move |t| map(&t[0], f)) } else { case });
         }
     }
@@ -97,7 +100,8 @@ pub fn cases() -> Vec<Case> {
                 move |t| t[0].to_f64_vec().iter().zip(t[1].to_f64_vec()).map(|(a, b)| reference(*a, b)).collect(),
                 Tolerance::EXACT,
             )
-            .on_vars(move |v| on_vars(&v[0], &v[1]));
+            .on_vars(move |v| on_vars(&v[0], &v[1]))
+            .in_bf16(2, DType::Bf16);
             cases.push(if f == Zip::Mul { case.adjoint(move |t| zip(&t[0], &t[1], f)) } else { case });
         }
     }

@@ -3,7 +3,7 @@
 use super::{Case, Tolerance, normal};
 use recant::autograd;
 use recant::ops::layout::{concat, pad, permute, slice};
-use recant::tensor::Tensor;
+use recant::tensor::{DType, Tensor};
 
 const COPY: Tolerance = Tolerance { abs: 0.0, rel: 0.0, reason: "a copy" };
 
@@ -47,6 +47,7 @@ fn permute_case(shape: &'static [usize], order: &'static [usize]) -> Case {
     )
     .adjoint(move |t| permute(&t[0], &inverse))
     .on_vars(|v| autograd::permute(&v[0], order))
+    .in_bf16(1, DType::Bf16)
 }
 
 /// A slice and the pad that is its transpose.
@@ -72,7 +73,8 @@ fn slice_cases(shape: &'static [usize], axis: usize, start: usize, len: usize) -
             COPY,
         )
         .adjoint(move |t| pad(&t[0], axis, start, size))
-        .on_vars(move |v| autograd::slice(&v[0], axis, start, len)),
+        .on_vars(move |v| autograd::slice(&v[0], axis, start, len))
+        .in_bf16(1, DType::Bf16),
         Case::new(
             format!("pad to {shape:?} axis {axis} at {start}"),
             vec![normal(1, &part)],
@@ -89,7 +91,8 @@ fn slice_cases(shape: &'static [usize], axis: usize, start: usize, len: usize) -
             COPY,
         )
         .adjoint(move |t| slice(&t[0], axis, start, len))
-        .on_vars(move |v| autograd::pad(&v[0], axis, start, size)),
+        .on_vars(move |v| autograd::pad(&v[0], axis, start, size))
+        .in_bf16(1, DType::Bf16),
     ]
 }
 
@@ -118,12 +121,14 @@ fn concat_case(shapes: &'static [&'static [usize]], axis: usize) -> Case {
         COPY,
     )
     .on_vars(move |v| autograd::concat(&v.iter().collect::<Vec<_>>(), axis))
+    .in_bf16(shapes.len(), DType::Bf16)
 }
 
 fn reshape_case() -> Case {
     Case::new("reshape", vec![normal(0, &[2, 6])], |t| t[0].reshape(&[3, 4]), |t| t[0].to_f64_vec(), COPY)
         .adjoint(|t| t[0].reshape(&[2, 6]))
         .on_vars(|v| autograd::reshape(&v[0], &[3, 4]))
+        .in_bf16(1, DType::Bf16)
 }
 
 pub fn cases() -> Vec<Case> {
@@ -139,6 +144,7 @@ pub fn cases() -> Vec<Case> {
         concat_case(&[&[2, 1, 3], &[2, 2, 3], &[2, 1, 3]], 1),
         concat_case(&[&[2, 2, 3], &[2, 2, 1]], 2),
         concat_case(&[&[5]], 0),
+        concat_case(&[&[3, 16], &[3, 8]], 1),
     ];
     cases.extend([(0, 1, 1), (1, 0, 2), (1, 2, 1), (2, 1, 3), (2, 0, 4), (1, 1, 0)].into_iter().flat_map(|(axis, start, len)| slice_cases(&[2, 3, 4], axis, start, len)));
     cases

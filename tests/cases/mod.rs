@@ -41,7 +41,22 @@ pub struct Case {
     pub tolerance: Tolerance,
     /// How far on the CPU, which may compute by a form that rounds more.
     pub cpu_tolerance: Tolerance,
+    /// How the op takes bf16 on a GPU, if it does.
+    pub bf16: Option<InBf16>,
 }
+
+/// An op with activations of bf16.
+#[derive(Clone, Copy, Debug)]
+pub struct InBf16 {
+    /// How many of the inputs, from the first, are activations; the others are parameters and stay f32.
+    pub activations: usize,
+    pub output: DType,
+    /// How far from the reference of inputs that bf16 holds.
+    pub tolerance: Tolerance,
+}
+
+/// Half a unit in the last of bf16's eight places, relative.
+const BF16_ROUNDING: f64 = 1.0 / 256.0;
 
 impl Case {
     /// A case without derivative checks; the other parts are set by name.
@@ -53,7 +68,7 @@ impl Case {
         tolerance: Tolerance,
     ) -> Case {
         let (run, reference) = (Box::new(run), Box::new(reference));
-        Case { name: name.into(), inputs, run, reference, adjoint: None, on_vars: None, gradcheck: false, tolerance, cpu_tolerance: tolerance }
+        Case { name: name.into(), inputs, run, reference, adjoint: None, on_vars: None, gradcheck: false, tolerance, cpu_tolerance: tolerance, bf16: None }
     }
 
     pub fn adjoint(mut self, f: impl Fn(&[Tensor]) -> Result<Tensor> + Send + Sync + 'static) -> Case {
@@ -71,6 +86,24 @@ impl Case {
     pub fn cpu_tolerance(mut self, tolerance: Tolerance) -> Case {
         self.cpu_tolerance = tolerance;
         self
+    }
+
+    /// The op takes so many activations as bf16 and gives such a result, rounded once where that is bf16.
+    pub fn in_bf16(mut self, activations: usize, output: DType) -> Case {
+        let rounding = if output == DType::Bf16 { BF16_ROUNDING } else { 0.0 };
+        let tolerance = Tolerance { rel: self.tolerance.rel + rounding, ..self.tolerance };
+        self.bf16 = Some(InBf16 { activations, output, tolerance });
+        self
+    }
+
+    /// The same where `terms` products of standard normal values are rounded once more each before they are added: such
+    /// errors are up to 2^-8 of a term, 2^-9.8 in the mean square, and add up like a random walk; the largest of many
+    /// outputs is several standard deviations out.
+    pub fn in_bf16_with_rounded_terms(self, activations: usize, output: DType, terms: usize) -> Case {
+        let mut case = self.in_bf16(activations, output);
+        let rounded = case.bf16.as_mut().expect("it has just been set");
+        rounded.tolerance = Tolerance { abs: rounded.tolerance.abs + 4.0 * BF16_ROUNDING * (terms as f64).sqrt(), ..rounded.tolerance };
+        case
     }
 
     /// Leaves gradients of this case to others: they hold, but finite differences cannot tell.

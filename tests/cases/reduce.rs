@@ -3,6 +3,7 @@
 use super::{Case, Tolerance, normal};
 use recant::autograd;
 use recant::ops::reduce::{broadcast_to, channel_dot, sum_to};
+use recant::tensor::DType;
 
 /// Index into `small` of each element of `large`, where dimensions of size 1 repeat.
 fn repeated(large: &[usize], small: &[usize]) -> Vec<usize> {
@@ -35,7 +36,8 @@ fn pair(large: &'static [usize], small: &'static [usize]) -> [Case; 2] {
             Tolerance::sum_of(summed),
         )
         .adjoint(|t| broadcast_to(&t[0], large))
-        .on_vars(|v| autograd::sum_to(&v[0], small)),
+        .on_vars(|v| autograd::sum_to(&v[0], small))
+        .in_bf16(1, DType::F32),
         Case::new(
             format!("broadcast_to {small:?} to {large:?}"),
             vec![normal(1, small)],
@@ -47,7 +49,8 @@ fn pair(large: &'static [usize], small: &'static [usize]) -> [Case; 2] {
             Tolerance { abs: 0.0, rel: 0.0, reason: "a copy" },
         )
         .adjoint(|t| sum_to(&t[0], small))
-        .on_vars(|v| autograd::broadcast_to(&v[0], large)),
+        .on_vars(|v| autograd::broadcast_to(&v[0], large))
+        .in_bf16(1, DType::Bf16),
     ]
 }
 
@@ -67,10 +70,11 @@ fn dot_case(shape: &'static [usize]) -> Case {
     )
     .adjoint(|t| recant::ops::elementwise::channel_scale(&t[1], &t[0]))
     .on_vars(|v| autograd::channel_dot(&v[0], &v[1]))
+    .in_bf16(2, DType::F32)
 }
 
 pub fn cases() -> Vec<Case> {
-    let pairs: [(&[usize], &[usize]); 14] = [
+    let pairs: [(&[usize], &[usize]); 17] = [
         (&[2, 3, 4], &[2, 3, 4]),
         (&[2, 3, 4], &[1, 1, 1]),
         (&[2, 3, 4], &[1, 3, 4]),
@@ -81,6 +85,9 @@ pub fn cases() -> Vec<Case> {
         (&[0, 3], &[1, 3]),
         (&[3, 5, 7, 40], &[1, 5, 1, 40]),
         (&[4000, 24], &[1, 24]),
+        (&[3, 70, 40], &[3, 1, 40]),
+        (&[3, 70, 40], &[3, 70, 1]),
+        (&[2, 9000], &[2, 1]),
         (&[2, 9000, 3], &[2, 1, 3]),
         (&[100_000], &[1]),
         (&[16, 17, 17, 12], &[16, 1, 1, 12]),

@@ -3,7 +3,7 @@
 use super::{Case, Tolerance, normal};
 use recant::autograd;
 use recant::ops::upfirdn2d::{RESAMPLE_TAPS, Upfirdn2d, upfirdn2d};
-use recant::tensor::Tensor;
+use recant::tensor::{DType, Tensor};
 
 /// The definition: insert zeros, pad or crop, convolve with the outer product of the taps, keep every `down`-th.
 fn reference(x: &Tensor, spec: &Upfirdn2d) -> Vec<f64> {
@@ -48,6 +48,7 @@ fn case(name: &str, shape: [usize; 4], spec: Upfirdn2d) -> Case {
     )
     .adjoint(move |t| upfirdn2d(&t[0], &adjoint))
     .on_vars(move |v| autograd::upfirdn2d(&v[0], &spec))
+    .in_bf16(1, DType::Bf16)
 }
 
 pub fn cases() -> Vec<Case> {
@@ -75,6 +76,7 @@ pub fn cases() -> Vec<Case> {
         case("up 2 down 3 flipped", [1, 6, 5, 2], flipped(Upfirdn2d::new(&ramp[..2], 2, 3, [1, 2], 1.0))),
         case("longest filter", [1, 6, 6, 1], Upfirdn2d::new(&[0.3, 0.1, -0.2, 0.4, 0.2, 0.1, 0.5, -0.1], 1, 1, [4, 3], 1.0)),
         case("gaps", [1, 5, 5, 2], Upfirdn2d::new(&ramp[..2], 4, 1, [1, 0], 1.0)),
+        case("eights", [2, 5, 4, 16], up([2, 1])),
         case("empty batch", [0, 4, 4, 3], up([2, 1])),
         case("pads apart", [1, 4, 5, 2], pads_apart),
         case("parallel", [4, 17, 15, 24], Upfirdn2d::new(&RESAMPLE_TAPS, 1, 1, [1, 1], 4.0)),

@@ -4,7 +4,7 @@ use super::grads;
 use crate::autograd::{Io, Rule, Var};
 use crate::error::Result;
 use crate::ops::elementwise::{self as ops, Map, Zip};
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
 
 struct MapRule(Map);
 
@@ -77,6 +77,25 @@ pub fn tanh(x: &Var) -> Result<Var> {
 /// `log(1 + e^x)`
 pub fn softplus(x: &Var) -> Result<Var> {
     map(x, Map::Softplus)
+}
+
+struct CastRule;
+
+impl Rule for CastRule {
+    fn op(&self) -> &'static str {
+        "cast"
+    }
+    fn vjp(&self, io: &Io, g: &Var, need: &[bool]) -> Result<Vec<Option<Var>>> {
+        grads![need[0] => cast(g, io.inputs[0].dtype())?]
+    }
+}
+
+/// `x` in another type of a GPU's; no node where it has the type. Rounding counts as the identity.
+pub fn cast(x: &Var, dtype: DType) -> Result<Var> {
+    if x.dtype() == dtype {
+        return Ok(x.clone());
+    }
+    Ok(Var::from_op(ops::cast(x.value(), dtype)?, &[x], CastRule))
 }
 
 struct ZipRule(Zip);

@@ -1,6 +1,6 @@
 //! Sums and broadcasts, each the derivative of the other; `channel_dot` and `channel_scale` likewise.
 
-use super::{add_scalar, channel_scale, grads, scale, square, sub};
+use super::{add_scalar, cast, channel_scale, grads, scale, square, sub};
 use crate::autograd::{Io, Rule, Var};
 use crate::error::Result;
 use crate::ops::reduce as ops;
@@ -12,14 +12,15 @@ impl Rule for SumToRule {
         "sum_to"
     }
     fn vjp(&self, io: &Io, g: &Var, need: &[bool]) -> Result<Vec<Option<Var>>> {
-        grads![need[0] => broadcast_to(g, io.inputs[0].shape())?]
+        let x = &io.inputs[0];
+        grads![need[0] => broadcast_to(&cast(g, x.dtype())?, x.shape())?]
     }
 }
 
-/// Sums over the dimensions that are 1 in `shape`.
+/// Sums over the dimensions that are 1 in `shape`; of bf16 in f32.
 pub fn sum_to(x: &Var, shape: &[usize]) -> Result<Var> {
     if x.shape() == shape {
-        return Ok(x.clone());
+        return cast(x, x.dtype().accumulator());
     }
     Ok(Var::from_op(ops::sum_to(x.value(), shape)?, &[x], SumToRule))
 }
@@ -31,7 +32,8 @@ impl Rule for BroadcastToRule {
         "broadcast_to"
     }
     fn vjp(&self, io: &Io, g: &Var, need: &[bool]) -> Result<Vec<Option<Var>>> {
-        grads![need[0] => sum_to(g, io.inputs[0].shape())?]
+        let x = &io.inputs[0];
+        grads![need[0] => cast(&sum_to(g, x.shape())?, x.dtype())?]
     }
 }
 

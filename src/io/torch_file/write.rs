@@ -68,7 +68,7 @@ pub fn write(path: impl AsRef<Path>, root: &Item) -> Result<()> {
         for (key, tensor) in pickle.tensors.iter().enumerate() {
             let name = format!("data/{key}");
             match tensor.dtype() {
-                DType::F32 => entry(&name, bytemuck::cast_slice(tensor.as_slice::<f32>()))?,
+                DType::F32 | DType::Bf16 => entry(&name, bytemuck::cast_slice(tensor.as_slice::<f32>()))?,
                 DType::F64 => entry(&name, bytemuck::cast_slice(tensor.as_slice::<f64>()))?,
             }
         }
@@ -158,7 +158,7 @@ impl<'a> Pickler<'a> {
         self.out.extend(b"ctorch._utils\n_rebuild_tensor_v2\n((");
         self.text("storage");
         self.out.extend(match tensor.dtype() {
-            DType::F32 => &b"ctorch\nFloatStorage\n"[..],
+            DType::F32 | DType::Bf16 => &b"ctorch\nFloatStorage\n"[..],
             DType::F64 => b"ctorch\nDoubleStorage\n",
         });
         self.text(&self.tensors.len().to_string());

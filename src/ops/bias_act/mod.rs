@@ -7,7 +7,7 @@ mod cpu;
 mod cuda;
 
 use crate::error::{Error, Result};
-use crate::ops::{on_device, same_kind};
+use crate::ops::{on_device, parameters_of, same_kind};
 use crate::tensor::Tensor;
 
 /// `gain · (v > 0 ? v : slope · v)`; slope 1 is linear, 0 is ReLU.
@@ -38,13 +38,13 @@ pub struct Epilogue<'a, T> {
     pub act: Activation,
 }
 
-/// Checks what is added to a tensor of `shape` that is of one kind with `x`.
+/// Checks what is added to a tensor of `shape` that is an activation as `x` is.
 pub(crate) fn check_terms(op: &'static str, x: &Tensor, shape: &[usize], bias: Option<&Tensor>, noise: Option<(&Tensor, &Tensor)>) -> Result<()> {
     if let Some(b) = bias {
         if b.rank() != 1 || shape.last() != Some(&b.dim(0)) {
             return Err(Error::shape(op, format!("bias {:?} for {shape:?}", b.shape())));
         }
-        same_kind(op, &[x, b])?;
+        parameters_of(op, x, &[b])?;
     }
     if let Some((noise, strength)) = noise {
         let fits = shape.len() == 4
@@ -55,7 +55,7 @@ pub(crate) fn check_terms(op: &'static str, x: &Tensor, shape: &[usize], bias: O
         if !fits {
             return Err(Error::shape(op, format!("noise {:?} (strength {:?}) for {shape:?}", noise.shape(), strength.shape())));
         }
-        same_kind(op, &[x, noise, strength])?;
+        parameters_of(op, x, &[noise, strength])?;
     }
     Ok(())
 }
@@ -64,7 +64,7 @@ pub(crate) fn check_terms(op: &'static str, x: &Tensor, shape: &[usize], bias: O
 /// `[N, H, W, C]`, with `strength` `[1]`.
 pub fn bias_act(x: &Tensor, bias: Option<&Tensor>, noise: Option<(&Tensor, &Tensor)>, act: Activation) -> Result<Tensor> {
     check_terms("bias_act", x, x.shape(), bias, noise)?;
-    on_device!("bias_act", &[x], T => cpu::bias_act::<T>(x, bias, noise, act), d => cuda::bias_act(&d, x, bias, noise, act))
+    on_device!("bias_act", &[x], T => cpu::bias_act::<T>(x, bias, noise, act), d or bf16 => cuda::bias_act(&d, x, bias, noise, act))
 }
 
 /// `g · gain · (y > 0 ? 1 : slope)`; `y` is the output of `bias_act`.
@@ -73,5 +73,5 @@ pub fn bias_act_grad(g: &Tensor, y: &Tensor, act: Activation) -> Result<Tensor> 
         return Err(Error::shape("bias_act_grad", format!("gradient {:?} for output {:?}", g.shape(), y.shape())));
     }
     same_kind("bias_act_grad", &[g, y])?;
-    on_device!("bias_act_grad", &[g, y], T => cpu::bias_act_grad::<T>(g, y, act), d => cuda::bias_act_grad(&d, g, y, act))
+    on_device!("bias_act_grad", &[g, y], T => cpu::bias_act_grad::<T>(g, y, act), d or bf16 => cuda::bias_act_grad(&d, g, y, act))
 }

@@ -1,4 +1,5 @@
-//! Launches of kernels/conv2d.cu, and where `plan` says so of kernels/conv2d_sm90.cu (`hopper`).
+//! Launches of kernels/conv2d.cu, and where `plan` says so of kernels/conv2d_sm90.cu (`hopper`). Beside activations of bf16
+//! weights are read as bf16 too: where an optimiser's pass has left them so, else rounded here.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -7,8 +8,10 @@ use crate::device::CudaDevice;
 use crate::device::cuda::{Grid, Param};
 use crate::error::Result;
 use crate::ops::bias_act::{Activation, Epilogue};
+use crate::ops::by_dtype;
+use crate::ops::elementwise::cast;
 use crate::ops::reduce::cuda::add_parts;
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
 use plan::{Direction, Plan, Tiled};
 
 mod hopper;
@@ -70,13 +73,43 @@ fn act_params(then: Epilogue<Tensor>) -> Param<Conv2dActParams> {
     })
 }
 
-/// Runs a product as planned: the parts of its sums, `[parts, shape]`. The first operand's scale comes first.
+/// A tensor of which a kernel reads the elements, or a bf16 copy of them.
+enum Operand {
+    Own(Tensor),
+    /// Where the optimiser's pass has left it.
+    Shadow(u64),
+}
+
+impl Operand {
+    /// A weight in bf16.
+    fn rounded(w: &Tensor) -> Result<Operand> {
+        w.cuda_shadow().map_or_else(|| cast(w, DType::Bf16).map(Operand::Own), |address| Ok(Operand::Shadow(address)))
+    }
+
+    /// A weight as the plan's kernel reads it.
+    fn weight(plan: &Tiled, w: &Tensor) -> Result<Operand> {
+        if plan.rounds_weights { Operand::rounded(w) } else { Ok(Operand::Own(w.clone())) }
+    }
+
+    fn pointer(&self) -> u64 {
+        match self {
+            Operand::Own(tensor) => tensor.cuda_pointer(),
+            Operand::Shadow(address) => *address,
+        }
+    }
+}
+
+/// Runs a product as planned: the parts of its sums, `[parts, shape]`, of f32, or its whole sums of `dtype`, `[1, shape]`.
+/// The first operand's scale comes first.
 ///
 /// # Safety
-/// The operands, their scales and the result's shape are those of the op, checked against `e`.
-unsafe fn launch(device: &CudaDevice, plan: &Tiled, operands: [&Tensor; 2], scales: [Option<&Tensor>; 2], spec: Conv2d, e: Extent, shape: [usize; 4]) -> Result<Tensor> {
-    let sums = Tensor::uninitialised_cuda(&[&[plan.parts], &shape[..]].concat(), device)?;
-    let arguments = [operands[0].cuda_pointer(), operands[1].cuda_pointer(), pointer(scales[0]), pointer(scales[1]), sums.cuda_pointer()];
+/// The operands, their scales and the result's shape are those of the op, checked against `e`; the type is the one that
+/// the kernel stores.
+#[allow(clippy::too_many_arguments)]
+unsafe fn launch(device: &CudaDevice, plan: &Tiled, operands: [u64; 2], scales: [Option<&Tensor>; 2], spec: Conv2d, e: Extent, shape: [usize; 4], dtype: DType) -> Result<Tensor> {
+    let dtype = if plan.parts == 1 { dtype } else { DType::F32 };
+    let sums = Tensor::uninitialised_cuda_of(&[&[plan.parts], &shape[..]].concat(), dtype, device)?;
+    let arguments = [operands[0], operands[1], pointer(scales[0]), pointer(scales[1]), sums.cuda_pointer()];
     let [u, v, first, second, to] = &arguments;
     // SAFETY: the parameters of all entries in kernels/conv2d.cu; the result holds every part.
     unsafe { device.launch(plan.kernel, plan.grid, &[u, v, first, second, to, &params(spec, e, plan.part)])? };
@@ -84,10 +117,26 @@ unsafe fn launch(device: &CudaDevice, plan: &Tiled, operands: [&Tensor; 2], scal
 }
 
 /// The sum of the parts that `launch` has left.
-fn whole(device: &CudaDevice, sums: Tensor, shape: [usize; 4]) -> Result<Tensor> {
-    let len = shape.iter().product();
-    let sum = if sums.dim(0) == 1 { sums } else { add_parts(device, &sums, sums.dim(0), len)? };
-    sum.reshape(&shape)
+fn whole(device: &CudaDevice, sums: Tensor, shape: [usize; 4], dtype: DType) -> Result<Tensor> {
+    match (sums.dim(0), dtype) {
+        (1, _) => sums.reshape(&shape),
+        (_, DType::Bf16) => add_parts_act(device, &sums, shape, dtype, NOTHING),
+        (parts, _) => add_parts(device, &sums, parts, shape.iter().product())?.reshape(&shape),
+    }
+}
+
+/// What follows a product that nothing follows.
+const NOTHING: Epilogue<'static, Tensor> = Epilogue { bias: None, noise: None, act: Activation::LINEAR };
+
+/// The sum of the parts, and what follows.
+fn add_parts_act(device: &CudaDevice, sums: &Tensor, shape: [usize; 4], dtype: DType, then: Epilogue<Tensor>) -> Result<Tensor> {
+    let y = Tensor::uninitialised_cuda_of(&shape, dtype, device)?;
+    let (numbers, act) = ([y.len(), shape[3], sums.dim(0)].map(|v| Param(v as i32)), act_params(then));
+    let [count, channels, parts] = &numbers;
+    // SAFETY: the parameters of the conv2d_add_parts_act entries in kernels/conv2d.cu; the sums are so many parts of y's
+    // length, bias and noise are as the op has checked.
+    unsafe { device.launch(by_dtype!(dtype, "conv2d_add_parts_act"), Grid::strided(y.len()), &[&sums.cuda_pointer(), &y.cuda_pointer(), count, channels, parts, &act])? };
+    Ok(y)
 }
 
 /// Null where there is no tensor.
@@ -96,63 +145,68 @@ fn pointer(tensor: Option<&Tensor>) -> u64 {
 }
 
 pub fn conv2d(device: &CudaDevice, x: &Tensor, w: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d, e: Extent) -> Result<Tensor> {
-    let shape = [e.n, e.g[0], e.g[1], e.g[2]];
-    match Plan::new(device, Direction::Forward, spec, e) {
-        Plan::Hopper(plan) => plan.forward(device, x, w, a, b, spec, e, Epilogue { bias: None, noise: None, act: Activation::LINEAR }),
-        // SAFETY: the op has checked all shapes against `e`.
-        Plan::Tiled(plan) => whole(device, unsafe { launch(device, &plan, [x, w], [a, b], spec, e, shape)? }, shape),
+    match Plan::new(device, x.dtype(), Direction::Forward, spec, e) {
+        Plan::Hopper(plan) => plan.forward(device, x, w, a, b, spec, e, NOTHING),
+        Plan::Tiled(plan) => {
+            let (sums, shape) = forward_sums(device, &plan, x, w, a, b, spec, e)?;
+            whole(device, sums, shape, x.dtype())
+        }
     }
+}
+
+/// What `launch` leaves of a convolution, and the shape of its result.
+#[allow(clippy::too_many_arguments)]
+fn forward_sums(device: &CudaDevice, plan: &Tiled, x: &Tensor, w: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d, e: Extent) -> Result<(Tensor, [usize; 4])> {
+    let (w, shape) = (Operand::weight(plan, w)?, [e.n, e.g[0], e.g[1], e.g[2]]);
+    // SAFETY: the op has checked all shapes against `e`.
+    let sums = unsafe { launch(device, plan, [x.cuda_pointer(), w.pointer()], [a, b], spec, e, shape, x.dtype())? };
+    Ok((sums, shape))
 }
 
 /// What follows goes with the product's own stores, or with the addition of its parts.
 #[allow(clippy::too_many_arguments)]
 pub fn conv2d_act(device: &CudaDevice, x: &Tensor, w: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d, e: Extent, then: Epilogue<Tensor>) -> Result<Tensor> {
-    let plan = match Plan::new(device, Direction::ForwardAct, spec, e) {
+    let plan = match Plan::new(device, x.dtype(), Direction::ForwardAct, spec, e) {
         Plan::Hopper(plan) => return plan.forward(device, x, w, a, b, spec, e, then),
         Plan::Tiled(plan) => plan,
     };
-    let shape = [e.n, e.g[0], e.g[1], e.g[2]];
-    let (y, act) = (Tensor::uninitialised_cuda(&shape, device)?, act_params(then));
     if plan.parts > 1 {
-        let plan = Tiled::new(device.precision(), Direction::Forward, spec, e);
-        // SAFETY: the op has checked all shapes against `e`.
-        let sums = unsafe { launch(device, &plan, [x, w], [a, b], spec, e, shape)? };
-        let numbers = [y.len(), e.g[2], plan.parts].map(|v| Param(v as i32));
-        let [count, channels, parts] = &numbers;
-        // SAFETY: the parameters of conv2d_add_parts_act_f32 in kernels/conv2d.cu; the sums are so many parts of y's
-        // length, bias and noise are as the op has checked.
-        unsafe { device.launch("conv2d_add_parts_act_f32", Grid::strided(y.len()), &[&sums.cuda_pointer(), &y.cuda_pointer(), count, channels, parts, &act])? };
-        return Ok(y);
+        let plan = Tiled::new(device.precision(), x.dtype(), Direction::Forward, spec, e);
+        let (sums, shape) = forward_sums(device, &plan, x, w, a, b, spec, e)?;
+        return add_parts_act(device, &sums, shape, x.dtype(), then);
     }
-    let arguments = [x.cuda_pointer(), w.cuda_pointer(), pointer(a), pointer(b), y.cuda_pointer()];
+    let (w, y) = (Operand::weight(&plan, w)?, Tensor::uninitialised_cuda_of(&[e.n, e.g[0], e.g[1], e.g[2]], x.dtype(), device)?);
+    let arguments = [x.cuda_pointer(), w.pointer(), pointer(a), pointer(b), y.cuda_pointer()];
     let [x, w, a, b, to] = &arguments;
     // SAFETY: the parameters of the conv2d_act entries in kernels/conv2d.cu; the op has checked all shapes against `e`.
-    unsafe { device.launch(plan.kernel, plan.grid, &[x, w, a, b, to, &params(spec, e, 0), &act])? };
+    unsafe { device.launch(plan.kernel, plan.grid, &[x, w, a, b, to, &params(spec, e, 0), &act_params(then)])? };
     Ok(y)
 }
 
 pub fn conv2d_transpose(device: &CudaDevice, g: &Tensor, w: &Tensor, b: Option<&Tensor>, a: Option<&Tensor>, spec: Conv2d, e: Extent) -> Result<Tensor> {
-    let shape = [e.n, e.x[0], e.x[1], e.x[2]];
-    match Plan::new(device, Direction::Transpose, spec, e) {
-        Plan::Hopper(plan) => plan.transpose(device, g, w, b, a, spec, e),
-        // SAFETY: the op has checked all shapes against `e`; the layers of blocks cover every pixel of the result.
-        Plan::Tiled(plan) => whole(device, unsafe { launch(device, &plan, [g, w], [b, a], spec, e, shape)? }, shape),
-    }
+    let plan = match Plan::new(device, g.dtype(), Direction::Transpose, spec, e) {
+        Plan::Hopper(plan) => return plan.transpose(device, g, w, b, a, spec, e),
+        Plan::Tiled(plan) => plan,
+    };
+    let (w, shape) = (Operand::weight(&plan, w)?, [e.n, e.x[0], e.x[1], e.x[2]]);
+    // SAFETY: the op has checked all shapes against `e`; the layers of blocks cover every pixel of the result.
+    let sums = unsafe { launch(device, &plan, [g.cuda_pointer(), w.pointer()], [b, a], spec, e, shape, g.dtype())? };
+    whole(device, sums, shape, g.dtype())
 }
 
 pub fn conv2d_weight_grad(device: &CudaDevice, x: &Tensor, g: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d, e: Extent) -> Result<Tensor> {
     let shape = [e.g[2], e.k[0], e.k[1], e.x[2]];
-    let sums = match Plan::new(device, Direction::WeightGrad, spec, e) {
+    let sums = match Plan::new(device, x.dtype(), Direction::WeightGrad, spec, e) {
         Plan::Hopper(plan) => plan.weight_grad(device, x, g, a, b, spec, e)?,
         // SAFETY: the op has checked all shapes against `e`.
-        Plan::Tiled(plan) => unsafe { launch(device, &plan, [x, g], [a, b], spec, e, shape)? },
+        Plan::Tiled(plan) => unsafe { launch(device, &plan, [x.cuda_pointer(), g.cuda_pointer()], [a, b], spec, e, shape, DType::F32)? },
     };
-    whole(device, sums, shape)
+    whole(device, sums, shape, DType::F32)
 }
 
 #[allow(clippy::too_many_arguments)]
 pub fn conv2d_weight_grad_squared(device: &CudaDevice, of: &WeightGrad, e: Extent, groups: usize, rest: Option<&Tensor>, weight: f64, into: &mut Tensor, offset: usize) -> Result<()> {
-    let plan = Tiled::new(device.precision(), Direction::WeightGradSquared, of.spec, e);
+    let plan = Tiled::new(device.precision(), of.x.dtype(), Direction::WeightGradSquared, of.spec, e);
     let Param(conv) = params(of.spec, e, 0);
     let params = Param(Conv2dSquaredParams { conv, groups: groups as i32, part: 0, weight: weight as f32, accumulate: 1 });
     let to = into.cuda_pointer_mut()? + (offset * size_of::<f32>()) as u64;

@@ -3,6 +3,7 @@
 //! `T = Σ b[n,o] · g[n,p,o] · w[o,t,i] · a[n,i] · x[n,q(p,t),i]` with `q(p, t) = p · stride + t − padding`.
 //! `conv2d` is its derivative by `g`, `conv2d_transpose` by `x`, `conv2d_weight_grad` by `w`; each takes the optional
 //! per-sample scales (`a` of StyleGAN2's style, `b` of its demodulation), so no per-sample weights are ever made.
+//! `x` and `g` may be bf16 on a GPU; weights, their gradients and scales are f32 then as ever.
 //! `conv2d_weight_grad_squared` adds up squares of weight gradients of samples.
 
 pub(crate) mod cpu;
@@ -14,7 +15,7 @@ use crate::ops::bias_act::{Epilogue, bias_act, check_terms};
 use crate::ops::elementwise::{Zip, zip};
 use crate::ops::layout::gather_rows;
 use crate::ops::optimizer::accumulate_squares;
-use crate::ops::{on_device, same_kind};
+use crate::ops::{on_device, parameters_of, same_kind};
 use crate::tensor::Tensor;
 
 /// Geometry, per axis `[y, x]`.
@@ -65,9 +66,9 @@ fn check_scale(op: &'static str, scale: Option<&Tensor>, n: usize, c: usize) -> 
     }
 }
 
-fn check_kinds(op: &'static str, u: &Tensor, v: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>) -> Result<()> {
-    let all: Vec<&Tensor> = [Some(u), Some(v), a, b].into_iter().flatten().collect();
-    same_kind(op, &all)
+/// Checks the types and places of an activation and of parameters beside it.
+fn check_kinds(op: &'static str, activation: &Tensor, parameters: [Option<&Tensor>; 3]) -> Result<()> {
+    parameters_of(op, activation, &parameters.into_iter().flatten().collect::<Vec<_>>())
 }
 
 /// Checks the arguments of a convolution.
@@ -81,7 +82,7 @@ fn extent(op: &'static str, x: &Tensor, w: &Tensor, a: Option<&Tensor>, b: Optio
     };
     check_scale(op, a, n, ci)?;
     check_scale(op, b, n, co)?;
-    check_kinds(op, x, w, a, b)?;
+    check_kinds(op, x, [Some(w), a, b])?;
     Ok(Extent { n, x: [h, wd, ci], g: [oh, ow, co], k: [kh, kw] })
 }
 
@@ -89,7 +90,7 @@ fn extent(op: &'static str, x: &Tensor, w: &Tensor, a: Option<&Tensor>, b: Optio
 /// `x` `[N, H, W, C_in]`, `w` `[C_out, k_h, k_w, C_in]`, `a` `[N, C_in]`, `b` `[N, C_out]` -> `[N, H_out, W_out, C_out]`.
 pub fn conv2d(x: &Tensor, w: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d) -> Result<Tensor> {
     let extent = extent("conv2d", x, w, a, b, spec)?;
-    on_device!("conv2d", &[x, w], extent.flops(), T => cpu::conv2d::<T>(x, w, a, b, spec, extent), d => cuda::conv2d(&d, x, w, a, b, spec, extent))
+    on_device!("conv2d", &[x, w], extent.flops(), T => cpu::conv2d::<T>(x, w, a, b, spec, extent), d or bf16 => cuda::conv2d(&d, x, w, a, b, spec, extent))
 }
 
 /// `act(conv2d(…) + strength · noise + bias)`. A GPU stores nothing in between.
@@ -115,9 +116,9 @@ pub fn conv2d_transpose(g: &Tensor, w: &Tensor, b: Option<&Tensor>, a: Option<&T
     }
     check_scale(OP, b, n, co)?;
     check_scale(OP, a, n, ci)?;
-    check_kinds(OP, g, w, a, b)?;
+    check_kinds(OP, g, [Some(w), a, b])?;
     let extent = Extent { n, x: [size[0], size[1], ci], g: [oh, ow, co], k: [kh, kw] };
-    on_device!("conv2d_transpose", &[g, w], extent.flops(), T => cpu::conv2d_transpose::<T>(g, w, b, a, spec, extent), d => cuda::conv2d_transpose(&d, g, w, b, a, spec, extent))
+    on_device!("conv2d_transpose", &[g, w], extent.flops(), T => cpu::conv2d_transpose::<T>(g, w, b, a, spec, extent), d or bf16 => cuda::conv2d_transpose(&d, g, w, b, a, spec, extent))
 }
 
 /// Checks the arguments of a weight gradient.
@@ -129,14 +130,15 @@ fn weight_grad_extent(op: &'static str, x: &Tensor, g: &Tensor, a: Option<&Tenso
     }
     check_scale(op, a, n, ci)?;
     check_scale(op, b, n, co)?;
-    check_kinds(op, x, g, a, b)?;
+    same_kind(op, &[x, g])?;
+    check_kinds(op, x, [a, b, None])?;
     Ok(Extent { n, x: [h, wd, ci], g: [oh, ow, co], k: kernel })
 }
 
 /// `v[o,t,i] = Σ_{n,p} b[n,o] · g[n,p,o] · a[n,i] · x[n,q(p,t),i]`, `[C_out, k_h, k_w, C_in]` with `[k_h, k_w] = kernel`.
 pub fn conv2d_weight_grad(x: &Tensor, g: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d, kernel: [usize; 2]) -> Result<Tensor> {
     let extent = weight_grad_extent("conv2d_weight_grad", x, g, a, b, spec, kernel)?;
-    on_device!("conv2d_weight_grad", &[x, g], extent.flops(), T => cpu::conv2d_weight_grad::<T>(x, g, a, b, spec, extent), d => cuda::conv2d_weight_grad(&d, x, g, a, b, spec, extent))
+    on_device!("conv2d_weight_grad", &[x, g], extent.flops(), T => cpu::conv2d_weight_grad::<T>(x, g, a, b, spec, extent), d or bf16 => cuda::conv2d_weight_grad(&d, x, g, a, b, spec, extent))
 }
 
 /// A weight gradient that has not been computed: the arguments of `conv2d_weight_grad`.
@@ -174,7 +176,7 @@ pub fn conv2d_weight_grad_squared(of: &WeightGrad, groups: usize, rest: Option<&
         let problem = format!("{groups} groups of {} samples, {len} weights at {offset} of {} with a rest of {:?}", extent.n, into.len(), rest.map(Tensor::shape));
         return Err(Error::shape(OP, problem));
     }
-    same_kind(OP, &[Some(&of.x), Some(&*into), rest].into_iter().flatten().collect::<Vec<_>>())?;
+    check_kinds(OP, &of.x, [Some(&*into), rest, None])?;
     if let Device::Cuda(device) = into.device() {
         return cuda::conv2d_weight_grad_squared(&device, of, extent, groups, rest, weight, into, offset);
     }

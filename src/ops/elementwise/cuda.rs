@@ -6,7 +6,8 @@ use super::{Map, Zip};
 use crate::device::CudaDevice;
 use crate::device::cuda::{Grid, Param};
 use crate::error::Result;
-use crate::tensor::Tensor;
+use crate::ops::by_dtype;
+use crate::tensor::{DType, Tensor};
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -52,6 +53,16 @@ fn kind(f: Map) -> (i32, f32, f32) {
     }
 }
 
+/// Between f32 and bf16.
+pub fn cast(device: &CudaDevice, x: &Tensor, dtype: DType) -> Result<Tensor> {
+    let y = Tensor::uninitialised_cuda_of(x.shape(), dtype, device)?;
+    let kernel = by_dtype!(dtype, "cast");
+    // SAFETY: the parameters of the cast entries in kernels/elementwise.cu; x and y hold as many elements, one f32 and one
+    // bf16.
+    unsafe { device.launch(kernel, Grid::strided(x.len().div_ceil(8)), &[&x.cuda_pointer(), &y.cuda_pointer(), &Param(x.len() as i32)])? };
+    Ok(y)
+}
+
 pub fn map(device: &CudaDevice, x: &Tensor, f: Map) -> Result<Tensor> {
     if f == Map::Powf(1.0) {
         return Ok(x.clone());
@@ -64,33 +75,33 @@ pub fn saturate(device: &CudaDevice, x: &Tensor, scale: f64, shift: f64) -> Resu
 }
 
 fn launch_map(device: &CudaDevice, x: &Tensor, (kind, a, b): (i32, f32, f32)) -> Result<Tensor> {
-    let y = Tensor::uninitialised_cuda(x.shape(), device)?;
+    let y = Tensor::uninitialised_cuda_of(x.shape(), x.dtype(), device)?;
     let params = Param(MapParams { count: x.len() as i32, kind, a, b });
-    // SAFETY: the parameters of map_f32 in kernels/elementwise.cu; x and y hold `count` elements.
-    unsafe { device.launch("map_f32", Grid::strided(x.len()), &[&x.cuda_pointer(), &y.cuda_pointer(), &params])? };
+    // SAFETY: the parameters of the map entries in kernels/elementwise.cu; x and y hold `count` elements.
+    unsafe { device.launch(by_dtype!(x.dtype(), "map"), Grid::strided(x.len()), &[&x.cuda_pointer(), &y.cuda_pointer(), &params])? };
     Ok(y)
 }
 
 pub fn zip(device: &CudaDevice, a: &Tensor, b: &Tensor, f: Zip) -> Result<Tensor> {
-    let y = Tensor::uninitialised_cuda(a.shape(), device)?;
+    let y = Tensor::uninitialised_cuda_of(a.shape(), a.dtype(), device)?;
     let kind = match f {
         Zip::Add => 0,
         Zip::Sub => 1,
         Zip::Mul => 2,
     };
     let params = Param(ZipParams { count: a.len() as i32, kind });
-    // SAFETY: the parameters of zip_f32 in kernels/elementwise.cu; a, b and y hold `count` elements.
-    unsafe { device.launch("zip_f32", Grid::strided(a.len()), &[&a.cuda_pointer(), &b.cuda_pointer(), &y.cuda_pointer(), &params])? };
+    // SAFETY: the parameters of the zip entries in kernels/elementwise.cu; a, b and y hold `count` elements.
+    unsafe { device.launch(by_dtype!(a.dtype(), "zip"), Grid::strided(a.len()), &[&a.cuda_pointer(), &b.cuda_pointer(), &y.cuda_pointer(), &params])? };
     Ok(y)
 }
 
 pub fn channel_scale(device: &CudaDevice, x: &Tensor, s: &Tensor) -> Result<Tensor> {
-    let y = Tensor::uninitialised_cuda(x.shape(), device)?;
+    let y = Tensor::uninitialised_cuda_of(x.shape(), x.dtype(), device)?;
     let sample = x.len() / s.dim(0).max(1);
     let params = Param(ChannelScaleParams { count: x.len() as i32, sample: sample as i32, channels: s.dim(1) as i32 });
     let arguments = [x.cuda_pointer(), s.cuda_pointer(), y.cuda_pointer()];
-    // SAFETY: the parameters of channel_scale_f32 in kernels/elementwise.cu; x and y hold `count` elements, s one for
+    // SAFETY: the parameters of the channel_scale entries in kernels/elementwise.cu; x and y hold `count` elements, s one for
     // each channel of each sample.
-    unsafe { device.launch("channel_scale_f32", Grid::strided(x.len()), &[&arguments[0], &arguments[1], &arguments[2], &params])? };
+    unsafe { device.launch(by_dtype!(x.dtype(), "channel_scale"), Grid::strided(x.len()), &[&arguments[0], &arguments[1], &arguments[2], &params])? };
     Ok(y)
 }

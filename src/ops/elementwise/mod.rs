@@ -1,11 +1,12 @@
-//! Elementwise family: `add`, `sub`, `mul` of equal shapes; `map` and `saturate` of one tensor; `channel_scale`.
+//! Elementwise family: `add`, `sub`, `mul` of equal shapes; `map`, `saturate` and `cast` of one tensor; `channel_scale`.
 
 mod cpu;
 mod cuda;
 
+use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::ops::{on_device, same_kind};
-use crate::tensor::Tensor;
+use crate::ops::{on_device, parameters_of, same_kind};
+use crate::tensor::{DType, Tensor};
 
 /// Functions of one value.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -30,9 +31,20 @@ pub enum Zip {
     Mul,
 }
 
+/// `x` as f32 or, rounded to nearest, bf16, on a GPU; what is of that type already is shared, everywhere.
+pub fn cast(x: &Tensor, dtype: DType) -> Result<Tensor> {
+    match (x.device(), x.dtype(), dtype) {
+        (_, from, to) if from == to => Ok(x.clone()),
+        (Device::Cuda(device), DType::F32 | DType::Bf16, DType::F32 | DType::Bf16) => cuda::cast(&device, x, dtype),
+        (device, from, to) => {
+            Err(Error::Unsupported { op: "cast", problem: format!("{from:?} to {to:?} on {device}; bf16 is made of f32 on a GPU, use --device cuda") })
+        }
+    }
+}
+
 /// `f(x)`, elementwise; any shape.
 pub fn map(x: &Tensor, f: Map) -> Result<Tensor> {
-    on_device!("map", &[x], T => cpu::map::<T>(x, f), d => cuda::map(&d, x, f))
+    on_device!("map", &[x], T => cpu::map::<T>(x, f), d or bf16 => cuda::map(&d, x, f))
 }
 
 /// `scale · x + shift` cut to [0, 1], elementwise; any shape. NaN stays. For pixels on their way into a network: it has no
@@ -47,7 +59,7 @@ pub fn zip(a: &Tensor, b: &Tensor, f: Zip) -> Result<Tensor> {
         return Err(Error::shape("elementwise", format!("{f:?} of {:?} and {:?}: shapes must be equal", a.shape(), b.shape())));
     }
     same_kind("elementwise", &[a, b])?;
-    on_device!("zip", &[a, b], T => cpu::zip::<T>(a, b, f), d => cuda::zip(&d, a, b, f))
+    on_device!("zip", &[a, b], T => cpu::zip::<T>(a, b, f), d or bf16 => cuda::zip(&d, a, b, f))
 }
 
 /// `x[n, …, c] · s[n, c]`: per-sample, per-channel scale. `x` is `[N, …, C]`, `s` is `[N, C]`.
@@ -55,6 +67,6 @@ pub fn channel_scale(x: &Tensor, s: &Tensor) -> Result<Tensor> {
     if x.rank() < 2 || s.rank() != 2 || s.dim(0) != x.dim(0) || s.dim(1) != x.dim(x.rank() - 1) {
         return Err(Error::shape("channel_scale", format!("scales {:?} do not fit {:?}", s.shape(), x.shape())));
     }
-    same_kind("channel_scale", &[x, s])?;
-    on_device!("channel_scale", &[x, s], T => cpu::channel_scale::<T>(x, s), d => cuda::channel_scale(&d, x, s))
+    parameters_of("channel_scale", x, &[s])?;
+    on_device!("channel_scale", &[x, s], T => cpu::channel_scale::<T>(x, s), d or bf16 => cuda::channel_scale(&d, x, s))
 }

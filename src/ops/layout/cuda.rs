@@ -2,10 +2,11 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::device::CudaDevice;
 use crate::device::cuda::{Grid, Param};
+use crate::device::{CudaDevice, Device};
 use crate::error::{Error, Result};
-use crate::tensor::Tensor;
+use crate::ops::by_dtype;
+use crate::tensor::{DType, Tensor};
 
 const DIMENSIONS: usize = 6;
 
@@ -58,28 +59,29 @@ impl StridedCopy {
         merged
     }
 
-    /// The same copy in units of four elements, if runs, strides and addresses allow.
-    fn in_fours(&self, from: u64, to: u64) -> Option<StridedCopy> {
+    /// The same copy in vectors of 16 bytes, each so many elements, if runs, strides and addresses allow.
+    fn in_vectors(&self, of: usize, from: u64, to: u64) -> Option<StridedCopy> {
         let last = self.size.len().checked_sub(1)?;
-        let whole = self.size[last].is_multiple_of(4) && self.from[last] == 1 && self.to[last] == 1;
-        let apart = self.from[..last].iter().chain(&self.to[..last]).all(|stride| stride % 4 == 0);
-        let fours = |strides: &[usize]| strides[..last].iter().map(|s| s / 4).chain([1]).collect();
+        let whole = self.size[last].is_multiple_of(of) && self.from[last] == 1 && self.to[last] == 1;
+        let apart = self.from[..last].iter().chain(&self.to[..last]).all(|stride| stride % of == 0);
+        let vectors = |strides: &[usize]| strides[..last].iter().map(|s| s / of).chain([1]).collect();
         (whole && apart && from.is_multiple_of(16) && to.is_multiple_of(16)).then(|| StridedCopy {
-            size: self.size[..last].iter().copied().chain([self.size[last] / 4]).collect(),
-            from: fours(&self.from),
-            to: fours(&self.to),
+            size: self.size[..last].iter().copied().chain([self.size[last] / of]).collect(),
+            from: vectors(&self.from),
+            to: vectors(&self.to),
         })
     }
 
-    /// Runs it between two addresses.
+    /// Runs it between two addresses of f32 or of bf16.
     ///
     /// # Safety
     /// Every element that the strides reach lies inside live buffers of the device, and no two writes meet.
-    pub unsafe fn launch(&self, device: &CudaDevice, op: &'static str, from: u64, to: u64) -> Result<()> {
+    pub unsafe fn launch(&self, device: &CudaDevice, op: &'static str, dtype: DType, from: u64, to: u64) -> Result<()> {
         let merged = self.merged();
-        let (kernel, copy) = match merged.in_fours(from, to) {
-            Some(fours) => ("copy_strided_f32x4", fours),
-            None => ("copy_strided_f32", merged),
+        let (kernel, copy) = match merged.in_vectors(16 / dtype.size(), from, to) {
+            // 16 bytes are copied alike whatever they hold.
+            Some(vectors) => ("copy_strided_f32x4", vectors),
+            None => (by_dtype!(dtype, "copy_strided"), merged),
         };
         if copy.size.len() > DIMENSIONS {
             return Err(Error::Unsupported { op, problem: format!("{} separate dimensions on a GPU; reshape to at most {DIMENSIONS}", copy.size.len()) });
@@ -93,7 +95,7 @@ impl StridedCopy {
             all
         };
         let params = Param(CopyParams { count: count as i32, size: padded(&copy.size, 1), from: padded(&copy.from, 0), to: padded(&copy.to, 0) });
-        // SAFETY: the parameters of both entries in kernels/layout.cu; what they touch is passed on to the caller.
+        // SAFETY: the parameters of all entries in kernels/layout.cu; what they touch is passed on to the caller.
         unsafe { device.launch(kernel, Grid::strided(count), &[&from, &to, &params]) }
     }
 }
@@ -101,32 +103,32 @@ impl StridedCopy {
 pub fn permute(device: &CudaDevice, x: &Tensor, order: &[usize]) -> Result<Tensor> {
     let strides = row_major(x.shape());
     let shape: Vec<usize> = order.iter().map(|&d| x.dim(d)).collect();
-    let y = Tensor::uninitialised_cuda(&shape, device)?;
+    let y = Tensor::uninitialised_cuda_of(&shape, x.dtype(), device)?;
     let copy = StridedCopy { from: order.iter().map(|&d| strides[d]).collect(), to: row_major(&shape), size: shape };
     // SAFETY: the strides are those of x, reordered, and those of y.
-    unsafe { copy.launch(device, "permute", x.cuda_pointer(), y.cuda_pointer())? };
+    unsafe { copy.launch(device, "permute", x.dtype(), x.cuda_pointer(), y.cuda_pointer())? };
     Ok(y)
 }
 
 /// Address of entry `start` of dimension `axis`.
-fn entry(address: u64, shape: &[usize], axis: usize, start: usize) -> u64 {
-    address + (start * row_major(shape)[axis] * size_of::<f32>()) as u64
+fn entry(x: &Tensor, axis: usize, start: usize) -> u64 {
+    x.cuda_pointer() + (start * row_major(x.shape())[axis] * x.dtype().size()) as u64
 }
 
 pub fn slice(device: &CudaDevice, x: &Tensor, axis: usize, start: usize, len: usize) -> Result<Tensor> {
     let mut shape = x.shape().to_vec();
     shape[axis] = len;
-    let y = Tensor::uninitialised_cuda(&shape, device)?;
+    let y = Tensor::uninitialised_cuda_of(&shape, x.dtype(), device)?;
     let copy = StridedCopy { from: row_major(x.shape()), to: row_major(&shape), size: shape };
     // SAFETY: the op has checked that start + len entries of the axis are inside x.
-    unsafe { copy.launch(device, "slice", entry(x.cuda_pointer(), x.shape(), axis, start), y.cuda_pointer())? };
+    unsafe { copy.launch(device, "slice", x.dtype(), entry(x, axis, start), y.cuda_pointer())? };
     Ok(y)
 }
 
 pub fn pad(device: &CudaDevice, x: &Tensor, axis: usize, start: usize, size: usize) -> Result<Tensor> {
     let mut shape = x.shape().to_vec();
     shape[axis] = size;
-    let y = Tensor::from_cuda(&shape, device.filled(shape.iter().product(), 0.0)?);
+    let y = Tensor::full_on(&shape, 0.0, x.dtype(), &Device::Cuda(device.clone()))?;
     put(device, "pad", x, axis, start, &y)?;
     Ok(y)
 }
@@ -134,7 +136,7 @@ pub fn pad(device: &CudaDevice, x: &Tensor, axis: usize, start: usize, size: usi
 pub fn concat(device: &CudaDevice, parts: &[&Tensor], axis: usize) -> Result<Tensor> {
     let mut shape = parts[0].shape().to_vec();
     shape[axis] = parts.iter().map(|p| p.dim(axis)).sum();
-    let y = Tensor::uninitialised_cuda(&shape, device)?;
+    let y = Tensor::uninitialised_cuda_of(&shape, parts[0].dtype(), device)?;
     let mut start = 0;
     for part in parts {
         put(device, "concat", part, axis, start, &y)?;
@@ -147,5 +149,5 @@ pub fn concat(device: &CudaDevice, parts: &[&Tensor], axis: usize) -> Result<Ten
 fn put(device: &CudaDevice, op: &'static str, x: &Tensor, axis: usize, start: usize, y: &Tensor) -> Result<()> {
     let copy = StridedCopy { size: x.shape().to_vec(), from: row_major(x.shape()), to: row_major(y.shape()) };
     // SAFETY: the caller has made y as long in the axis as start + x.
-    unsafe { copy.launch(device, op, x.cuda_pointer(), entry(y.cuda_pointer(), y.shape(), axis, start)) }
+    unsafe { copy.launch(device, op, x.dtype(), x.cuda_pointer(), entry(y, axis, start)) }
 }

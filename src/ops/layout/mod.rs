@@ -19,7 +19,7 @@ pub fn permute(x: &Tensor, order: &[usize]) -> Result<Tensor> {
     if order.len() != x.rank() {
         return Err(Error::shape("permute", format!("order {order:?} for rank {}", x.rank())));
     }
-    on_device!("permute", &[x], T => cpu::permute::<T>(x, order), d => cuda::permute(&d, x, order))
+    on_device!("permute", &[x], T => cpu::permute::<T>(x, order), d or bf16 => cuda::permute(&d, x, order))
 }
 
 /// `len` entries of dimension `axis` from `start`.
@@ -30,7 +30,7 @@ pub fn slice(x: &Tensor, axis: usize, start: usize, len: usize) -> Result<Tensor
     if axis == 0 {
         return x.rows(start, len);
     }
-    on_device!("slice", &[x], T => cpu::slice::<T>(x, axis, start, len), d => cuda::slice(&d, x, axis, start, len))
+    on_device!("slice", &[x], T => cpu::slice::<T>(x, axis, start, len), d or bf16 => cuda::slice(&d, x, axis, start, len))
 }
 
 /// Puts `x` at `start` of dimension `axis` of zeros with `size` entries there: the transpose of `slice`.
@@ -38,7 +38,7 @@ pub fn pad(x: &Tensor, axis: usize, start: usize, size: usize) -> Result<Tensor>
     if axis >= x.rank() || start + x.dim(axis) > size {
         return Err(Error::shape("pad", format!("{:?} at {start} of {size} in dimension {axis}", x.shape())));
     }
-    on_device!("pad", &[x], T => cpu::pad::<T>(x, axis, start, size), d => cuda::pad(&d, x, axis, start, size))
+    on_device!("pad", &[x], T => cpu::pad::<T>(x, axis, start, size), d or bf16 => cuda::pad(&d, x, axis, start, size))
 }
 
 /// Joins tensors along `axis`; all other dimensions equal.
@@ -53,7 +53,7 @@ pub fn concat(parts: &[&Tensor], axis: usize) -> Result<Tensor> {
         }
     }
     same_kind("concat", parts)?;
-    on_device!("concat", parts, T => cpu::concat::<T>(parts, axis), d => cuda::concat(&d, parts, axis))
+    on_device!("concat", parts, T => cpu::concat::<T>(parts, axis), d or bf16 => cuda::concat(&d, parts, axis))
 }
 
 /// Rows `indices` of the first dimension, in that order.

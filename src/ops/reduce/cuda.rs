@@ -6,8 +6,9 @@ use super::cpu::runs;
 use crate::device::CudaDevice;
 use crate::device::cuda::{Argument, Grid, Param};
 use crate::error::Result;
+use crate::ops::by_dtype;
 use crate::ops::layout::cuda::{StridedCopy, row_major};
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -17,8 +18,9 @@ struct SumParams {
     inner: i32,
     rows: i32,
     part: i32,
+    folded: i32,
 }
-const _: () = assert!(size_of::<SumParams>() == 20, "keep in step with kernels/reduce.cu");
+const _: () = assert!(size_of::<SumParams>() == 24, "keep in step with kernels/reduce.cu");
 
 const THREADS: usize = 256;
 /// A thread adds at least this many terms before a sum is cut into parts.
@@ -47,15 +49,33 @@ impl Division {
     }
 }
 
+/// Elements of bf16 that a thread takes at a time where it can.
+const EIGHT: usize = 8;
+
 /// One launch: `[outer, mid, inner]` to `[outer, parts, inner]`.
 fn sum_parts(device: &CudaDevice, terms: &[&Tensor], [outer, mid, inner]: [usize; 3]) -> Result<(Tensor, usize)> {
-    let d = Division::of(outer, mid, inner);
+    let sources: Vec<u64> = terms.iter().map(|t| t.cuda_pointer()).collect();
+    let (of_bf16, dot) = (terms[0].dtype() == DType::Bf16, terms.len() == 2);
+    // Neighbours in memory are terms of one sum, or columns.
+    let folded = inner == 1;
+    let eights = of_bf16 && (if folded { mid } else { inner }).is_multiple_of(EIGHT) && sources.iter().all(|at| at.is_multiple_of(16));
+    let (mid, units) = match (eights, folded) {
+        (true, true) => (mid / EIGHT, inner),
+        (true, false) => (mid, inner / EIGHT),
+        (false, _) => (mid, inner),
+    };
+    let kernel = match (eights, dot) {
+        (true, false) => "sum_middle_bf16x8",
+        (true, true) => "channel_dot_bf16x8",
+        (false, false) => by_dtype!(terms[0].dtype(), "sum_middle"),
+        (false, true) => by_dtype!(terms[0].dtype(), "channel_dot"),
+    };
+    let d = Division::of(outer, mid, units);
     let y = Tensor::uninitialised_cuda(&[outer, d.parts, inner], device)?;
-    let params = Param(SumParams { columns: (outer * inner) as i32, mid: mid as i32, inner: inner as i32, rows: d.rows as i32, part: d.part as i32 });
-    let pointers: Vec<u64> = terms.iter().map(|t| t.cuda_pointer()).chain([y.cuda_pointer()]).collect();
-    let mut arguments: Vec<&dyn Argument> = pointers.iter().map(|p| p as &dyn Argument).collect();
-    arguments.push(&params);
-    let kernel = if terms.len() == 1 { "sum_middle_f32" } else { "channel_dot_f32" };
+    let params =
+        Param(SumParams { columns: (outer * units) as i32, mid: mid as i32, inner: units as i32, rows: d.rows as i32, part: d.part as i32, folded: folded.into() });
+    let to = y.cuda_pointer();
+    let arguments: Vec<&dyn Argument> = sources.iter().chain([&to]).map(|p| p as &dyn Argument).chain([&params as &dyn Argument]).collect();
     let grid = Grid { blocks: [d.column_blocks as u32, d.parts as u32, 1], threads: THREADS as u32, shared: 0 };
     // SAFETY: the parameters of the kernel in kernels/reduce.cu: one or two operands of outer · mid · inner elements, the
     // result with one element per column and part.
@@ -93,10 +113,10 @@ pub fn sum_to(device: &CudaDevice, x: &Tensor, shape: &[usize]) -> Result<Tensor
 }
 
 pub fn broadcast_to(device: &CudaDevice, x: &Tensor, shape: &[usize]) -> Result<Tensor> {
-    let y = Tensor::uninitialised_cuda(shape, device)?;
+    let y = Tensor::uninitialised_cuda_of(shape, x.dtype(), device)?;
     let from = row_major(x.shape()).iter().zip(x.shape()).zip(shape).map(|((stride, have), want)| if have == want { *stride } else { 0 }).collect();
     // SAFETY: the strides are those of x, 0 where it repeats, and those of y.
-    unsafe { StridedCopy { size: shape.to_vec(), from, to: row_major(shape) }.launch(device, "broadcast_to", x.cuda_pointer(), y.cuda_pointer())? };
+    unsafe { StridedCopy { size: shape.to_vec(), from, to: row_major(shape) }.launch(device, "broadcast_to", x.dtype(), x.cuda_pointer(), y.cuda_pointer())? };
     Ok(y)
 }
 

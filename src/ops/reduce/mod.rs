@@ -1,9 +1,11 @@
-//! Reduce family: `sum_to` and its transpose `broadcast_to`, and `channel_dot`. Sums run in a fixed order.
+//! Reduce family: `sum_to` and its transpose `broadcast_to`, and `channel_dot`. Sums run in a fixed order; those of bf16 are
+//! f32.
 
 mod cpu;
 pub(crate) mod cuda;
 
 use crate::error::{Error, Result};
+use crate::ops::elementwise::cast;
 use crate::ops::{on_device, same_kind};
 use crate::tensor::Tensor;
 
@@ -19,9 +21,9 @@ fn check_pair(op: &'static str, large: &[usize], small: &[usize]) -> Result<()> 
 pub fn sum_to(x: &Tensor, shape: &[usize]) -> Result<Tensor> {
     check_pair("sum_to", x.shape(), shape)?;
     if x.shape() == shape {
-        return Ok(x.clone());
+        return cast(x, x.dtype().accumulator());
     }
-    on_device!("sum_to", &[x], T => cpu::sum_to::<T>(x, shape), d => cuda::sum_to(&d, x, shape))
+    on_device!("sum_to", &[x], T => cpu::sum_to::<T>(x, shape), d or bf16 => cuda::sum_to(&d, x, shape))
 }
 
 /// Repeats `x` along its dimensions of size 1. Same rank.
@@ -30,7 +32,7 @@ pub fn broadcast_to(x: &Tensor, shape: &[usize]) -> Result<Tensor> {
     if x.shape() == shape {
         return Ok(x.clone());
     }
-    on_device!("broadcast_to", &[x], T => cpu::broadcast_to::<T>(x, shape), d => cuda::broadcast_to(&d, x, shape))
+    on_device!("broadcast_to", &[x], T => cpu::broadcast_to::<T>(x, shape), d or bf16 => cuda::broadcast_to(&d, x, shape))
 }
 
 /// `Σ_hw u[n, h, w, c] · v[n, h, w, c]` as `[N, C]`; equal shapes `[N, …, C]`.
@@ -39,5 +41,5 @@ pub fn channel_dot(u: &Tensor, v: &Tensor) -> Result<Tensor> {
         return Err(Error::shape("channel_dot", format!("{:?} and {:?}: equal shapes [N, …, C]", u.shape(), v.shape())));
     }
     same_kind("channel_dot", &[u, v])?;
-    on_device!("channel_dot", &[u, v], T => cpu::channel_dot::<T>(u, v), d => cuda::channel_dot(&d, u, v))
+    on_device!("channel_dot", &[u, v], T => cpu::channel_dot::<T>(u, v), d or bf16 => cuda::channel_dot(&d, u, v))
 }

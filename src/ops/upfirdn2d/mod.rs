@@ -75,5 +75,5 @@ impl Upfirdn2d {
 pub fn upfirdn2d(x: &Tensor, spec: &Upfirdn2d) -> Result<Tensor> {
     let shape = spec.output_shape(x.shape())?;
     let taps = spec.n_taps.div_ceil(spec.up).pow(2);
-    on_device!("upfirdn2d", &[x], 2 * shape.iter().product::<usize>() * taps, T => cpu::upfirdn2d::<T>(x, spec, shape), d => cuda::upfirdn2d(&d, x, spec, shape))
+    on_device!("upfirdn2d", &[x], 2 * shape.iter().product::<usize>() * taps, T => cpu::upfirdn2d::<T>(x, spec, shape), d or bf16 => cuda::upfirdn2d(&d, x, spec, shape))
 }

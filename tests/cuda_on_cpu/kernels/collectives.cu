@@ -63,7 +63,7 @@ __device__ void copy_async(const float* x, float* y) {
   ptx::cp_async16(&tile[threadIdx.x], x + 4 * threadIdx.x, threadIdx.x < 31);
   ptx::cp_async_commit();
   if (kWait) ptx::cp_async_wait<0>();
-  store4(y + 4 * threadIdx.x, tile[threadIdx.x]);
+  reinterpret_cast<float4*>(y)[threadIdx.x] = tile[threadIdx.x];
 }
 extern "C" __global__ void test_copy_async(const float* x, float* y) { copy_async<true>(x, y); }
 extern "C" __global__ void mutant_missing_async_wait(const float* x, float* y) { copy_async<false>(x, y); }

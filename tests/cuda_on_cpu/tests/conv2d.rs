@@ -6,7 +6,7 @@
 use cuda_on_cpu::{orders, with_order};
 use cudarc::driver::{CudaSlice, DeviceRepr, PushKernelArg};
 use support::{
-    Geometry as Launch, Gpu,
+    Geometry as Launch, Gpu, Stored,
     conv2d::{
         Conv2dParams, DOWN, Data, Extras, Geometry, Op, UP, one_or_two, square,
         whole_numbers,
@@ -59,6 +59,12 @@ const fn simt(suffix: &'static str, tile: [usize; 2]) -> Variant {
 
 const WIDE: Variant = simt("f32", [64, 64]);
 const NARROW: Variant = simt("narrow_f32", [128, 16]);
+/// For activations of bf16.
+const NARROW_STORED: Variant = simt("narrow_stored_bf16", [128, 16]);
+const STORED: [Variant; 2] = [
+    variant("small_stored_bf16", [64, 64], 128),
+    variant("stored_bf16", [128, 128], 256),
+];
 const TENSOR_CORE: [Variant; 6] = [
     variant("small_tf32", [64, 64], 128),
     variant("tf32", [128, 128], 256),
@@ -68,20 +74,57 @@ const TENSOR_CORE: [Variant; 6] = [
     variant("tf32x3", [128, 128], 256),
 ];
 
+impl Variant {
+    /// What activations are.
+    fn activations(self) -> Stored {
+        if self.suffix.ends_with("stored_bf16") {
+            Stored::Bf16
+        } else {
+            Stored::F32
+        }
+    }
+
+    /// What the weight is.
+    fn weight(self) -> Stored {
+        if self.tile == NARROW.tile {
+            Stored::F32
+        } else {
+            self.activations()
+        }
+    }
+
+    /// What an op stores of whole sums.
+    fn result(self, op: Op) -> Stored {
+        if op == Op::WeightGrad {
+            Stored::F32
+        } else {
+            self.activations()
+        }
+    }
+}
+
 fn variants(op: Op) -> Vec<Variant> {
     if is_watched() {
-        return vec![WIDE, TENSOR_CORE[0], TENSOR_CORE[2]];
+        return vec![WIDE, TENSOR_CORE[0], TENSOR_CORE[2], STORED[0]];
     }
     let mut all = vec![WIDE];
     if op != Op::WeightGrad {
-        all.push(NARROW);
+        all.extend([NARROW, NARROW_STORED]);
     }
     all.extend(TENSOR_CORE);
+    all.extend(STORED);
     all
 }
 
 const GEOMETRIES: &[Geometry] = &[
-    square("3x3 in vectors", 2, 5, [4, 8], [3, 1, 1], [true, true]),
+    square(
+        "3x3 in vectors",
+        2,
+        5,
+        [8, 16],
+        [3, 1, 1],
+        [true, true],
+    ),
     square("3x3 odd channels", 2, 5, [3, 5], [3, 1, 1], [true, true]),
     square("3x3 stride 2", 2, 9, [8, 4], [3, 2, 0], [true, false]),
     square(
@@ -160,22 +203,22 @@ fn launch(variant: Variant, [rows, columns]: [usize; 2], layers: usize) -> Launc
 
 /// A tensor on the device that starts `skipped` elements into its memory.
 struct Operand {
-    memory: CudaSlice<f32>,
+    memory: CudaSlice<u8>,
     skipped: usize,
 }
 
 impl Operand {
-    fn new(gpu: &Gpu, values: &[f32], skipped: usize) -> Operand {
+    fn new(gpu: &Gpu, values: &[f32], stored: Stored, skipped: usize) -> Operand {
         let mut padded = vec![f32::NAN; skipped];
         padded.extend(values);
         padded.push(f32::NAN); // no allocation of nothing
         Operand {
-            memory: gpu.upload(&padded),
-            skipped,
+            memory: gpu.upload(&stored.encode(&padded)),
+            skipped: skipped * stored.size(),
         }
     }
     fn address(&self, gpu: &Gpu) -> u64 {
-        gpu.address(&self.memory) + 4 * self.skipped as u64
+        gpu.address(&self.memory) + self.skipped as u64
     }
 }
 
@@ -197,13 +240,20 @@ fn run(gpu: &Gpu, op: Op, variant: Variant, geometry: &Geometry, d: &Data, run: 
         depth.div_ceil(run.part)
     };
     let [x_count, w_count, g_count] = geometry.counts();
-    let (u, v, count) = match op {
-        Op::Forward => (&d.x, &d.w, g_count),
-        Op::Transpose => (&d.g, &d.w, x_count),
-        Op::WeightGrad => (&d.x, &d.g, w_count),
+    let (activations, weight) = (variant.activations(), variant.weight());
+    let (u, v, second, count) = match op {
+        Op::Forward => (&d.x, &d.w, weight, g_count),
+        Op::Transpose => (&d.g, &d.w, weight, x_count),
+        Op::WeightGrad => (&d.x, &d.g, activations, w_count),
     };
-    let at = |values: &[f32]| Operand::new(gpu, values, run.skipped);
-    let (u, v, a, b) = (at(u), at(v), at(&d.a), at(&d.b));
+    let at = |values: &[f32], stored| Operand::new(gpu, values, stored, run.skipped);
+    let (u, v) = (at(u, activations), at(v, second));
+    let (a, b) = (at(&d.a, Stored::F32), at(&d.b, Stored::F32));
+    let stored = if parts == 1 {
+        variant.result(op)
+    } else {
+        Stored::F32
+    };
     let a_address = if geometry.scales[0] {
         a.address(gpu)
     } else {
@@ -221,8 +271,8 @@ fn run(gpu: &Gpu, op: Op, variant: Variant, geometry: &Geometry, d: &Data, run: 
         [a_address, b_address]
     };
     let (u_address, v_address) = (u.address(gpu), v.address(gpu));
-    let result = gpu.uninitialised::<f32>(parts * count + run.skipped + 1);
-    let result_address = gpu.address(&result) + 4 * run.skipped as u64;
+    let result = gpu.uninitialised::<u8>((parts * count + run.skipped + 1) * stored.size());
+    let result_address = gpu.address(&result) + (stored.size() * run.skipped) as u64;
     let params = geometry.params(run.part);
     let launch = launch(variant, [rows, columns], layers * parts);
     if !launch.blocks.contains(&0) {
@@ -240,7 +290,7 @@ fn run(gpu: &Gpu, op: Op, variant: Variant, geometry: &Geometry, d: &Data, run: 
         )
         .unwrap_or_else(|_| panic!("{name} {}: {}", geometry.name, cuda_on_cpu::last_error()));
     }
-    let mut values = gpu.download(&result);
+    let mut values = stored.decode(&gpu.download(&result));
     assert!(
         values.pop().expect("the guard").is_nan(),
         "written behind the result"
@@ -278,6 +328,7 @@ fn sums_are_exact(op: Op) {
         let expected = single(&geometry.expected(op, &d));
         for variant in variants(op) {
             let got = in_every_order(|| run(&gpu, op, variant, geometry, &d, Run::default()));
+            let expected = variant.result(op).round(&expected);
             assert_eq!(got, expected, "{op:?} {} {}", variant.suffix, geometry.name);
         }
     }
@@ -311,7 +362,7 @@ fn parts_add_up_to_the_whole() {
         let d = geometry.exact_data();
         for op in [Op::Forward, Op::Transpose, Op::WeightGrad] {
             let expected = single(&geometry.expected(op, &d));
-            for variant in [TENSOR_CORE[0], TENSOR_CORE[3], WIDE] {
+            for variant in [TENSOR_CORE[0], TENSOR_CORE[3], STORED[0], WIDE] {
                 let parts = in_every_order(|| {
                     run(&gpu, op, variant, geometry, &d, Run { part, skipped: 0 })
                 });
@@ -347,6 +398,7 @@ fn tensors_may_start_at_any_element() {
                     skipped: 1,
                 },
             );
+            let expected = variant.result(op).round(&expected);
             assert_eq!(got, expected, "{op:?} {}", variant.suffix);
         }
     }
@@ -360,6 +412,8 @@ fn tolerance(variant: Variant, terms: usize) -> f64 {
     let operands = match variant.suffix {
         name if name.ends_with("tf32x3") => 3.0 * single(22),
         name if name.ends_with("tf32") => 2.0 * single(11) + single(22),
+        // Operands, their products with scales, and the result.
+        name if name.ends_with("stored_bf16") => 5.0 * single(8) + 16.0 * single(16),
         name if name.ends_with("bf16") => 2.0 * single(8) + single(16),
         _ => 0.0,
     };
@@ -444,6 +498,7 @@ fn activation_follows_in_the_same_pass() {
                 .collect();
             for variant in variants(Op::Forward) {
                 let got = in_every_order(|| activated(&gpu, variant, geometry, &d, &extras));
+                let expected = variant.activations().round(&expected);
                 assert_eq!(got, expected, "{} {}", variant.suffix, geometry.name);
             }
             let parts = run(
@@ -457,8 +512,12 @@ fn activation_follows_in_the_same_pass() {
                     skipped: 0,
                 },
             );
-            let got = in_every_order(|| activated_parts(&gpu, &parts, expected.len(), co, &extras));
-            assert_eq!(got, expected, "parts {}", geometry.name);
+            for stored in [Stored::F32, Stored::Bf16] {
+                let count = expected.len();
+                let got =
+                    in_every_order(|| activated_parts(&gpu, &parts, stored, count, co, &extras));
+                assert_eq!(got, stored.round(&expected), "parts {}", geometry.name);
+            }
         }
     }
 }
@@ -471,9 +530,10 @@ fn activated(
     extras: &Extras,
 ) -> Vec<f32> {
     let ([rows, columns, _], _) = geometry.product(Op::Forward);
+    let stored = variant.activations();
     let (x, w, a, b) = (
-        gpu.upload(&d.x),
-        gpu.upload(&d.w),
+        gpu.upload(&stored.encode(&d.x)),
+        gpu.upload(&variant.weight().encode(&d.w)),
         gpu.upload(&d.a),
         gpu.upload(&d.b),
     );
@@ -487,7 +547,7 @@ fn activated(
     } else {
         0
     };
-    let mut y = gpu.uninitialised::<f32>(geometry.counts()[2]);
+    let mut y = gpu.uninitialised::<u8>(geometry.counts()[2] * stored.size());
     let params = geometry.params(0);
     let name = format!("conv2d_act_{}", variant.suffix);
     gpu.launch(
@@ -504,32 +564,36 @@ fn activated(
         },
     )
     .unwrap_or_else(|_| panic!("{name}: {}", cuda_on_cpu::last_error()));
-    gpu.download(&y)
+    stored.decode(&gpu.download(&y))
 }
 
 fn activated_parts(
     gpu: &Gpu,
     parts: &[f32],
+    stored: Stored,
     count: usize,
     channels: usize,
     extras: &Extras,
 ) -> Vec<f32> {
-    let (sums, mut y) = (gpu.upload(parts), gpu.uninitialised::<f32>(count));
+    let (sums, mut y) = (
+        gpu.upload(parts),
+        gpu.uninitialised::<u8>(count * stored.size()),
+    );
+    let name = match stored {
+        Stored::F32 => "conv2d_add_parts_act_f32",
+        Stored::Bf16 => "conv2d_add_parts_act_bf16",
+    };
     let [n, c, q] = [count, channels, parts.len() / count].map(|v| v as i32);
-    gpu.launch(
-        &gpu.function("conv2d_add_parts_act_f32"),
-        support::grid(2, 128),
-        |args| {
-            args.arg(&sums)
-                .arg(&mut y)
-                .arg(&n)
-                .arg(&c)
-                .arg(&q)
-                .arg(&extras.params);
-        },
-    )
+    gpu.launch(&gpu.function(name), support::grid(2, 128), |args| {
+        args.arg(&sums)
+            .arg(&mut y)
+            .arg(&n)
+            .arg(&c)
+            .arg(&q)
+            .arg(&extras.params);
+    })
     .unwrap_or_else(|_| panic!("{}", cuda_on_cpu::last_error()));
-    gpu.download(&y)
+    stored.decode(&gpu.download(&y))
 }
 
 // ---- squared gradients
@@ -574,7 +638,7 @@ fn squared_gradients_are_those_of_groups() {
             0,
         ),
         (
-            square("one group", 2, 3, [4, 68], [1, 1, 0], [false, true]),
+            square("one group", 2, 3, [8, 72], [1, 1, 0], [false, true]),
             1,
             0,
         ),
@@ -594,6 +658,7 @@ fn squared_gradients_are_those_of_groups() {
             simt("tf32", [64, 64]),
             simt("bf16", [64, 64]),
             simt("tf32x3", [64, 64]),
+            simt("stored_bf16", [64, 64]),
         ] {
             let variant = if variant.suffix == "f32" {
                 variant
@@ -633,9 +698,10 @@ fn squared(
     } else {
         (params.groups as usize).div_ceil(params.part as usize)
     };
+    let stored = variant.activations();
     let (x, g, a, b) = (
-        gpu.upload(&d.x),
-        gpu.upload(&d.g),
+        gpu.upload(&stored.encode(&d.x)),
+        gpu.upload(&stored.encode(&d.g)),
         gpu.upload(&d.a),
         gpu.upload(&d.b),
     );

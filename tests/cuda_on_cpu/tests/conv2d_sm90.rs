@@ -3,9 +3,9 @@
 use cuda_on_cpu::{orders, with_order};
 use cudarc::driver::{CudaSlice, DeviceRepr, PushKernelArg};
 use support::{
-    Geometry as Launch, Gpu, TensorMap, bf16_bits,
+    Geometry as Launch, Gpu, Stored, TensorMap, bf16_bits,
     conv2d::{DOWN, Data, Extras, Geometry, Op, UP, square, whole_numbers},
-    grid, is_watched, numbers, tensor_map,
+    is_watched, tensor_map,
 };
 
 mod support;
@@ -21,33 +21,36 @@ struct Conv2dBoxParams {
 // SAFETY: plain numbers, in the layout of the struct in kernels/conv2d_sm90.cu.
 unsafe impl DeviceRepr for Conv2dBoxParams {}
 
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Conv2dPackParams {
-    count: i32,
-    channels: i32,
-    image: i32,
-}
-// SAFETY: plain numbers, in the layout of the struct in kernels/conv2d_sm90.cu.
-unsafe impl DeviceRepr for Conv2dPackParams {}
-
 /// Channels of a step and of one TMA box.
 const DEPTH: u32 = 64;
 
-/// Entries by the columns of their tiles.
+/// Entries by the columns of their tiles, and what they store.
 #[derive(Clone, Copy, Debug)]
 struct Variant {
     suffix: &'static str,
     columns: u32,
+    result: Stored,
 }
 
 const NARROW: Variant = Variant {
     suffix: "sm90_narrow_bf16",
     columns: 128,
+    result: Stored::F32,
+};
+const NARROW_STORED: Variant = Variant {
+    suffix: "sm90_narrow_stored_bf16",
+    result: Stored::Bf16,
+    ..NARROW
 };
 const WIDE: Variant = Variant {
     suffix: "sm90_bf16",
     columns: 256,
+    result: Stored::F32,
+};
+const WIDE_STORED: Variant = Variant {
+    suffix: "sm90_stored_bf16",
+    result: Stored::Bf16,
+    ..WIDE
 };
 
 impl Variant {
@@ -57,27 +60,18 @@ impl Variant {
     }
 }
 
-/// A bf16 copy of an operand, multiplied by its scale, in memory that TMA takes.
+/// An operand in bf16, multiplied by its scale.
 fn packed(
     gpu: &Gpu,
     values: &[f32],
     scale: Option<&[f32]>,
     [image, channels]: [usize; 2],
 ) -> CudaSlice<u16> {
-    let x = gpu.upload(values);
-    let scale = scale.map(|scale| gpu.upload(scale));
-    let address = scale.as_ref().map_or(0, |scale| gpu.address(scale));
-    let mut y = gpu.uninitialised::<u16>(values.len());
-    let params = Conv2dPackParams {
-        count: values.len() as i32,
-        channels: channels as i32,
-        image: image as i32,
-    };
-    gpu.launch(&gpu.function("conv2d_pack_bf16"), grid(2, 64), |args| {
-        args.arg(&x).arg(&address).arg(&mut y).arg(&params);
-    })
-    .unwrap_or_else(|_| panic!("{}", cuda_on_cpu::last_error()));
-    y
+    let scale_of = |i: usize| scale.map_or(1.0, |s| s[i / image * channels + i % channels]);
+    let rounded: Vec<u16> = (0..values.len())
+        .map(|i| bf16_bits(values[i] * scale_of(i)))
+        .collect();
+    gpu.upload(&rounded)
 }
 
 /// The two packed operands of an op with their scales, whose memory the maps point into.
@@ -191,7 +185,7 @@ fn run(
                 }
         }
     };
-    let mut result = gpu.uninitialised::<f32>(count + 1);
+    let mut result = gpu.uninitialised::<u8>((count + 1) * variant.result.size());
     let params = geometry.params(0);
     let box_params = Conv2dBoxParams {
         w: bw as i32,
@@ -223,7 +217,7 @@ fn run(
         },
     )
     .unwrap_or_else(|_| panic!("{name} {}: {}", geometry.name, cuda_on_cpu::last_error()));
-    let mut values = gpu.download(&result);
+    let mut values = variant.result.decode(&gpu.download(&result));
     assert!(
         values.pop().expect("the guard").is_nan(),
         "written behind the result"
@@ -250,6 +244,7 @@ fn assert_equal(op: Op, variant: Variant, geometry: &Geometry, settings: Run) {
             v * if v > 0.0 { UP } else { DOWN }
         })
         .collect();
+    let expected = variant.result.round(&expected);
     for &order in orders() {
         let parts = with_order(order, || {
             run(&gpu, op, variant, geometry, &d, &extras, settings)
@@ -292,6 +287,8 @@ fn forward_sums_are_exact() {
         (NARROW, ragged, 3, [8, 8, 2], 0),
         (NARROW, strided, 2, [16, 8, 1], 0),
         (WIDE, wide, 1, [4, 4, 8], 0),
+        (NARROW_STORED, ragged, 3, [8, 8, 2], 0),
+        (WIDE_STORED, wide, 1, [4, 4, 8], 0),
     ];
     check(Op::Forward, &cases);
 }
@@ -307,6 +304,8 @@ fn transpose_sums_are_exact() {
         (NARROW, strided, 5, [8, 16, 1], 0),
         (NARROW, classes, 2, [8, 8, 2], 0),
         (WIDE, wide, 1, [4, 4, 8], 0),
+        (NARROW_STORED, strided, 5, [8, 16, 1], 0),
+        (WIDE_STORED, wide, 1, [4, 4, 8], 0),
     ];
     check(Op::Transpose, &cases);
 }
@@ -323,25 +322,6 @@ fn weight_grad_sums_are_exact() {
         (WIDE, wide, 1, [8, 8, 1], 0),
     ];
     check(Op::WeightGrad, &cases);
-}
-
-#[test]
-fn packing_scales_and_rounds() {
-    let gpu = Gpu::with_kernels("conv2d_sm90");
-    for (n, pixels, channels) in [(2, 5, 8), (3, 3, 5)] {
-        let (x, scale) = (numbers(n * pixels * channels, 1), numbers(n * channels, 2));
-        for scale in [None, Some(&scale[..])] {
-            let expected: Vec<u16> = (0..x.len())
-                .map(|i| {
-                    let s =
-                        scale.map_or(1.0, |s| s[i / channels / pixels * channels + i % channels]);
-                    bf16_bits(x[i] * s)
-                })
-                .collect();
-            let got = packed(&gpu, &x, scale, [pixels * channels, channels]);
-            assert_eq!(gpu.download(&got), expected);
-        }
-    }
 }
 
 #[test]

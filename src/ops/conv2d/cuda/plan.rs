@@ -1,10 +1,11 @@
-//! Which kernel makes a product, in which tiles, its sums in how many parts: by the product's sizes, the device's
-//! precision and its kind of chip alone, as the order of sums must be. The first line that fits:
+//! Which kernel makes a product, in which tiles, its sums in how many parts: by the product's sizes, the activations' type,
+//! the device's precision and its kind of chip alone, as the order of sums must be. Activations of bf16 are multiplied as
+//! bf16 whatever the precision, by the kernel of bf16 with `_stored` in its name. The first line that fits:
 //!
-//! | precision | sizes | kernel | tile |
+//! | products | sizes | kernel | tile |
 //! |---|---|---|---|
 //! | bf16 | Hopper; 64 channels or more on both sides, multiples of 8; stride 1 or 2; tiles for half of the chip | conv2d_sm90.cu | 128 × 256 or 128 × 128, by `Share` |
-//! | any | up to 32 columns of outputs (not in weight gradients) | `_narrow_f32` | 128 × 16 |
+//! | any | up to 32 columns of outputs (not in weight gradients) | `_narrow_f32`, `_narrow_stored_bf16` | 128 × 16 |
 //! | f32 | | `_f32` | 64 × 64 |
 //! | TF32, 3×TF32, bf16 | half of `ENOUGH_BLOCKS` tiles or more | `_tf32`, `_tf32x3`, `_bf16` | 128 × 128 |
 //! | TF32, 3×TF32, bf16 | | `_small_…` | 64 × 64 |
@@ -16,6 +17,7 @@ use crate::device::cuda::Grid;
 use crate::device::{CudaDevice, Precision};
 use crate::ops::conv2d::{Conv2d, Extent};
 use crate::ops::matmul::cuda::{ENOUGH_BLOCKS, parts_of};
+use crate::tensor::DType;
 
 /// Which product of the family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,16 +54,17 @@ const LARGE: Tile = tensor_core(128, 256);
 const SMALL: Tile = tensor_core(64, 128);
 
 const fn tensor_core(side: usize, threads: u32) -> Tile {
-    // kSharedBytes in kernels/mma_tile.cuh: four stages of sixteen and four floats for each row of both operands.
-    Tile { size: [side; 2], threads, shared: (4 * 2 * side * 20 * 4) as u32 }
+    // kSharedBytes in kernels/mma_tile.cuh: four stages of 64 and 16 bytes for each row of both operands.
+    Tile { size: [side; 2], threads, shared: (4 * 2 * side * (64 + 16)) as u32 }
 }
 
-/// The kernels of one direction; those of tensor cores for TF32, 3xTF32, bf16.
+/// The kernels of one direction; the narrow ones for activations of f32 and of bf16, those of tensor cores for TF32, 3xTF32,
+/// bf16, and stored bf16.
 struct Kernels {
     wide: &'static str,
-    narrow: Option<&'static str>,
-    large: Option<[&'static str; 3]>,
-    small: [&'static str; 3],
+    narrow: Option<[&'static str; 2]>,
+    large: Option<[&'static str; 4]>,
+    small: [&'static str; 4],
 }
 
 macro_rules! kernels {
@@ -69,21 +72,26 @@ macro_rules! kernels {
         Kernels {
             wide: concat!($stem, "_f32"),
             narrow: $narrow,
-            large: Some([concat!($stem, "_tf32"), concat!($stem, "_tf32x3"), concat!($stem, "_bf16")]),
-            small: [concat!($stem, "_small_tf32"), concat!($stem, "_small_tf32x3"), concat!($stem, "_small_bf16")],
+            large: Some([concat!($stem, "_tf32"), concat!($stem, "_tf32x3"), concat!($stem, "_bf16"), concat!($stem, "_stored_bf16")]),
+            small: [concat!($stem, "_small_tf32"), concat!($stem, "_small_tf32x3"), concat!($stem, "_small_bf16"), concat!($stem, "_small_stored_bf16")],
         }
     };
 }
 
-const FORWARD: Kernels = kernels!("conv2d", Some("conv2d_narrow_f32"));
-const FORWARD_ACT: Kernels = kernels!("conv2d_act", Some("conv2d_act_narrow_f32"));
-const TRANSPOSE: Kernels = kernels!("conv2d_transpose", Some("conv2d_transpose_narrow_f32"));
+const FORWARD: Kernels = kernels!("conv2d", Some(["conv2d_narrow_f32", "conv2d_narrow_stored_bf16"]));
+const FORWARD_ACT: Kernels = kernels!("conv2d_act", Some(["conv2d_act_narrow_f32", "conv2d_act_narrow_stored_bf16"]));
+const TRANSPOSE: Kernels = kernels!("conv2d_transpose", Some(["conv2d_transpose_narrow_f32", "conv2d_transpose_narrow_stored_bf16"]));
 const WEIGHT_GRAD: Kernels = kernels!("conv2d_weight_grad", None);
 const WEIGHT_GRAD_SQUARED: Kernels = Kernels {
     wide: "conv2d_weight_grad_squared_f32",
     narrow: None,
     large: None,
-    small: ["conv2d_weight_grad_squared_tf32", "conv2d_weight_grad_squared_tf32x3", "conv2d_weight_grad_squared_bf16"],
+    small: [
+        "conv2d_weight_grad_squared_tf32",
+        "conv2d_weight_grad_squared_tf32x3",
+        "conv2d_weight_grad_squared_bf16",
+        "conv2d_weight_grad_squared_stored_bf16",
+    ],
 };
 
 impl Direction {
@@ -117,8 +125,9 @@ pub enum Plan {
 }
 
 impl Plan {
-    pub fn new(device: &CudaDevice, direction: Direction, spec: Conv2d, e: Extent) -> Plan {
-        Hopper::new(device, direction, spec, e).map_or_else(|| Plan::Tiled(Tiled::new(device.precision(), direction, spec, e)), Plan::Hopper)
+    /// For activations of that type.
+    pub fn new(device: &CudaDevice, dtype: DType, direction: Direction, spec: Conv2d, e: Extent) -> Plan {
+        Hopper::new(device, dtype, direction, spec, e).map_or_else(|| Plan::Tiled(Tiled::new(device.precision(), dtype, direction, spec, e)), Plan::Hopper)
     }
 }
 
@@ -130,29 +139,34 @@ pub struct Tiled {
     /// Terms of a part; 0: all of them.
     pub part: usize,
     pub parts: usize,
+    /// Whether the kernel reads weights as bf16.
+    pub rounds_weights: bool,
 }
 
 impl Tiled {
-    pub fn new(precision: Precision, direction: Direction, spec: Conv2d, e: Extent) -> Tiled {
+    pub fn new(precision: Precision, dtype: DType, direction: Direction, spec: Conv2d, e: Extent) -> Tiled {
         let (outputs, depth, layers) = direction.product(spec, e);
-        let (kernel, tile) = choose(direction.kernels(), precision, outputs);
+        let (kernel, tile) = choose(direction.kernels(), precision, dtype, outputs);
         let [rows, columns] = tile.blocks(outputs);
         let (part, parts) = match direction {
             Direction::WeightGradSquared => (depth, 1),
             _ => parts_of(rows * columns * layers, depth),
         };
         let grid = Grid { blocks: [rows as u32, columns as u32, (layers * parts) as u32], threads: tile.threads, shared: tile.shared };
-        Tiled { kernel, grid, part: if parts == 1 { 0 } else { part }, parts }
+        let rounds_weights = dtype == DType::Bf16 && tile.size != NARROW.size;
+        Tiled { kernel, grid, part: if parts == 1 { 0 } else { part }, parts, rounds_weights }
     }
 }
 
 /// The kernel for that many outputs. Few columns (images, a toy's channels) take the narrow tile whatever the precision:
 /// a tensor core's would be mostly empty.
-fn choose(kernels: &Kernels, precision: Precision, outputs: [usize; 2]) -> (&'static str, Tile) {
+fn choose(kernels: &Kernels, precision: Precision, dtype: DType, outputs: [usize; 2]) -> (&'static str, Tile) {
+    let stored = dtype == DType::Bf16;
     if let Some(narrow) = kernels.narrow.filter(|_| outputs[1] <= 2 * NARROW.size[1]) {
-        return (narrow, NARROW);
+        return (narrow[usize::from(stored)], NARROW);
     }
     let math = match precision {
+        _ if stored => 3,
         Precision::F32 => return (kernels.wide, WIDE),
         Precision::Tf32 => 0,
         Precision::Tf32x3 => 1,
@@ -190,20 +204,21 @@ impl Hopper {
     const ROWS: usize = 128;
 
     /// For bf16 on Hopper, whole rows of channels, and tiles for half of the chip at least.
-    fn new(device: &CudaDevice, direction: Direction, spec: Conv2d, e: Extent) -> Option<Hopper> {
+    fn new(device: &CudaDevice, dtype: DType, direction: Direction, spec: Conv2d, e: Extent) -> Option<Hopper> {
         let ([h, w, ci], [oh, ow, co], [kh, kw], [sy, sx]) = (e.x, e.g, e.k, spec.stride);
         let aligned = [ci, co].iter().all(|c| *c >= Hopper::DEPTH && c.is_multiple_of(Hopper::ALIGNED));
-        let possible = device.precision() == Precision::Bf16 && device.has_hopper_code() && aligned && sy.max(sx) <= Hopper::LARGEST_STRIDE;
-        if !possible {
+        let stored = dtype == DType::Bf16;
+        let multiplies_bf16 = stored || device.precision() == Precision::Bf16;
+        if !(multiplies_bf16 && device.has_hopper_code() && aligned && sy.max(sx) <= Hopper::LARGEST_STRIDE) {
             return None;
         }
         let chip = device.multiprocessors() as usize;
-        // Kernels of 256 and of 128 columns; channels of the columns, size of the map that boxes cover and their pixels,
-        // and tiles per column of tiles and box (weight gradient: per column of tiles).
-        let (names, channels, map, pixels, layers) = match direction {
-            Direction::Forward | Direction::ForwardAct => (["conv2d_sm90_bf16", "conv2d_sm90_narrow_bf16"], co, [ow, oh], Hopper::ROWS, 1),
-            Direction::Transpose => (["conv2d_transpose_sm90_bf16", "conv2d_transpose_sm90_narrow_bf16"], ci, [w.div_ceil(sx), h.div_ceil(sy)], Hopper::ROWS, sy * sx),
-            Direction::WeightGrad => (["conv2d_weight_grad_sm90_bf16", "conv2d_weight_grad_sm90_narrow_bf16"], ci, [ow, oh], Hopper::DEPTH, kh * kw * co.div_ceil(Hopper::ROWS)),
+        // Channels of the columns, size of the map that boxes cover and their pixels, and tiles per column of tiles and box
+        // (weight gradient: per column of tiles).
+        let (channels, map, pixels, layers) = match direction {
+            Direction::Forward | Direction::ForwardAct => (co, [ow, oh], Hopper::ROWS, 1),
+            Direction::Transpose => (ci, [w.div_ceil(sx), h.div_ceil(sy)], Hopper::ROWS, sy * sx),
+            Direction::WeightGrad => (ci, [ow, oh], Hopper::DEPTH, kh * kw * co.div_ceil(Hopper::ROWS)),
             Direction::WeightGradSquared => return None,
         };
         let (boxes, count) = boxes([map[0], map[1], e.n], pixels);
@@ -220,7 +235,23 @@ impl Hopper {
         // sizeof(Stages) in kernels/conv2d_sm90.cu: four stages, and the barriers up to the alignment of 1024 bytes.
         let shared = 4 * (Hopper::ROWS + columns) * Hopper::DEPTH * 2 + 1024;
         let grid = Grid { blocks: [tiles.min(chip) as u32, 1, 1], threads: 384, shared: shared as u32 };
-        (2 * tiles >= chip).then_some(Hopper { kernel: names[!wide as usize], grid, columns, boxes, part, parts })
+        (2 * tiles >= chip).then_some(Hopper { kernel: Hopper::kernel(direction, wide, stored), grid, columns, boxes, part, parts })
+    }
+
+    /// By the columns of its tiles, 256 or 128, and by what it stores, f32 or bf16 (weight gradients: always f32).
+    fn kernel(direction: Direction, wide: bool, stored: bool) -> &'static str {
+        match (direction, wide, stored) {
+            (Direction::Transpose, true, false) => "conv2d_transpose_sm90_bf16",
+            (Direction::Transpose, false, false) => "conv2d_transpose_sm90_narrow_bf16",
+            (Direction::Transpose, true, true) => "conv2d_transpose_sm90_stored_bf16",
+            (Direction::Transpose, false, true) => "conv2d_transpose_sm90_narrow_stored_bf16",
+            (Direction::WeightGrad | Direction::WeightGradSquared, true, _) => "conv2d_weight_grad_sm90_bf16",
+            (Direction::WeightGrad | Direction::WeightGradSquared, false, _) => "conv2d_weight_grad_sm90_narrow_bf16",
+            (Direction::Forward | Direction::ForwardAct, true, false) => "conv2d_sm90_bf16",
+            (Direction::Forward | Direction::ForwardAct, false, false) => "conv2d_sm90_narrow_bf16",
+            (Direction::Forward | Direction::ForwardAct, true, true) => "conv2d_sm90_stored_bf16",
+            (Direction::Forward | Direction::ForwardAct, false, true) => "conv2d_sm90_narrow_stored_bf16",
+        }
     }
 }
 

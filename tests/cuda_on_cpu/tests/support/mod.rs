@@ -227,11 +227,58 @@ pub fn numbers(count: usize, seed: u64) -> Vec<f32> {
 
 pub fn bf16_bits(value: f32) -> u16 {
     let bits = value.to_bits();
+    if value.is_nan() {
+        return 0x7fff;
+    }
     ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
 }
 
 pub fn bf16_value(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
+}
+
+/// What a tensor of a kernel consists of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    F32,
+    Bf16,
+}
+
+impl Stored {
+    pub fn size(self) -> usize {
+        match self {
+            Stored::F32 => 4,
+            Stored::Bf16 => 2,
+        }
+    }
+
+    /// The nearest numbers of the kind.
+    pub fn round(self, values: &[f32]) -> Vec<f32> {
+        self.decode(&self.encode(values))
+    }
+
+    pub fn encode(self, values: &[f32]) -> Vec<u8> {
+        match self {
+            Stored::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            Stored::Bf16 => values
+                .iter()
+                .flat_map(|v| bf16_bits(*v).to_le_bytes())
+                .collect(),
+        }
+    }
+
+    pub fn decode(self, bytes: &[u8]) -> Vec<f32> {
+        match self {
+            Stored::F32 => bytes
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes(b.try_into().expect("four bytes")))
+                .collect(),
+            Stored::Bf16 => bytes
+                .chunks_exact(2)
+                .map(|b| bf16_value(u16::from_le_bytes(b.try_into().expect("two bytes"))))
+                .collect(),
+        }
+    }
 }
 
 pub mod conv2d;
