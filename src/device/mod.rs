@@ -23,7 +23,8 @@ pub enum Device {
     Cuda(CudaDevice),
 }
 
-/// How the convolutions of a GPU multiply; their sums are f32 in all of them, and so is everything else. The CPU has F32.
+/// How the convolutions of a GPU multiply; their sums are f32 in all of them, and so is everything else but what `Bf16`
+/// says. The CPU has F32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
@@ -34,7 +35,7 @@ pub enum Precision {
     Tf32x3,
     /// Tensor cores, operands rounded to 11 bits.
     Tf32,
-    /// Tensor cores, operands rounded to 8 bits.
+    /// Tensor cores, operands rounded to 8 bits. StyleGAN2's activations and their gradients are stored so, too.
     Bf16,
 }
 

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use super::as_activation;
 use super::config::{IMAGE_CHANNELS, StyleGan2Config};
-use crate::autograd::{Scales, Var, add, broadcast_to, concat, conv2d, conv2d_act, mean_to, reshape, scale, std_to, upfirdn2d};
+use crate::autograd::{Scales, Var, add, broadcast_to, cast, concat, conv2d, conv2d_act, mean_to, reshape, scale, std_to, upfirdn2d};
 use crate::error::{Error, Result};
 use crate::nn::layers::equal_linear;
 use crate::nn::params::{Init, Layout, Params};
@@ -56,13 +57,15 @@ impl Discriminator {
         if sets == 0 || n % sets != 0 || !Self::accepts_batch(n / sets) {
             return Err(Error::shape("discriminator", format!("a batch of {n} in {sets} sets: each must be under {STDDEV_GROUP} or a multiple of it")));
         }
-        let mut x = conv_act(p, "convs.0.0.weight", "convs.0.1.bias", images, Conv2d::square(1, 0))?;
+        let mut x = conv_act(p, "convs.0.0.weight", "convs.0.1.bias", &as_activation(images)?, Conv2d::square(1, 0))?;
         let mut resolution = s;
         let mut block = 1;
         while resolution > 4 {
             x = self.block(p, &format!("convs.{block}"), &x)?;
             (resolution, block) = (resolution / 2, block + 1);
         }
+        // Statistics and what follows them are few numbers, in the images' type.
+        let x = cast(&x, images.dtype())?;
         let deviation = minibatch_stddev(&x, sets)?;
         let x = concat(&[&x, &deviation], 3)?;
         let x = conv_act(p, "final_conv.0.weight", "final_conv.1.bias", &x, Conv2d::square(1, 1))?;

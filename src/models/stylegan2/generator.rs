@@ -3,9 +3,10 @@
 
 use std::sync::Arc;
 
+use super::as_activation;
 use super::config::{IMAGE_CHANNELS, StyleGan2Config};
 use crate::autograd::{
-    Scales, Var, add, add_scalar, alias, bias_act, concat, conv2d_act, conv2d_transpose, matmul, powf, reshape, scale, slice, square, sub, sum_to, upfirdn2d,
+    Scales, Var, add, add_scalar, alias, bias_act, cast, concat, conv2d_act, conv2d_transpose, matmul, powf, reshape, scale, slice, square, sub, sum_to, upfirdn2d,
 };
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -121,11 +122,12 @@ impl Modulated<'_> {
         bias_act(&y, then.bias, then.noise, then.act)
     }
 
-    /// 1×1 without demodulation, and a bias.
+    /// 1×1 without demodulation, and a bias. Images are sums of these, in the parameters' type.
     fn to_rgb(&self, x: &Var, w: &Var, bias: &Var) -> Result<Var> {
         let a = self.input_scale(w, self.weight.dim(3))?;
         let then = Epilogue { bias: Some(bias), noise: None, act: Activation::LINEAR };
-        conv2d_act(x, self.weight, Scales { input: Some(&a), output: None }, Conv2d::square(1, 0), then)
+        let rgb = conv2d_act(x, self.weight, Scales { input: Some(&a), output: None }, Conv2d::square(1, 0), then)?;
+        cast(&rgb, self.weight.dtype())
     }
 }
 
@@ -233,8 +235,8 @@ impl Generator {
         }
         let n = ws[0].dim(0);
         let constant = p.get("input.input");
-        let x = crate::autograd::broadcast_to(constant, &[n, 4, 4, c.channels_at(4)])?;
-        let maps: Vec<Var> = noise.iter().map(|map| Var::constant(map.to_dtype(x.dtype()))).collect();
+        let x = as_activation(&crate::autograd::broadcast_to(constant, &[n, 4, 4, c.channels_at(4)])?)?;
+        let maps: Vec<Var> = noise.iter().map(|map| Var::constant(map.to_dtype(constant.dtype()))).collect();
         let mut x = modulated(p, "conv1.conv").same(&x, &ws[0], finish(p, "conv1", &maps[0]))?;
         let mut rgb = to_rgb(p, "to_rgb1", &x, &ws[1])?;
         for (block, _) in c.blocks().enumerate() {
