@@ -32,7 +32,7 @@ pub(crate) fn parameters_of(op: &'static str, activation: &Tensor, parameters: &
 fn all_beside(op: &'static str, first: &Tensor, dtype: DType, others: &[&Tensor]) -> Result<()> {
     for t in others {
         if t.dtype() != dtype {
-            return Err(Error::shape(op, format!("dtypes {:?} and {:?} in one call", first.dtype(), t.dtype())));
+            return Err(Error::shape(op, format!("dtypes {:?} and {:?} in one call, where {dtype:?} belongs", first.dtype(), t.dtype())));
         }
         if t.device() != first.device() {
             return Err(Error::shape(op, format!("tensors on {} and {} in one call", first.device(), t.device())));
