@@ -24,8 +24,11 @@ const STRIDED_CHANNELS: usize = 128;
 const MANY_WEIGHTS: usize = 128 * 128;
 /// Values of all planes of one task: they stay in the L2 cache.
 const TASK_VALUES: usize = 64 << 10;
-/// Tiles of one task at least, so that weights are not read again and again.
+/// Tiles of one task at least, so that weights are not read again and again. Of many weights a task has more tiles, as long as
+/// its planes stay in the L3 cache.
 const TASK_TILES: usize = 24;
+const MANY_TASK_VALUES: usize = 5 << 20;
+const MANY_TASK_TILES: usize = 128;
 /// Channels of one pass over a panel: its part stays in the L1 cache, and shorter sums round less.
 const PASS_CHANNELS: usize = 192;
 /// Weight gradient: values of all planes that exist at a time, tiles of them at least, and tiles whose part of a plane
@@ -164,7 +167,10 @@ pub fn run_map<T: Scalar + Tiles>(scheme: &Scheme, map: &Map, x: &[T], scale_in:
     let border = scheme.border(map.phases, grid, [h_out, w_out]);
     let border = Direct { map: &Map { phases: &border, ..*map }, x, scale_in, panels: &[panels, panels].concat(), scale_out };
     let macs = map.n * grid[0] * grid[1] * planes * c_in * c_out;
-    let least = if c_in * c_out > MANY_WEIGHTS { 2 * TASK_TILES } else { TASK_TILES };
+    let least = match c_in * c_out > MANY_WEIGHTS {
+        true => (MANY_TASK_VALUES / (planes * (c_in + c_out))).clamp(2 * TASK_TILES, MANY_TASK_TILES),
+        false => TASK_TILES,
+    };
     let tiles = (TASK_VALUES / (planes * (c_in + c_out))).max(least).min((map.n * grid[0] * grid[1]).div_ceil(4));
     let parts = parts(map.n, grid[0], tiles.div_ceil(grid[1]));
     let lines = |part: &Part| part.rows.start * outputs..if part.rows.end == grid[0] { h_out } else { part.rows.end * outputs };
