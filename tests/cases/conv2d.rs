@@ -97,9 +97,9 @@ impl Geometry {
         self.g_shape().iter().product::<usize>() * self.w_shape()[1..].iter().product::<usize>()
     }
 
-    /// Whether the CPU may compute this geometry in Winograd's tiles.
-    fn in_tiles(&self) -> bool {
-        self.kernel == [3, 3] && [[1, 1], [2, 2]].contains(&self.spec.stride) && self.channels.iter().all(|c| *c >= 16)
+    /// Fewest channels with which the CPU may compute a map of this geometry in Winograd's tiles.
+    fn fewest_in_tiles(&self) -> usize {
+        if self.spec.stride == [1, 1] { 16 } else { 128 }
     }
 
     /// Of sums of so many terms.
@@ -113,9 +113,10 @@ impl Geometry {
         3 * terms * operands.iter().filter(|scaled| **scaled).count()
     }
 
-    /// The same on the CPU.
-    fn cpu_tolerance(&self, direct: Tolerance) -> Tolerance {
-        match self.in_tiles() {
+    /// The same on the CPU, which computes in Winograd's tiles from so many channels on.
+    fn cpu_tolerance(&self, fewest: usize, direct: Tolerance) -> Tolerance {
+        let in_tiles = self.kernel == [3, 3] && [[1, 1], [2, 2]].contains(&self.spec.stride) && self.channels.iter().all(|c| *c >= fewest);
+        match in_tiles {
             false => direct,
             true => Tolerance {
                 abs: 8.0 * direct.abs,
@@ -212,7 +213,7 @@ impl Geometry {
                 move |t| self.reference(t, len(&g), |x, w, g| [g, x, w]),
                 self.tolerance(self.kernel[0] * self.kernel[1] * self.channels[0]),
             )
-            .cpu_tolerance(self.cpu_tolerance(self.tolerance(self.kernel[0] * self.kernel[1] * self.channels[0])))
+            .cpu_tolerance(self.cpu_tolerance(self.fewest_in_tiles(), self.tolerance(self.kernel[0] * self.kernel[1] * self.channels[0])))
             .adjoint(transpose)
             .on_vars(move |v| {
                 let (x, w, a, b) = on_vars(v);
@@ -226,7 +227,7 @@ impl Geometry {
                 move |t| self.reference(t, len(&x), |x, w, g| [x, g, w]),
                 self.tolerance(self.kernel[0] * self.kernel[1] * self.channels[1]),
             )
-            .cpu_tolerance(self.cpu_tolerance(self.tolerance(self.kernel[0] * self.kernel[1] * self.channels[1])))
+            .cpu_tolerance(self.cpu_tolerance(self.fewest_in_tiles(), self.tolerance(self.kernel[0] * self.kernel[1] * self.channels[1])))
             .adjoint(forward)
             .on_vars(move |v| {
                 let (g, w, a, b) = on_vars(v);
@@ -243,7 +244,7 @@ impl Geometry {
                 move |t| self.reference(t, len(&w), |x, w, g| [w, x, g]),
                 self.tolerance(self.n * self.output()[0] * self.output()[1]),
             )
-            .cpu_tolerance(self.cpu_tolerance(self.tolerance(self.n * self.output()[0] * self.output()[1])))
+            .cpu_tolerance(self.cpu_tolerance(16, self.tolerance(self.n * self.output()[0] * self.output()[1])))
             // In `x`: the inner product of weights with the result is that of `x` with the transpose of `g`.
             .adjoint(move |t| {
                 let (a, b) = with(t);
@@ -305,7 +306,7 @@ impl Geometry {
             },
             after(sums),
         )
-        .cpu_tolerance(after(self.cpu_tolerance(sums)))
+        .cpu_tolerance(after(self.cpu_tolerance(self.fewest_in_tiles(), sums)))
         .on_vars(move |v| {
             let (a, b) = self.scales(v);
             autograd::conv2d_act(&v[0], &v[1], Scales { input: a, output: b }, self.spec, epilogue(&v[at..], act, has_bias))

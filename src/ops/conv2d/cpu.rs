@@ -428,6 +428,21 @@ fn pack_grad<T: Scalar, const MR: usize>(to: &mut [T], g: &[T], rows: &[(usize, 
     }
 }
 
+/// The sum of partial results of `len` values each, which lie one after the other.
+fn sum_of_parts<T: Scalar>(partial: Vec<T>, len: usize) -> Vec<T> {
+    let mut sum = stale_vec::<T>(len);
+    for_chunks(&mut sum, 1 << 12, |at, sum| {
+        sum.copy_from_slice(&partial[at..][..sum.len()]);
+        for later in partial.chunks_exact(len).skip(1) {
+            for (s, v) in sum.iter_mut().zip(&later[at..]) {
+                *s += *v;
+            }
+        }
+    });
+    recycle(partial);
+    sum
+}
+
 pub fn conv2d_weight_grad<T: Scalar + Tiles>(x: &Tensor, g: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d, e: Extent) -> Tensor {
     let isa = Isa::detect();
     let (xs, gs, a, b) = (x.as_slice::<T>(), g.as_slice::<T>(), slice_of::<T>(a), slice_of::<T>(b));
@@ -509,15 +524,5 @@ pub fn conv2d_weight_grad<T: Scalar + Tiles>(x: &Tensor, g: &Tensor, a: Option<&
     if chunks == 1 {
         return Tensor::from_vec(&shape, partial);
     }
-    let mut sum = stale_vec::<T>(size);
-    for_chunks(&mut sum, 1 << 12, |at, sum| {
-        sum.copy_from_slice(&partial[at..][..sum.len()]);
-        for later in partial.chunks_exact(size).skip(1) {
-            for (s, v) in sum.iter_mut().zip(&later[at..]) {
-                *s += *v;
-            }
-        }
-    });
-    recycle(partial);
-    Tensor::from_vec(&shape, sum)
+    Tensor::from_vec(&shape, sum_of_parts(partial, size))
 }

@@ -10,8 +10,8 @@
 use rayon::prelude::*;
 
 use super::tile::{self, Columns, Gather, Outer, Pixels, Rows, Run, Tiles, Transform, Winograd, line_width, outer_slack, panel_width, transform, transform_slack};
-use super::{Direct, Extent, Map, Part, Phase, SERIAL_MACS, Window, parts};
-use crate::device::cpu::{Isa, for_chunks, recycle, stale_vec};
+use super::{Direct, Extent, Map, Part, Phase, SERIAL_MACS, Window, parts, sum_of_parts};
+use crate::device::cpu::{Isa, recycle, stale_vec};
 use crate::tensor::Scalar;
 
 /// Transformed weights along an axis.
@@ -389,17 +389,7 @@ impl<T: Scalar + Tiles> Products<'_, T> {
             }
         };
         chunks.into_par_iter().zip(partial.par_chunks_exact_mut(len)).for_each_init(Pixels::default, one);
-        let mut sums = stale_vec::<T>(len);
-        for_chunks(&mut sums, 1 << 12, |at, sums| {
-            sums.copy_from_slice(&partial[at..][..sums.len()]);
-            for later in partial.chunks_exact(len).skip(1) {
-                for (s, v) in sums.iter_mut().zip(&later[at..]) {
-                    *s += *v;
-                }
-            }
-        });
-        recycle(partial);
-        sums
+        sum_of_parts(partial, len)
     }
 
     /// Tasks of one weight and some output channels each, on the planes of as many parts as there may be at a time.
