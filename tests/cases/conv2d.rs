@@ -92,10 +92,6 @@ impl Geometry {
     pub fn w_shape(&self) -> [usize; 4] {
         [self.channels[1], self.kernel[0], self.kernel[1], self.channels[0]]
     }
-    /// Multiply-adds of any of the three ops, window positions in the padding included.
-    pub fn macs(&self) -> usize {
-        self.g_shape().iter().product::<usize>() * self.w_shape()[1..].iter().product::<usize>()
-    }
 
     /// Fewest channels with which the CPU may compute a map of this geometry in Winograd's tiles.
     fn fewest_in_tiles(&self) -> usize {

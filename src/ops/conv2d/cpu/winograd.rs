@@ -9,7 +9,7 @@
 
 use rayon::prelude::*;
 
-use super::tile::{self, Columns, Gather, Outer, Pixels, Rows, Run, Tiles, Transform, Winograd, line_width, outer_slack, panel_width, transform, transform_slack};
+use super::tile::{self, Columns, Gather, Outer, Pixels, Rows, Tiles, Transform, Winograd, line_width, outer_slack, panel_width, transform, transform_slack};
 use super::{Direct, Extent, Map, Part, Phase, SERIAL_MACS, Window, parts, sum_of_parts};
 use crate::device::cpu::{Isa, recycle, stale_vec};
 use crate::tensor::Scalar;
@@ -25,17 +25,17 @@ const MANY_WEIGHTS: usize = 128 * 128;
 /// Values of all planes of one task: they stay in the L2 cache.
 const TASK_VALUES: usize = 64 << 10;
 /// Tiles of one task at least, so that weights are not read again and again. Of many weights a task has more tiles, as long as
-/// its planes stay in the L3 cache.
+/// its planes stay in the L3 cache. A map without tiles enough for that goes plane by plane.
 const TASK_TILES: usize = 24;
 const MANY_TASK_VALUES: usize = 5 << 20;
 const MANY_TASK_TILES: usize = 128;
 /// Channels of one pass over a panel: its part stays in the L1 cache, and shorter sums round less.
 const PASS_CHANNELS: usize = 192;
-/// Weight gradient: values of all planes that exist at a time, tiles of them at least, and tiles whose part of a plane
-/// stays in the L1 cache.
+/// Weight gradient: values of all planes that exist at a time, tiles of them at least, and tiles of one sum, whose inputs of
+/// one panel stay in the L1 cache.
 const BLOCK_VALUES: usize = 4 << 20;
 const BLOCK_TILES: usize = 512;
-const PASS_TILES: usize = 64;
+const PASS_TILES: usize = 128;
 /// Weight gradient: output channels of one task.
 const GROUP_CHANNELS: usize = 96;
 /// Weight gradient: pairs of channels up to which a chunk of tiles has sums of its own, and chunks.
@@ -128,6 +128,12 @@ fn pitch<T>(len: usize) -> usize {
     (len.div_ceil(line) | 1) * line
 }
 
+/// Distance between the channels of one tile and those of the next. At a multiple of 512 bytes the tiles' values at one channel
+/// would all lie in a few sets of the L1 cache.
+fn tile_pitch<T>(channels: usize) -> usize {
+    if (channels * size_of::<T>()).is_multiple_of(512) { pitch::<T>(channels) } else { channels }
+}
+
 /// `[tap, input channel, width]` of each panel to `[transformed weight, input channel, width]`, these `pitch` apart.
 fn transform_weights<T: Scalar + Tiles>(isa: Isa, of: Winograd, panels: &[T], c_in: usize, c_out: usize) -> Vec<T> {
     const ALL: usize = WEIGHTS * WEIGHTS;
@@ -163,82 +169,164 @@ pub fn run_map<T: Scalar + Tiles>(scheme: &Scheme, map: &Map, x: &[T], scale_in:
     }
     let isa = Isa::detect();
     let weights = transform_weights(isa, scheme.weight, whole, c_in, c_out);
-    let (grid, planes, outputs) = (scheme.grid([h_out, w_out]), scheme.planes(), scheme.outputs());
+    let (grid, planes) = (scheme.grid([h_out, w_out]), scheme.planes());
     let border = scheme.border(map.phases, grid, [h_out, w_out]);
     let border = Direct { map: &Map { phases: &border, ..*map }, x, scale_in, panels: &[panels, panels].concat(), scale_out };
-    let macs = map.n * grid[0] * grid[1] * planes * c_in * c_out;
-    let least = match c_in * c_out > MANY_WEIGHTS {
+    let all = map.n * grid[0] * grid[1];
+    let many_weights = c_in * c_out > MANY_WEIGHTS;
+    let least = match many_weights {
         true => (MANY_TASK_VALUES / (planes * (c_in + c_out))).clamp(2 * TASK_TILES, MANY_TASK_TILES),
         false => TASK_TILES,
     };
-    let tiles = (TASK_VALUES / (planes * (c_in + c_out))).max(least).min((map.n * grid[0] * grid[1]).div_ceil(4));
+    let tiles = (TASK_VALUES / (planes * (c_in + c_out))).max(least).min(all.div_ceil(4));
     let parts = parts(map.n, grid[0], tiles.div_ceil(grid[1]));
-    let lines = |part: &Part| part.rows.start * outputs..if part.rows.end == grid[0] { h_out } else { part.rows.end * outputs };
+    let run = Run { isa, scheme, map, source, weights: &weights, scale_out, border, columns: grid[1] };
     let mut rest = &mut out[..];
     let mut tasks = Vec::with_capacity(parts.len());
     for part in &parts {
-        let (mine, others) = rest.split_at_mut(part.images.len() * lines(part).len() * w_out * c_out);
+        let lines = run.lines(part).len();
+        let (mine, others) = rest.split_at_mut(part.images.len() * lines * w_out * c_out);
         rest = others;
         tasks.push((part, mine));
     }
-    let one = |rows: &mut Rows, (part, out): (&Part, &mut [T])| {
-        let tiles = part.images.len() * part.rows.len() * grid[1];
-        let (input_pitch, pitch_out) = (pitch::<T>(tiles * c_in), pitch::<T>(tiles * c_out + transform_slack::<T>(c_out)));
-        let mut input = stale_vec::<T>(planes * input_pitch);
-        source.planes(isa, part, grid[1], &mut input);
-        let mut products = stale_vec::<T>(planes * pitch_out);
-        rows.clear();
-        rows.push_line(tiles, [0, c_in], [0, 1], 0);
-        let passes = c_in.div_ceil(PASS_CHANNELS);
-        let passes: Vec<[Run; 1]> = (0..passes)
-            .map(|i| {
-                let offset = i * c_in / passes;
-                [Run { offset, len: (i + 1) * c_in / passes - offset }]
-            })
-            .collect();
-        for (plane, products) in products.chunks_exact_mut(pitch_out).enumerate() {
-            let input = &input[plane * input_pitch..][..tiles * c_in];
-            for mut columns in Columns::split(&mut products[..tiles * c_out], c_out, c_out) {
-                for column in (0..c_out).step_by(panel_width::<T>()) {
-                    let width = panel_width::<T>().min(c_out - column);
-                    let line = line_width::<T>(width);
-                    let panel = column / panel_width::<T>() * WEIGHTS * WEIGHTS * pitch::<T>(c_in * panel_width::<T>());
-                    let first = panel + scheme.weight_of(plane) * pitch::<T>(c_in * line);
-                    for runs in &passes {
-                        let panel = &weights[first + runs[0].offset * line..];
-                        let job = Gather { input, rows, runs, panel, accumulate: runs[0].offset > 0, scale: None };
-                        tile::gather(isa, &job, &mut columns, column, width);
-                    }
-                }
-            }
-        }
-        let lines = lines(part);
-        for (tile, (i, y, x)) in places(part, grid[1]).enumerate() {
-            let (top, left) = (y * outputs - lines.start, x * outputs);
-            let job = Transform {
-                of: scheme.output,
-                from: &products[tile * c_out..],
-                from_pitch: [scheme.points() * pitch_out, pitch_out],
-                to_pitch: [w_out * c_out, c_out],
-                channels: c_out,
-                keep: [outputs.min(lines.len() - top), outputs.min(w_out - left)],
-                scale: scale_out.map(|s| &s[i * c_out..][..c_out]),
-            };
-            transform(isa, &job, &mut out[(((i - part.images.start) * lines.len() + top) * w_out + left) * c_out..]);
-        }
-        recycle(input);
-        recycle(products);
-        let part = Part { images: part.images.clone(), rows: lines };
-        Columns::split(out, c_out, c_out).for_each(|mut columns| border.run(isa, rows, &part, &mut columns));
-    };
-    if macs < SERIAL_MACS {
+    if all * planes * c_in * c_out < SERIAL_MACS {
         let mut rows = Rows::default();
-        tasks.into_iter().for_each(|t| one(&mut rows, t));
+        tasks.into_iter().for_each(|t| run.part(&mut rows, t));
+    } else if many_weights && all < 4 * MANY_TASK_TILES {
+        run.by_planes(&parts, tasks);
     } else {
-        tasks.into_par_iter().for_each_init(Rows::default, one);
+        tasks.into_par_iter().for_each_init(Rows::default, |rows, t| run.part(rows, t));
     }
     recycle(weights);
     out
+}
+
+/// A map that is run by its scheme.
+struct Run<'a, T: Scalar> {
+    isa: Isa,
+    scheme: &'a Scheme,
+    map: &'a Map<'a>,
+    source: Source<'a, T>,
+    /// Transformed.
+    weights: &'a [T],
+    scale_out: Option<&'a [T]>,
+    /// What the tiles leave.
+    border: Direct<'a, T>,
+    /// Tiles per tile row.
+    columns: usize,
+}
+
+impl<T: Scalar + Tiles> Run<'_, T> {
+    /// One part after the other, each by itself: its planes stay in the cache.
+    fn part(&self, rows: &mut Rows, (part, out): (&Part, &mut [T])) {
+        let (tiles, c_out) = (self.source.tiles(part, self.columns), self.map.output[2]);
+        let (input_pitch, pitch_out) = (self.source.plane_pitch(tiles), self.products_pitch(tiles));
+        let mut input = stale_vec::<T>(self.scheme.planes() * input_pitch);
+        self.source.planes(self.isa, part, self.columns, &mut input);
+        let mut products = stale_vec::<T>(self.scheme.planes() * pitch_out);
+        rows.clear();
+        rows.push_line(tiles, [0, self.source.pitch()], [0, 1], 0);
+        for (plane, products) in products.chunks_exact_mut(pitch_out).enumerate() {
+            self.multiply(plane, &input[plane * input_pitch..][..input_pitch], rows, &mut products[..tiles * c_out]);
+        }
+        recycle(input);
+        self.finish(rows, part, (&products, pitch_out), out);
+        recycle(products);
+    }
+
+    /// All parts together, plane by plane: few tiles, which meet each of many weights once and not once for every part.
+    fn by_planes(&self, parts: &[Part], tasks: Vec<(&Part, &mut [T])>) {
+        let c_out = self.map.output[2];
+        let tiles: Vec<usize> = parts.iter().map(|part| self.source.tiles(part, self.columns)).collect();
+        let values = |tiles: usize| self.scheme.planes() * self.source.plane_pitch(tiles);
+        let mut input = stale_vec::<T>(tiles.iter().map(|n| values(*n)).sum());
+        let mut rest = &mut input[..];
+        let mut transforms = Vec::with_capacity(parts.len());
+        for (part, tiles) in parts.iter().zip(&tiles) {
+            let (mine, others) = rest.split_at_mut(values(*tiles));
+            rest = others;
+            transforms.push((part, mine));
+        }
+        transforms.into_par_iter().for_each(|(part, to)| self.source.planes(self.isa, part, self.columns, to));
+        let pitch_out = self.products_pitch(tiles.iter().sum());
+        let mut products = stale_vec::<T>(self.scheme.planes() * pitch_out);
+        products.par_chunks_exact_mut(pitch_out).enumerate().for_each_init(Rows::default, |rows, (plane, mut products)| {
+            let (mut start, mut todo) = (0, &tiles[..]);
+            while !todo.is_empty() {
+                rows.clear();
+                let mut pass = 0;
+                while let Some((n, rest)) = todo.split_first().filter(|(n, _)| pass == 0 || pass + *n <= MANY_TASK_TILES) {
+                    rows.push_line(*n, [start + plane * self.source.plane_pitch(*n), self.source.pitch()], [pass, 1], 0);
+                    (start, pass, todo) = (start + values(*n), pass + n, rest);
+                }
+                let (mine, others) = products.split_at_mut(pass * c_out);
+                self.multiply(plane, &input, rows, mine);
+                products = others;
+            }
+        });
+        recycle(input);
+        let firsts = tiles.iter().scan(0, |first, n| Some(std::mem::replace(first, *first + n)));
+        let tasks: Vec<_> = tasks.into_iter().zip(firsts).collect();
+        tasks.into_par_iter().for_each_init(Rows::default, |rows, ((part, out), first)| {
+            self.finish(rows, part, (&products[first * c_out..], pitch_out), out);
+        });
+        recycle(products);
+    }
+
+    /// Distance between the products of `tiles` in one plane and in the next.
+    fn products_pitch(&self, tiles: usize) -> usize {
+        let c_out = self.map.output[2];
+        pitch::<T>(tiles * c_out + transform_slack::<T>(c_out))
+    }
+
+    /// Output lines of a part.
+    fn lines(&self, part: &Part) -> std::ops::Range<usize> {
+        let (h_out, outputs) = (self.map.output[0], self.scheme.outputs());
+        let end = part.rows.end * outputs;
+        let last = self.scheme.grid([h_out, 0])[0] == part.rows.end;
+        part.rows.start * outputs..if last { h_out } else { end }
+    }
+
+    /// One plane's products `[tiles, C_out]`. `rows`: where in `input` the values of each tile start.
+    fn multiply(&self, plane: usize, input: &[T], rows: &Rows, products: &mut [T]) {
+        let (c_in, c_out) = (self.map.input[2], self.map.output[2]);
+        let passes = c_in.div_ceil(PASS_CHANNELS);
+        for mut columns in Columns::split(products, c_out, c_out) {
+            for column in (0..c_out).step_by(panel_width::<T>()) {
+                let width = panel_width::<T>().min(c_out - column);
+                let line = line_width::<T>(width);
+                let panel = column / panel_width::<T>() * WEIGHTS * WEIGHTS * pitch::<T>(c_in * panel_width::<T>());
+                let first = panel + self.scheme.weight_of(plane) * pitch::<T>(c_in * line);
+                for pass in 0..passes {
+                    let [offset, end] = [pass, pass + 1].map(|i| i * c_in / passes);
+                    let runs = [tile::Run { offset, len: end - offset }];
+                    let job = Gather { input, rows, runs: &runs, panel: &self.weights[first + offset * line..], accumulate: pass > 0, scale: None };
+                    tile::gather(self.isa, &job, &mut columns, column, width);
+                }
+            }
+        }
+    }
+
+    /// A part's outputs `[images, lines, w, C_out]` of its products in each plane.
+    fn finish(&self, rows: &mut Rows, part: &Part, (products, pitch_out): (&[T], usize), out: &mut [T]) {
+        let [_, w_out, c_out] = self.map.output;
+        let (lines, outputs) = (self.lines(part), self.scheme.outputs());
+        for (tile, (i, y, x)) in places(part, self.columns).enumerate() {
+            let (top, left) = (y * outputs - lines.start, x * outputs);
+            let job = Transform {
+                of: self.scheme.output,
+                from: &products[tile * c_out..],
+                from_pitch: [self.scheme.points() * pitch_out, pitch_out],
+                to_pitch: [w_out * c_out, c_out],
+                channels: c_out,
+                keep: [outputs.min(lines.len() - top), outputs.min(w_out - left)],
+                scale: self.scale_out.map(|s| &s[i * c_out..][..c_out]),
+            };
+            transform(self.isa, &job, &mut out[(((i - part.images.start) * lines.len() + top) * w_out + left) * c_out..]);
+        }
+        let part = Part { images: part.images.clone(), rows: lines };
+        Columns::split(out, c_out, c_out).for_each(|mut columns| self.border.run(self.isa, rows, &part, &mut columns));
+    }
 }
 
 /// Tiles of a part, as (image, tile row, tile column).
@@ -260,6 +348,21 @@ struct Source<'a, T> {
 }
 
 impl<T: Scalar + Tiles> Source<'_, T> {
+    /// Distance between a tile's channels and the next one's.
+    fn pitch(&self) -> usize {
+        tile_pitch::<T>(self.size[2])
+    }
+
+    /// Distance between planes of `tiles`.
+    fn plane_pitch(&self, tiles: usize) -> usize {
+        pitch::<T>(tiles * self.pitch())
+    }
+
+    /// Tiles of a part, `columns` per tile row.
+    fn tiles(&self, part: &Part, columns: usize) -> usize {
+        part.images.len() * part.rows.len() * columns
+    }
+
     /// Planes of a part's tiles, `columns` per tile row, to `[plane, tile, channel]`.
     fn planes(&self, isa: Isa, part: &Part, columns: usize, to: &mut [T]) {
         let (c, [reach, points]) = (self.size[2], self.of.sizes());
@@ -272,7 +375,7 @@ impl<T: Scalar + Tiles> Source<'_, T> {
         for (tile, (i, y, x)) in places(part, columns).enumerate() {
             let from = &window.values()[window.at(i - part.images.start, at(0, y), at(1, x), c)..];
             let job = Transform { of: self.of, from, from_pitch: [window.row, c], to_pitch, channels: c, keep: [points; 2], scale: None };
-            transform(isa, &job, &mut to[tile * c..]);
+            transform(isa, &job, &mut to[tile * self.pitch()..]);
         }
     }
 }
@@ -332,12 +435,12 @@ impl<T: Scalar + Tiles> Products<'_, T> {
     }
 
     fn tiles(&self, part: &Part) -> usize {
-        part.images.len() * part.rows.len() * self.columns
+        self.sources[0].tiles(part, self.columns)
     }
 
     /// Values of all planes of a part, of inputs and of gradients.
     fn values(&self, part: &Part) -> [usize; 2] {
-        self.channels().map(|c| self.scheme.planes() * pitch::<T>(self.tiles(part) * c))
+        self.sources.each_ref().map(|source| self.scheme.planes() * source.plane_pitch(self.tiles(part)))
     }
 
     /// Memory for the planes of parts.
@@ -350,15 +453,15 @@ impl<T: Scalar + Tiles> Products<'_, T> {
     /// Adds one weight's products of the parts, whose planes lie one after the other, for output channels from `first` on.
     #[allow(clippy::too_many_arguments)]
     fn add(&self, pixels: &mut Pixels, parts: &[Part], [input, grad]: [&[T]; 2], weight: usize, first: usize, mut accumulate: bool, sums: &mut [T]) {
-        let [c_in, c_out] = self.channels();
+        let c_in = self.sources[0].size[2];
         for plane in (0..self.scheme.planes()).filter(|plane| self.scheme.weight_of(*plane) == weight) {
             let (mut start, mut todo) = ([0, 0], parts);
             while !todo.is_empty() {
-                pixels.clear(c_in, c_out);
+                pixels.clear(self.sources[0].pitch(), self.sources[1].pitch());
                 let mut pass = 0;
                 while let Some((part, rest)) = todo.split_first().filter(|(part, _)| pass == 0 || pass + self.tiles(part) <= PASS_TILES) {
                     let (n, values) = (self.tiles(part), self.values(part));
-                    let at = [c_in, c_out].map(|c| plane * pitch::<T>(n * c));
+                    let at = self.sources.each_ref().map(|source| plane * source.plane_pitch(n));
                     pixels.push(start[0] + at[0], start[1] + at[1] + first, n);
                     (start, pass, todo) = ([start[0] + values[0], start[1] + values[1]], pass + n, rest);
                 }
@@ -378,8 +481,7 @@ impl<T: Scalar + Tiles> Products<'_, T> {
         let one = |pixels: &mut Pixels, (parts, sums): (&[Part], &mut [T])| {
             for (i, part) in parts.iter().enumerate() {
                 let mut planes = self.memory(std::slice::from_ref(part));
-                for (source, to) in self.sources.iter().zip(&mut planes) {
-                    let values = self.scheme.planes() * pitch::<T>(self.tiles(part) * source.size[2]);
+                for ((source, to), values) in self.sources.iter().zip(&mut planes).zip(self.values(part)) {
                     source.planes(self.isa, part, self.columns, &mut to[..values]);
                 }
                 for (weight, sums) in sums.chunks_exact_mut(self.sums_pitch()).enumerate() {
