@@ -149,7 +149,7 @@ macro_rules! simd_dispatch {
 }
 pub(crate) use simd_dispatch;
 
-/// Freed buffers by (element type, length). A fresh allocation of an activation costs a page fault per 4 KiB, which
+/// Freed buffers by (element type, size class). A fresh allocation of an activation costs a page fault per 4 KiB, which
 /// is more than most elementwise passes over it; training asks for the same lengths in every iteration.
 static POOL: LazyLock<Mutex<Pool>> = LazyLock::new(Default::default);
 
@@ -159,12 +159,12 @@ struct Pool {
     bytes: usize,
 }
 
-/// Buffers of one type and length.
+/// Buffers of one type and class.
 #[derive(Default)]
 struct Shelf {
     free: Vec<Box<dyn std::any::Any + Send>>,
     /// How many were ever wanted at once. Vectors that callers made themselves come back here too; without this bound
-    /// they would fill the pool with lengths that nobody asks for.
+    /// they would fill the pool with sizes that nobody asks for.
     wanted: usize,
 }
 
@@ -173,21 +173,35 @@ const POOLED_BYTES: usize = 1 << 15;
 /// The pool never holds more than this; beyond it buffers are freed.
 const POOL_LIMIT: usize = 2 << 30;
 
+/// Classes are 8 to an octave, so that a buffer serves lengths that differ a little, as those of planes and of windows do.
+const CLASS_BITS: u32 = 3;
+
+/// Distance between the classes around `n`.
+fn class_step(n: usize) -> usize {
+    1 << n.max(1).ilog2().saturating_sub(CLASS_BITS)
+}
+
 /// A vector of `n` elements whose content is unspecified (initialised, but stale); callers write every element.
 pub fn stale_vec<T: Element>(n: usize) -> Vec<T> {
-    if n * size_of::<T>() >= POOLED_BYTES {
-        let mut pool = POOL.lock().expect("the buffer pool is never left half-written");
-        let shelf = pool.shelves.entry((TypeId::of::<T>(), n)).or_default();
-        match shelf.free.pop() {
-            Some(found) => {
-                pool.bytes -= n * size_of::<T>();
-                drop(pool);
-                return *found.downcast::<Vec<T>>().expect("keyed by element type");
-            }
-            None => shelf.wanted += 1,
-        }
+    if n * size_of::<T>() < POOLED_BYTES {
+        return vec![T::ZERO; n];
     }
-    vec![T::ZERO; n]
+    let class = n.next_multiple_of(class_step(n));
+    let mut pool = POOL.lock().expect("the buffer pool is never left half-written");
+    let shelf = pool.shelves.entry((TypeId::of::<T>(), class)).or_default();
+    let found = shelf.free.pop();
+    match found {
+        Some(_) => pool.bytes -= class * size_of::<T>(),
+        None => shelf.wanted += 1,
+    }
+    drop(pool);
+    let mut v = match found {
+        Some(found) => *found.downcast::<Vec<T>>().expect("keyed by element type"),
+        None => vec![T::ZERO; class],
+    };
+    // What a shorter use before left off is written again here.
+    v.resize(n, T::ZERO);
+    v
 }
 
 /// A vector of `n` zeros.
@@ -202,13 +216,14 @@ pub fn zero_vec<T: Element>(n: usize) -> Vec<T> {
 
 /// Gives a buffer back for reuse.
 pub fn recycle<T: Element>(v: Vec<T>) {
-    let bytes = v.len() * size_of::<T>();
+    let class = v.capacity() / class_step(v.capacity()) * class_step(v.capacity());
+    let bytes = class * size_of::<T>();
     if bytes < POOLED_BYTES {
         return;
     }
     let mut pool = POOL.lock().expect("the buffer pool is never left half-written");
     let room = pool.bytes + bytes <= POOL_LIMIT;
-    if let Some(shelf) = pool.shelves.get_mut(&(TypeId::of::<T>(), v.len())).filter(|s| room && s.free.len() < s.wanted) {
+    if let Some(shelf) = pool.shelves.get_mut(&(TypeId::of::<T>(), class)).filter(|s| room && s.free.len() < s.wanted) {
         shelf.free.push(Box::new(v));
         pool.bytes += bytes;
     }
@@ -286,24 +301,29 @@ mod tests {
         keep_awake();
     }
 
-    /// Buffers of a length that only this test uses.
+    /// Buffers of a size that only this test uses.
     #[test]
     fn the_pool_keeps_what_is_asked_for_again_and_nothing_else() {
-        const N: usize = POOLED_BYTES / 4 + 12_345;
+        // A class, and a length that it serves.
+        const N: usize = 15 << 20;
+        const LESS: usize = N - 12_345;
         let on_shelf = || {
             let pool = POOL.lock().unwrap();
             pool.shelves.get(&(TypeId::of::<f32>(), N)).map_or(0, |s| s.free.len())
         };
-        // Made elsewhere: nobody has asked for this length.
+        // Made elsewhere: nobody has asked for this size.
         recycle(vec![1.0_f32; N]);
         assert_eq!(on_shelf(), 0);
-        let (a, b) = (stale_vec::<f32>(N), stale_vec::<f32>(N));
+        let (a, b) = (stale_vec::<f32>(N), stale_vec::<f32>(LESS));
+        assert_eq!((a.len(), b.len()), (N, LESS));
         for v in [a, b, vec![1.0_f32; N]] {
             recycle(v);
         }
         assert_eq!(on_shelf(), 2);
-        let again = stale_vec::<f32>(N);
-        assert_eq!((again.len(), on_shelf()), (N, 1));
+        let again = stale_vec::<f32>(LESS);
+        assert_eq!((again.len(), on_shelf()), (LESS, 1));
+        recycle(again);
+        assert_eq!(stale_vec::<f32>(N).len(), N);
         assert!(zero_vec::<f32>(N).iter().all(|v| *v == 0.0));
     }
 }
