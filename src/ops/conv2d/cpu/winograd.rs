@@ -217,7 +217,7 @@ struct Run<'a, T: Scalar> {
 }
 
 impl<T: Scalar + Tiles> Run<'_, T> {
-    /// One part after the other, each by itself: its planes stay in the cache.
+    /// One part by itself: its planes stay in the cache.
     fn part(&self, rows: &mut Rows, (part, out): (&Part, &mut [T])) {
         let (tiles, c_out) = (self.source.tiles(part, self.columns), self.map.output[2]);
         let (input_pitch, pitch_out) = (self.source.plane_pitch(tiles), self.products_pitch(tiles));
