@@ -229,6 +229,11 @@ pub fn recycle<T: Element>(v: Vec<T>) {
     }
 }
 
+/// Pieces of `whole` of these lengths, one after the other.
+pub fn pieces<'a, T>(mut whole: &'a mut [T], lengths: impl Iterator<Item = usize>) -> impl Iterator<Item = &'a mut [T]> {
+    lengths.map(move |n| whole.split_off_mut(..n).expect("the whole has room for every piece"))
+}
+
 /// How long a thread without work looks for some before it sleeps.
 const AWAKE: Duration = Duration::from_micros(500);
 

@@ -12,7 +12,7 @@ mod winograd;
 use rayon::prelude::*;
 
 use super::{Conv2d, Extent};
-use crate::device::cpu::{Isa, PARALLEL_ELEMENTS, for_chunks, recycle, stale_vec, zero_vec};
+use crate::device::cpu::{Isa, PARALLEL_ELEMENTS, for_chunks, pieces, recycle, stale_vec, zero_vec};
 use crate::tensor::{Scalar, Tensor};
 use tile::{Columns, Gather, Outer, Pixels, Rows, Run, Tiles, line_width, outer_rows, panel_width};
 use winograd::Scheme;
@@ -314,13 +314,9 @@ fn run_map<T: Scalar + Tiles>(map: &Map, x: &[T], scale_in: Option<&[T]>, panels
     // When pixels alone make too few tasks, channels are cut as well.
     let groups = if macs < SERIAL_MACS { 1 } else { (TASKS / 2 / parts.len()).clamp(1, (macs / parts.len() / TASK_MACS).max(1)) };
     let per_group = c_out.div_ceil(panel_width::<T>()).div_ceil(groups) * panel_width::<T>();
-    let mut tasks = Vec::with_capacity(parts.len() * groups);
-    let mut rest = &mut out[..];
-    for part in &parts {
-        let (mine, others) = rest.split_at_mut(part.images.len() * part.rows.len() * w_out * c_out);
-        rest = others;
-        tasks.extend(Columns::split(mine, c_out, per_group).map(|columns| (part, columns)));
-    }
+    let values = parts.iter().map(|part| part.images.len() * part.rows.len() * w_out * c_out);
+    let tasks = parts.iter().zip(pieces(&mut out, values)).flat_map(|(part, mine)| Columns::split(mine, c_out, per_group).map(move |columns| (part, columns)));
+    let tasks: Vec<_> = tasks.collect();
     let direct = Direct { map, x, scale_in, panels, scale_out };
     let one = |rows: &mut Rows, (part, mut out): (&Part, Columns<T>)| direct.run(isa, rows, part, &mut out);
     if macs < SERIAL_MACS {

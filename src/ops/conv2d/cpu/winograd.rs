@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::tile::{self, Columns, Gather, Outer, Pixels, Rows, Tiles, Transform, Winograd, line_width, outer_slack, panel_width, transform, transform_slack};
 use super::{Direct, Extent, Map, Part, Phase, SERIAL_MACS, Window, parts, sum_of_parts};
-use crate::device::cpu::{Isa, recycle, stale_vec};
+use crate::device::cpu::{Isa, pieces, recycle, stale_vec};
 use crate::tensor::Scalar;
 
 /// Transformed weights along an axis.
@@ -181,14 +181,8 @@ pub fn run_map<T: Scalar + Tiles>(scheme: &Scheme, map: &Map, x: &[T], scale_in:
     let tiles = (TASK_VALUES / (planes * (c_in + c_out))).max(least).min(all.div_ceil(4));
     let parts = parts(map.n, grid[0], tiles.div_ceil(grid[1]));
     let run = Run { isa, scheme, map, source, weights: &weights, scale_out, border, columns: grid[1] };
-    let mut rest = &mut out[..];
-    let mut tasks = Vec::with_capacity(parts.len());
-    for part in &parts {
-        let lines = run.lines(part).len();
-        let (mine, others) = rest.split_at_mut(part.images.len() * lines * w_out * c_out);
-        rest = others;
-        tasks.push((part, mine));
-    }
+    let values = parts.iter().map(|part| part.images.len() * run.lines(part).len() * w_out * c_out);
+    let tasks: Vec<_> = parts.iter().zip(pieces(&mut out, values)).collect();
     if all * planes * c_in * c_out < SERIAL_MACS {
         let mut rows = Rows::default();
         tasks.into_iter().for_each(|t| run.part(&mut rows, t));
@@ -240,13 +234,7 @@ impl<T: Scalar + Tiles> Run<'_, T> {
         let tiles: Vec<usize> = parts.iter().map(|part| self.source.tiles(part, self.columns)).collect();
         let values = |tiles: usize| self.scheme.planes() * self.source.plane_pitch(tiles);
         let mut input = stale_vec::<T>(tiles.iter().map(|n| values(*n)).sum());
-        let mut rest = &mut input[..];
-        let mut transforms = Vec::with_capacity(parts.len());
-        for (part, tiles) in parts.iter().zip(&tiles) {
-            let (mine, others) = rest.split_at_mut(values(*tiles));
-            rest = others;
-            transforms.push((part, mine));
-        }
+        let transforms: Vec<_> = parts.iter().zip(pieces(&mut input, tiles.iter().map(|n| values(*n)))).collect();
         transforms.into_par_iter().for_each(|(part, to)| self.source.planes(self.isa, part, self.columns, to));
         let pitch_out = self.products_pitch(tiles.iter().sum());
         let mut products = stale_vec::<T>(self.scheme.planes() * pitch_out);
@@ -501,14 +489,10 @@ impl<T: Scalar + Tiles> Products<'_, T> {
         let mut sums = stale_vec::<T>(WEIGHTS * WEIGHTS * self.sums_pitch());
         for (index, block) in parts.chunks(per_block).enumerate() {
             let mut planes = self.memory(block);
-            let mut rests = planes.each_mut().map(|p| &mut p[..]);
             let mut tasks = Vec::with_capacity(2 * block.len());
-            for part in block {
-                for ((source, rest), values) in self.sources.iter().zip(&mut rests).zip(self.values(part)) {
-                    let (mine, others) = std::mem::take(rest).split_at_mut(values);
-                    *rest = others;
-                    tasks.push((source, part, mine));
-                }
+            for (i, (source, planes)) in self.sources.iter().zip(&mut planes).enumerate() {
+                let mine = pieces(planes, block.iter().map(|part| self.values(part)[i]));
+                tasks.extend(block.iter().zip(mine).map(|(part, mine)| (source, part, mine)));
             }
             tasks.into_par_iter().for_each(|(source, part, to)| source.planes(self.isa, part, self.columns, to));
             let mut tasks = Vec::with_capacity(WEIGHTS * WEIGHTS * c_out.div_ceil(GROUP_CHANNELS));
