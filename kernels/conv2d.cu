@@ -150,12 +150,12 @@ __device__ __forceinline__ void conv2d(const X* x, const W* w, const float* a, c
 
 template <typename Tile, typename X, typename W>
 __device__ __forceinline__ void conv2d_act(const X* x, const W* w, const float* a, const float* b, X* y,
-                                           const Conv2dParams& p, const Conv2dActParams& e) {
+                                           const Conv2dParams& p, const EpilogueParams& e) {
   dependent_launch();
   const int pixels = p.g_h * p.g_w;
   Tile tile;
   conv2d_sums(tile, x, w, a, p, 0);
-  store_tile(tile, ActivatedOutput<X>{y, b, pixels, p.g_c, Activation(e)}, p.n * pixels, p.g_c);
+  store_tile(tile, ActivatedOutput<X>{y, b, pixels, p.g_c, Epilogue(e)}, p.n * pixels, p.g_c);
 }
 
 extern "C" __global__ void __launch_bounds__(kTileThreads)
@@ -205,66 +205,66 @@ extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Bf16>::kThreads,
 
 extern "C" __global__ void __launch_bounds__(kTileThreads)
     conv2d_act_f32(const float* x, const float* w, const float* a, const float* b, float* y, Conv2dParams p,
-                   Conv2dActParams e) {
+                   EpilogueParams e) {
   conv2d_act<WideTile>(x, w, a, b, y, p, e);
 }
 extern "C" __global__ void __launch_bounds__(kTileThreads)
     conv2d_act_narrow_f32(const float* x, const float* w, const float* a, const float* b, float* y, Conv2dParams p,
-                          Conv2dActParams e) {
+                          EpilogueParams e) {
   conv2d_act<NarrowTile>(x, w, a, b, y, p, e);
 }
 extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Tf32>::kThreads, LargeMmaTile<Math::Tf32>::kBlocks)
     conv2d_act_tf32(const float* x, const float* w, const float* a, const float* b, float* y, Conv2dParams p,
-                    Conv2dActParams e) {
+                    EpilogueParams e) {
   conv2d_act<LargeMmaTile<Math::Tf32>>(x, w, a, b, y, p, e);
 }
 extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Tf32>::kThreads, SmallMmaTile<Math::Tf32>::kBlocks)
     conv2d_act_small_tf32(const float* x, const float* w, const float* a, const float* b, float* y, Conv2dParams p,
-                          Conv2dActParams e) {
+                          EpilogueParams e) {
   conv2d_act<SmallMmaTile<Math::Tf32>>(x, w, a, b, y, p, e);
 }
 extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Tf32x3>::kThreads, LargeMmaTile<Math::Tf32x3>::kBlocks)
     conv2d_act_tf32x3(const float* x, const float* w, const float* a, const float* b, float* y, Conv2dParams p,
-                      Conv2dActParams e) {
+                      EpilogueParams e) {
   conv2d_act<LargeMmaTile<Math::Tf32x3>>(x, w, a, b, y, p, e);
 }
 extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Tf32x3>::kThreads, SmallMmaTile<Math::Tf32x3>::kBlocks)
     conv2d_act_small_tf32x3(const float* x, const float* w, const float* a, const float* b, float* y, Conv2dParams p,
-                            Conv2dActParams e) {
+                            EpilogueParams e) {
   conv2d_act<SmallMmaTile<Math::Tf32x3>>(x, w, a, b, y, p, e);
 }
 extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Bf16>::kThreads, LargeMmaTile<Math::Bf16>::kBlocks)
     conv2d_act_bf16(const float* x, const float* w, const float* a, const float* b, float* y, Conv2dParams p,
-                    Conv2dActParams e) {
+                    EpilogueParams e) {
   conv2d_act<LargeMmaTile<Math::Bf16>>(x, w, a, b, y, p, e);
 }
 extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Bf16>::kThreads, SmallMmaTile<Math::Bf16>::kBlocks)
     conv2d_act_small_bf16(const float* x, const float* w, const float* a, const float* b, float* y, Conv2dParams p,
-                          Conv2dActParams e) {
+                          EpilogueParams e) {
   conv2d_act<SmallMmaTile<Math::Bf16>>(x, w, a, b, y, p, e);
 }
 extern "C" __global__ void __launch_bounds__(kTileThreads)
     conv2d_act_narrow_stored_bf16(const bf16* x, const float* w, const float* a, const float* b, bf16* y,
-                                  Conv2dParams p, Conv2dActParams e) {
+                                  Conv2dParams p, EpilogueParams e) {
   conv2d_act<NarrowTile>(x, w, a, b, y, p, e);
 }
 extern "C" __global__ void __launch_bounds__(LargeMmaTile<Math::Bf16>::kThreads, LargeMmaTile<Math::Bf16>::kBlocks)
     conv2d_act_stored_bf16(const bf16* x, const bf16* w, const float* a, const float* b, bf16* y, Conv2dParams p,
-                           Conv2dActParams e) {
+                           EpilogueParams e) {
   conv2d_act<LargeMmaTile<Math::Bf16>>(x, w, a, b, y, p, e);
 }
 extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Bf16>::kThreads, SmallMmaTile<Math::Bf16>::kBlocks)
     conv2d_act_small_stored_bf16(const bf16* x, const bf16* w, const float* a, const float* b, bf16* y, Conv2dParams p,
-                                 Conv2dActParams e) {
+                                 EpilogueParams e) {
   conv2d_act<SmallMmaTile<Math::Bf16>>(x, w, a, b, y, p, e);
 }
 
 // y = act(the sum of the parts), for a convolution cut into parts; y has the shape of one part, `count` elements.
 template <typename T>
 __device__ __forceinline__ void add_parts_act(const float* sums, T* y, int count, int channels, int parts,
-                                              const Conv2dActParams& e) {
+                                              const EpilogueParams& e) {
   dependent_launch();
-  const Activation act(e);
+  const Epilogue act(e);
   for (int64_t i = global_thread(); i < count; i += grid_threads()) {
     float sum = 0.0f;
     for (int part = 0; part < parts; part++) sum += __ldcg(sums + int64_t(part) * count + i);
@@ -274,11 +274,11 @@ __device__ __forceinline__ void add_parts_act(const float* sums, T* y, int count
 }
 
 extern "C" __global__ void conv2d_add_parts_act_f32(const float* sums, float* y, int count, int channels, int parts,
-                                                    Conv2dActParams e) {
+                                                    EpilogueParams e) {
   add_parts_act(sums, y, count, channels, parts, e);
 }
 extern "C" __global__ void conv2d_add_parts_act_bf16(const float* sums, bf16* y, int count, int channels, int parts,
-                                                     Conv2dActParams e) {
+                                                     EpilogueParams e) {
   add_parts_act(sums, y, count, channels, parts, e);
 }
 

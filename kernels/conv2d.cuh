@@ -2,7 +2,7 @@
 // conv2d_sm90.cu share. The formulas are in conv2d.cu. An output is a struct as gemm_tile.cuh describes; T is what it
 // is stored as.
 #pragma once
-#include "common.cuh"
+#include "epilogue.cuh"
 
 struct Conv2dParams {
   int32_t n;
@@ -13,17 +13,6 @@ struct Conv2dParams {
   int32_t part;  // of k; 0: all of it
 };
 static_assert(sizeof(Conv2dParams) == 56, "keep in step with src/ops/conv2d/cuda.rs");
-
-// What follows a convolution in the same pass, as in bias_act.cu. Null pointers leave their term out.
-struct Conv2dActParams {
-  const float* bias;      // [O]
-  const float* noise;     // [P'], repeated over the batch
-  const float* strength;  // one number
-  int32_t noise_count;    // P'
-  float up, down;
-  int32_t padding;
-};
-static_assert(sizeof(Conv2dActParams) == 40, "keep in step with src/ops/conv2d/cuda.rs");
 
 // The index relation, once per direction and axis.
 __device__ __forceinline__ int input_at(int output, int tap, int stride, int padding) {
@@ -59,22 +48,6 @@ struct ConvolutionOutput {
   }
 };
 
-// Noise, bias and activation, added in bias_act.cu's order.
-struct Activation {
-  const Conv2dActParams& e;
-  float strength;
-
-  __device__ __forceinline__ explicit Activation(const Conv2dActParams& e)
-      : e(e), strength(e.noise ? __ldca(e.strength) : 0.0f) {}
-  __device__ __forceinline__ float noise(int pixel) const {
-    return e.noise ? strength * __ldca(e.noise + pixel % e.noise_count) : 0.0f;
-  }
-  __device__ __forceinline__ float value(float sum, float noise, int o) const {
-    const float v = sum + (noise + (e.bias ? __ldca(e.bias + o) : 0.0f));
-    return v * (v > 0.0f ? e.up : e.down);
-  }
-};
-
 template <typename T>
 struct ActivatedOutput {
   struct Row {
@@ -85,7 +58,7 @@ struct ActivatedOutput {
   T* data;
   const float* b;
   int pixels, channels;
-  Activation act;
+  Epilogue act;
 
   __device__ __forceinline__ Row row(int r) const { return {int64_t(r) * channels, r / pixels, act.noise(r)}; }
   __device__ __forceinline__ float value(const Row& r, int o, float sum) const {

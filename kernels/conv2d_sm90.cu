@@ -333,9 +333,9 @@ __device__ __forceinline__ void run(const Plan& plan, Stages<kColumns>* s) {
 
 template <int kColumns, typename Y>
 __device__ __forceinline__ void conv2d(const CUtensorMap& x, const CUtensorMap& w, const float* b, Y* y,
-                                       const Conv2dParams& p, const Conv2dActParams& e, const Conv2dBoxParams& box) {
+                                       const Conv2dParams& p, const EpilogueParams& e, const Conv2dBoxParams& box) {
   Stages<kColumns>* s = begin<kColumns>(x, w);
-  const ActivatedOutput<Y> output{y, b, p.g_h * p.g_w, p.g_c, Activation(e)};
+  const ActivatedOutput<Y> output{y, b, p.g_h * p.g_w, p.g_c, Epilogue(e)};
   run(ForwardPlan<kColumns, Y>{x, w, p, output, Boxes(box, p.g_w, p.g_h, p.n)}, s);
 }
 template <int kColumns, typename Z>
@@ -358,22 +358,22 @@ __device__ __forceinline__ void conv2d_weight_grad(const CUtensorMap& g, const C
 // Entries with 256 columns, and with 128 for layers of so few channels.
 extern "C" __global__ void __launch_bounds__(kThreads, 1)
     conv2d_sm90_bf16(const __grid_constant__ CUtensorMap x, const __grid_constant__ CUtensorMap w, const float* b,
-                     float* y, Conv2dParams p, Conv2dActParams e, Conv2dBoxParams box) {
+                     float* y, Conv2dParams p, EpilogueParams e, Conv2dBoxParams box) {
   ON_SM90(conv2d<256>(x, w, b, y, p, e, box));
 }
 extern "C" __global__ void __launch_bounds__(kThreads, 1)
     conv2d_sm90_narrow_bf16(const __grid_constant__ CUtensorMap x, const __grid_constant__ CUtensorMap w,
-                            const float* b, float* y, Conv2dParams p, Conv2dActParams e, Conv2dBoxParams box) {
+                            const float* b, float* y, Conv2dParams p, EpilogueParams e, Conv2dBoxParams box) {
   ON_SM90(conv2d<128>(x, w, b, y, p, e, box));
 }
 extern "C" __global__ void __launch_bounds__(kThreads, 1)
     conv2d_sm90_stored_bf16(const __grid_constant__ CUtensorMap x, const __grid_constant__ CUtensorMap w,
-                            const float* b, bf16* y, Conv2dParams p, Conv2dActParams e, Conv2dBoxParams box) {
+                            const float* b, bf16* y, Conv2dParams p, EpilogueParams e, Conv2dBoxParams box) {
   ON_SM90(conv2d<256>(x, w, b, y, p, e, box));
 }
 extern "C" __global__ void __launch_bounds__(kThreads, 1)
     conv2d_sm90_narrow_stored_bf16(const __grid_constant__ CUtensorMap x, const __grid_constant__ CUtensorMap w,
-                                   const float* b, bf16* y, Conv2dParams p, Conv2dActParams e, Conv2dBoxParams box) {
+                                   const float* b, bf16* y, Conv2dParams p, EpilogueParams e, Conv2dBoxParams box) {
   ON_SM90(conv2d<128>(x, w, b, y, p, e, box));
 }
 extern "C" __global__ void __launch_bounds__(kThreads, 1)

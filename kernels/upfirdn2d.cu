@@ -1,7 +1,8 @@
 // Pad, upsample, filter with a separable FIR filter, downsample.
-//   y[n,oy,ox,c] = sum_{tx} fx[tx] sum_{ty} fy[ty] up(x)[n, oy down + ty - pad_y, ox down + tx - pad_x, c]
+//   y[n,oy,ox,c] = then(sum_{tx} fx[tx] sum_{ty} fy[ty] up(x)[n, oy down + ty - pad_y, ox down + tx - pad_x, c])
 // up(x) puts up - 1 zeros after each pixel; of the taps only those that meet a pixel are visited. fy holds the gain;
-// both filters are in reading order (the host has flipped them). x and y are f32 or bf16, as the entry says.
+// both filters are in reading order (the host has flipped them). then() is noise, bias and activation (epilogue.cuh), or
+// nothing, which is a product with one. x and y are f32 or bf16, as the entry says.
 //
 // Threads: 16 bytes of the channels of an output pixel each where C and the addresses allow, else one element;
 // grid-stride. Neighbouring outputs share their inputs through the caches.
@@ -9,7 +10,7 @@
 // first), taps (taps + 1) multiply-adds: 20 for StyleGAN2's four taps. Bound by memory on the large layers.
 // Numerics: f32; columns first, then rows, taps ascending. In bf16 rounded once, when stored.
 // Launched by src/ops/upfirdn2d/cuda.rs.
-#include "common.cuh"
+#include "epilogue.cuh"
 
 constexpr int kMostTaps = 8;
 
@@ -39,6 +40,7 @@ struct Upfirdn2dPass {
   const float* fy;  // in shared memory: registers cannot be indexed
   const float* fx;
   const Upfirdn2dParams& p;
+  Epilogue then;
 
   template <int N>
   __device__ __forceinline__ void visit(int64_t i) const {
@@ -60,12 +62,13 @@ struct Upfirdn2dPass {
 #pragma unroll
       for (int lane = 0; lane < N; lane++) sum.v[lane] += fx[tx] * column.v[lane];
     }
+    then.apply(sum, int(pixel), int(c));
     store_lanes<N>(y, i, sum);
   }
 };
 
 template <typename T>
-__device__ __forceinline__ void upfirdn2d(const T* x, T* y, const Upfirdn2dParams& p) {
+__device__ __forceinline__ void upfirdn2d(const T* x, T* y, const Upfirdn2dParams& p, const EpilogueParams& e) {
   dependent_launch();
   SHARED(float, fy, [kMostTaps]);
   SHARED(float, fx, [kMostTaps]);
@@ -77,9 +80,13 @@ __device__ __forceinline__ void upfirdn2d(const T* x, T* y, const Upfirdn2dParam
     }
   }
   __syncthreads();
-  visit_elements<kLanes<T>>(p.count, p.channels % kLanes<T> == 0 && all_aligned16(x, y),
-                            Upfirdn2dPass<T>{x, y, fy, fx, p});
+  visit_elements<kLanes<T>>(p.count, p.channels % kLanes<T> == 0 && all_aligned16(x, e.bias, y),
+                            Upfirdn2dPass<T>{x, y, fy, fx, p, Epilogue(e)});
 }
 
-extern "C" __global__ void upfirdn2d_f32(const float* x, float* y, Upfirdn2dParams p) { upfirdn2d(x, y, p); }
-extern "C" __global__ void upfirdn2d_bf16(const bf16* x, bf16* y, Upfirdn2dParams p) { upfirdn2d(x, y, p); }
+extern "C" __global__ void upfirdn2d_f32(const float* x, float* y, Upfirdn2dParams p, EpilogueParams e) {
+  upfirdn2d(x, y, p, e);
+}
+extern "C" __global__ void upfirdn2d_bf16(const bf16* x, bf16* y, Upfirdn2dParams p, EpilogueParams e) {
+  upfirdn2d(x, y, p, e);
+}

@@ -406,6 +406,14 @@ fn classifiers_train_on_classes_and_attributes() {
     folder.ok(&with(&declare, &["--classes", "dark,light"]));
     assert_eq!(json(eval("declared.safetensors", "folder:classes", &[]))["accuracy"], 1.0);
     folder.refused(&with(&declare, &["--classes", "a,b,c"]), &["bare.safetensors", "fc.weight"]);
+    // Or its body alone, under a head of its own.
+    let over = ["classifier", "train", "--data", "folder:classes", "--from", "bare.safetensors", "--size", "32", "--epochs", "1", "--out", "over.safetensors"];
+    folder.refused(&over, &["--from", "--network"]);
+    folder.refused(&with(&over, &["--network", "resnet50"]), &["--from", "layer1.0.conv3.weight"]);
+    assert!(folder.ok(&with(&over, &["--network", "resnet18", "--lr", "1e-9"])).contains("the head starts anew"));
+    let kept = recant::io::safetensors::read(folder.path("over.safetensors")).unwrap().tensors;
+    let apart = |name: &str| kept[name].to_f64_vec().iter().zip(content.tensors[name].to_f64_vec()).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    assert!(apart("conv1.weight") < 1e-6 && apart("fc.weight") > 1e-3);
 
     folder.refused(&["classifier", "train", "--data", "folder:faces", "--out", "x"], &["--data", "no labels"]);
     folder.refused(&["classifier", "train", "--data", "folder:classes", "--network", "vgg", "--out", "x"], &["--network", "resnext50_32x4d"]);

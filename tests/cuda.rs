@@ -28,7 +28,7 @@ use recant::ops::matmul::{Read, matmul};
 use recant::ops::optimizer::{Adam, Pull, RepulsionLoss, Resident, Slabs, accumulate_squares, adam_step, ewc, weighted_squared_distance};
 use recant::ops::random::Random;
 use recant::ops::reduce::{broadcast_to, channel_dot, sum_to};
-use recant::ops::upfirdn2d::{RESAMPLE_TAPS, Upfirdn2d, upfirdn2d};
+use recant::ops::upfirdn2d::{RESAMPLE_TAPS, Upfirdn2d, upfirdn2d, upfirdn2d_act};
 use recant::tensor::{DType, Tensor};
 use recant::training::{NoRegulariser, Trainer};
 
@@ -215,6 +215,10 @@ fn resampling() {
         let tolerance = Tolerance { abs: 4e-6, rel: 1e-6, reason: "rows before columns or columns before rows" };
         compare(&device, &format!("{spec:?}"), std::slice::from_ref(&x), tolerance, &|t| upfirdn2d(&t[0], &spec));
         let [_, oh, ow, _] = spec.output_shape(x.shape()).unwrap();
+        let inputs = [x, normal(3, &[channels]), normal(4, &[1, oh, ow, 1]), normal(5, &[1])];
+        compare(&device, &format!("{spec:?} and what follows"), &inputs, tolerance, &|t| {
+            upfirdn2d_act(&t[0], &spec, Epilogue { bias: Some(&t[1]), noise: Some((&t[2], &t[3])), act: Activation::LEAKY_RELU })
+        });
         let adjoint = spec.adjoint([7, 6], [oh, ow]);
         compare(&device, &format!("{adjoint:?}"), &[normal(2, &[2, oh, ow, channels])], tolerance, &|t| upfirdn2d(&t[0], &adjoint));
     }

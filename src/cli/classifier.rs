@@ -15,7 +15,7 @@ use crate::data::mnist::Split;
 use crate::error::{Error, Result};
 use crate::models::classifier::{
     AFHQ, Architecture, Augment, CELEBA, Classifier, ClassifierConfig, Decision, Evaluation, LabelledImages, Labels, Optimizer, Preprocessing, Recipe, Schedule,
-    TrainProgress, evaluate, fine_tune, train,
+    Start, TrainProgress, evaluate, fine_tune, train,
 };
 use crate::nn::Adamax;
 use crate::ops::optimizer::Adam;
@@ -113,14 +113,17 @@ struct TrainArgs {
     /// Labelled images: mnist:DIR, folder:DIR with class subfolders, npz:FILE with labels, or celeba:DIR with attributes
     #[arg(long)]
     data: Source,
-    /// lenet, resnet18, resnet50, resnext50_32x4d, celeba_heads or afhq_cnn (default: lenet, or that of --from)
+    /// lenet, resnet18, resnet50, resnext50_32x4d, celeba_heads, afhq_cnn, inception768 or inception2048 (default: lenet,
+    /// or that of --from)
     #[arg(long)]
     network: Option<Architecture>,
-    /// Classifier file to start from instead of random values; its head goes along where the classes are the same
+    /// File to start from instead of random values: a classifier, whose head goes along where the classes are the same, or
+    /// weights trained for something else (torchvision's ResNets; for an Inception FID's), of which --network says what
+    /// they are
     #[arg(long)]
     from: Option<PathBuf>,
     /// The network's input in pixels: a side, or HEIGHTxWIDTH (default: that of --from, 32 for lenet, 250 for afhq_cnn,
-    /// else 64)
+    /// 128 for an Inception, else 64)
     #[arg(long)]
     size: Option<Size>,
     /// Train on nine tenths of each class and judge the result on the others
@@ -251,8 +254,14 @@ impl TrainArgs {
     fn run(&self, global: &Global) -> Result<()> {
         let start = std::time::Instant::now();
         let device = global.open()?;
-        let from = self.from.as_deref().map(read_classifier).transpose()?;
-        let known = from.as_ref().map(Classifier::config);
+        let from = self.from.as_deref().map(Start::read).transpose()?;
+        let known = match &from {
+            Some(Start::Classifier(classifier)) => Some(classifier.config()),
+            Some(Start::Body(_)) if self.network.is_none() => {
+                return Err(Error::config("--from", "does not say which network it holds; name it by --network"));
+            }
+            _ => None,
+        };
         let network = self.network.or(known.map(|c| c.architecture)).unwrap_or(Architecture::LeNet);
         let recipe = self.recipe(network)?;
         let size = self.size.map_or(known.map_or([network.default_size(); 2], |c| c.preprocessing.size), |s| s.0);
@@ -277,10 +286,14 @@ impl TrainArgs {
         };
         let classifier = match &from {
             Some(from) => {
-                if !from.same_outputs(&config) {
+                let rng = &mut Random::new(recipe.seed, streams::INIT);
+                let (start, same) = match from {
+                    Start::Classifier(classifier) => (classifier.restarted(config.clone(), rng)?, classifier.same_outputs(&config)),
+                    Start::Body(tensors) => (Classifier::over(config, tensors, rng).map_err(|problem| Error::config("--from", problem))?, false),
+                };
+                if !same {
                     println!("other outputs than in --from: the head starts anew");
                 }
-                let start = from.restarted(config, &mut Random::new(recipe.seed, streams::INIT))?;
                 fine_tune(start.to_device(&device)?, labelled(&data)?, &recipe, &mut report)?
             }
             None => train(&config, labelled(&data)?, &recipe, &device, &mut report)?,

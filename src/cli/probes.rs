@@ -18,7 +18,7 @@ use crate::ops::resize::{Resize, resize};
 use crate::ops::optimizer::{Adam, Pull, RepulsionLoss, accumulate_squares, ewc, weighted_squared_distance};
 use crate::ops::random::Random;
 use crate::ops::reduce::{channel_dot, sum_to};
-use crate::ops::upfirdn2d::{RESAMPLE_TAPS, Upfirdn2d, upfirdn2d};
+use crate::ops::upfirdn2d::{RESAMPLE_TAPS, Upfirdn2d, upfirdn2d, upfirdn2d_act};
 use crate::tensor::{DType, Tensor};
 
 /// How large a probe is.
@@ -325,6 +325,18 @@ fn elementwise(large: usize) -> Vec<Probe> {
             |s| vec![x(s), vec![channels(s)], [&x(s)[..3], &[1]].concat(), vec![1]],
             |t| bias_act(&t[0], Some(&t[1]), Some((&t[2], &t[3])), Activation::LEAKY_RELU),
             large,
+            0.0,
+        ),
+        Probe::both(
+            ["FIR, noise, bias and leaky ReLU", "FIR, noise, bias and leaky ReLU, bf16"],
+            1,
+            BF,
+            |s| vec![x(s), vec![channels(s)], vec![x(s)[0], x(s)[1] - 1, x(s)[2] - 1, 1], vec![1]],
+            |t| {
+                let then = Epilogue { bias: Some(&t[1]), noise: Some((&t[2], &t[3])), act: Activation::LEAKY_RELU };
+                upfirdn2d_act(&t[0], &Upfirdn2d::new(&RESAMPLE_TAPS, 1, 1, [1, 1], 4.0), then)
+            },
+            large / (32 * 32) * (31 * 31),
             0.0,
         ),
         Probe::both(

@@ -159,7 +159,7 @@ impl Extractor {
 
     /// Adds a batch of images of 0..255, `[N, H, W, 3 or 1]`, prepared where the network is.
     pub fn add_bytes(&self, stats: &mut FeatureStats, bytes: &Tensor) -> Result<()> {
-        self.add_prepared(stats, &self.protocol.prepare(&bytes.to_device(self.net.device())?)?)
+        self.add_prepared(stats, &self.protocol.prepare(&bytes.to_device(&self.net.device())?)?)
     }
 
     /// Adds a batch of images in [−1, 1], `[N, H, W, 3 or 1]`. They are rounded to 8 bits first, so that a model's

@@ -13,13 +13,10 @@ use crate::ops::matmul::Read;
 use crate::ops::pool2d::{Divisor, Window};
 
 /// Which network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResNet {
-    #[serde(rename = "resnet18")]
     ResNet18,
-    #[serde(rename = "resnet50")]
     ResNet50,
-    #[serde(rename = "resnext50_32x4d")]
     ResNeXt50,
 }
 

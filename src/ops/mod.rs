@@ -80,6 +80,11 @@ macro_rules! on_device {
 }
 pub(crate) use on_device;
 
+/// Where a tensor's elements are on a GPU; null where there is no tensor.
+pub(crate) fn pointer(tensor: Option<&Tensor>) -> u64 {
+    tensor.map_or(0, Tensor::cuda_pointer)
+}
+
 /// The entry of kernel `$stem` for elements of that type on a GPU.
 macro_rules! by_dtype {
     ($dtype:expr, $stem:literal) => {

@@ -4,7 +4,8 @@
 use super::{mul, reshape, sum, sum_to};
 use crate::autograd::{Io, Rule, Var};
 use crate::error::Result;
-use crate::ops::bias_act::{self as ops, Activation};
+use crate::ops::bias_act::{self as ops, Activation, Epilogue};
+use crate::tensor::Tensor;
 
 /// Inputs: `x`, then `bias` if any, then `noise` and `strength` if any.
 pub(super) struct BiasActRule {
@@ -41,6 +42,18 @@ impl Rule for BiasActRule {
     }
 }
 
+impl<'a> Epilogue<'a, Var> {
+    /// Without history.
+    pub(super) fn values(&self) -> Epilogue<'a, Tensor> {
+        Epilogue { bias: self.bias.map(Var::value), noise: self.noise.map(|(n, s)| (n.value(), s.value())), act: self.act }
+    }
+
+    /// What is added, in the order of `BiasActRule`.
+    pub(super) fn terms(&self) -> impl Iterator<Item = &'a Var> {
+        self.bias.into_iter().chain(self.noise.into_iter().flat_map(|(n, s)| [n, s]))
+    }
+}
+
 /// Sum of `[…, C]` over everything but channels, `[C]`.
 fn bias_grad(g: &Var) -> Result<Var> {
     let c = g.dim(g.shape().len() - 1);
@@ -50,10 +63,10 @@ fn bias_grad(g: &Var) -> Result<Var> {
 
 /// `act(x + strength · noise + bias)`; see `ops::bias_act`.
 pub fn bias_act(x: &Var, bias: Option<&Var>, noise: Option<(&Var, &Var)>, act: Activation) -> Result<Var> {
-    let value = ops::bias_act(x.value(), bias.map(Var::value), noise.map(|(n, s)| (n.value(), s.value())), act)?;
-    let mut inputs = vec![x];
-    inputs.extend(bias);
-    inputs.extend(noise.map(|(n, s)| [n, s]).into_iter().flatten());
+    let then = Epilogue { bias, noise, act };
+    let values = then.values();
+    let value = ops::bias_act(x.value(), values.bias, values.noise, act)?;
+    let inputs: Vec<&Var> = [x].into_iter().chain(then.terms()).collect();
     Ok(Var::from_op(value, &inputs, BiasActRule { act, has_bias: bias.is_some() }))
 }
 

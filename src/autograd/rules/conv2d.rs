@@ -150,16 +150,12 @@ impl Rule for Conv2dActRule {
 /// `act(conv2d(…) + strength · noise + bias)`; see `ops::conv2d_act`. Two nodes where a gradient by the output scale may
 /// be asked for, which needs what lies between; else one, and nothing lies between.
 pub fn conv2d_act(x: &Var, w: &Var, s: Scales, spec: Conv2d, then: Epilogue<Var>) -> Result<Var> {
-    let Epilogue { bias, noise, act } = then;
     if s.output.is_some_and(Var::is_tracked) {
-        return bias_act(&conv2d(x, w, s, spec)?, bias, noise, act);
+        return bias_act(&conv2d(x, w, s, spec)?, then.bias, then.noise, then.act);
     }
-    let values = Epilogue { bias: bias.map(Var::value), noise: noise.map(|(n, s)| (n.value(), s.value())), act };
-    let y = ops::conv2d_act(x.value(), w.value(), s.input.map(Var::value), s.output.map(Var::value), spec, values)?;
-    let mut inputs = Slots::inputs(x, w, s);
-    inputs.extend(bias);
-    inputs.extend(noise.map(|(n, s)| [n, s]).into_iter().flatten());
-    let rule = Conv2dActRule { conv: Conv2dRule(spec, Slots::of(s)), then: BiasActRule { act, has_bias: bias.is_some() } };
+    let y = ops::conv2d_act(x.value(), w.value(), s.input.map(Var::value), s.output.map(Var::value), spec, then.values())?;
+    let inputs: Vec<&Var> = Slots::inputs(x, w, s).into_iter().chain(then.terms()).collect();
+    let rule = Conv2dActRule { conv: Conv2dRule(spec, Slots::of(s)), then: BiasActRule { act: then.act, has_bias: then.bias.is_some() } };
     Ok(Var::from_op(y, &inputs, rule))
 }
 

@@ -16,7 +16,7 @@ pub use layout::*;
 pub use matmul::matmul;
 pub use pool2d::{avg_pool2d, avg_pool2d_transpose, gather_taps, max_pool2d, scatter_taps};
 pub use reduce::*;
-pub use upfirdn2d::upfirdn2d;
+pub use upfirdn2d::{upfirdn2d, upfirdn2d_act};
 
 /// `[need[i] => expression, …]` as the vector a rule returns: an expression is only evaluated when needed.
 macro_rules! grads {

@@ -72,6 +72,26 @@ fn official(tensors: &BTreeMap<String, Tensor>) -> Option<ClassifierConfig> {
     }
 }
 
+/// What a file holds that training may start from.
+pub enum Start {
+    Classifier(Box<Classifier>),
+    /// Tensors of a network that says nothing of classes: see `Classifier::over`.
+    Body(BTreeMap<String, Tensor>),
+}
+
+impl Start {
+    /// Reads a classifier as `Classifier::read` does, or else any state dict.
+    pub fn read(path: impl AsRef<Path>) -> Result<Start> {
+        let path = path.as_ref();
+        let content = content_of(path)?;
+        if !content.metadata.contains_key(CONFIG) && official(&content.tensors).is_none() {
+            return Ok(Start::Body(content.tensors));
+        }
+        let classifier = Classifier::from_content(&content).map_err(|problem| Error::file(path, problem))?;
+        Ok(Start::Classifier(Box::new(classifier)))
+    }
+}
+
 impl Classifier {
     /// Writes the classifier; PyTorch's `load_state_dict` takes the tensors as they are.
     pub fn write(&self, path: impl AsRef<Path>) -> Result<()> {

@@ -4,7 +4,7 @@ mod file;
 mod preprocessing;
 mod train;
 
-pub use file::{AFHQ, CELEBA};
+pub use file::{AFHQ, CELEBA, Start};
 pub use preprocessing::{Colours, Preprocessing};
 pub use train::{Augment, Evaluation, LabelledImages, Labels, Optimizer, Recipe, Schedule, TrainProgress, evaluate, fine_tune, train};
 
@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use super::inception::{self, Block, Inception};
 use super::resnet::ResNet;
 use super::{afhq_cnn, celeba_heads, lenet};
 use crate::autograd::Var;
@@ -22,30 +23,31 @@ use crate::nn::{Layout, ParamSlab, Params};
 use crate::ops::random::Random;
 use crate::tensor::{DType, Tensor};
 
-/// The network of a classifier.
+/// The network of a classifier; written as its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub enum Architecture {
-    #[serde(rename = "lenet")]
     LeNet,
     /// The official CelebA network: one head per attribute.
-    #[serde(rename = "celeba_heads")]
     CelebaHeads,
     /// The official AFHQ network of the final evaluation.
-    #[serde(rename = "afhq_cnn")]
     AfhqCnn,
-    #[serde(untagged)]
     ResNet(ResNet),
+    /// A linear layer over FID's Inception, which ImageNet has trained, up to this block.
+    Inception(Block),
 }
 
 impl Architecture {
     /// All of them, by the names that files and options use.
-    pub const ALL: [(&str, Architecture); 6] = [
+    pub const ALL: [(&str, Architecture); 8] = [
         ("lenet", Architecture::LeNet),
         ("celeba_heads", Architecture::CelebaHeads),
         ("afhq_cnn", Architecture::AfhqCnn),
         ("resnet18", Architecture::ResNet(ResNet::ResNet18)),
         ("resnet50", Architecture::ResNet(ResNet::ResNet50)),
         ("resnext50_32x4d", Architecture::ResNet(ResNet::ResNeXt50)),
+        ("inception768", Architecture::Inception(Block::D768)),
+        ("inception2048", Architecture::Inception(Block::D2048)),
     ];
 
     /// Side of the images that it is trained on where nothing else is said.
@@ -54,6 +56,7 @@ impl Architecture {
             Architecture::LeNet => lenet::SIZE,
             Architecture::AfhqCnn => afhq_cnn::SIZE,
             Architecture::CelebaHeads | Architecture::ResNet(_) => 64,
+            Architecture::Inception(_) => 128,
         }
     }
 }
@@ -65,6 +68,21 @@ impl FromStr for Architecture {
         Architecture::ALL.into_iter().find(|(n, _)| *n == name).map(|(_, a)| a).ok_or_else(|| {
             Error::config("--network", format!("{name:?} is not one of {}", Architecture::ALL.map(|(n, _)| n).join(", ")))
         })
+    }
+}
+
+impl TryFrom<String> for Architecture {
+    type Error = Error;
+
+    fn try_from(name: String) -> Result<Architecture> {
+        name.parse()
+    }
+}
+
+impl From<Architecture> for String {
+    fn from(network: Architecture) -> String {
+        let named = Architecture::ALL.into_iter().find(|(_, a)| *a == network);
+        named.map_or_else(|| format!("{network:?}"), |(name, _)| name.to_string())
     }
 }
 
@@ -114,7 +132,7 @@ impl ClassifierConfig {
         let preprocessing = match architecture {
             Architecture::LeNet => Preprocessing { size, ..Preprocessing::grey(size[0]) },
             Architecture::AfhqCnn => Preprocessing::rgb(size),
-            Architecture::CelebaHeads => Preprocessing::symmetric(size),
+            Architecture::CelebaHeads | Architecture::Inception(_) => Preprocessing::symmetric(size),
             Architecture::ResNet(_) => Preprocessing { size, ..Preprocessing::imagenet(size[0]) },
         };
         let decision = if architecture == Architecture::CelebaHeads { Decision::Odds } else { decision };
@@ -128,13 +146,14 @@ impl ClassifierConfig {
             Architecture::CelebaHeads => celeba_heads::layout(self.classes.len()),
             Architecture::AfhqCnn => afhq_cnn::layout(self.classes.len()),
             Architecture::ResNet(net) => net.layout(self.classes.len()),
+            Architecture::Inception(last) => inception::classifier_layout(last, self.classes.len()),
         }
     }
 
     /// The table of its running statistics.
     pub fn buffers(&self) -> Arc<Layout> {
         match self.architecture {
-            Architecture::LeNet => Arc::new(Layout::new()),
+            Architecture::LeNet | Architecture::Inception(_) => Arc::new(Layout::new()),
             Architecture::CelebaHeads => celeba_heads::buffers(self.classes.len()),
             Architecture::AfhqCnn => afhq_cnn::buffers(),
             Architecture::ResNet(net) => net.buffers(),
@@ -160,6 +179,10 @@ impl ClassifierConfig {
             Architecture::ResNet(_) | Architecture::CelebaHeads if self.preprocessing.size.iter().any(|s| *s < 32) || self.preprocessing.colours != Colours::Rgb => {
                 Err(Error::config("classifier", format!("a ResNet takes RGB images of at least 32 px, not {}", self.preprocessing)))
             }
+            Architecture::Inception(_) if self.preprocessing.size.iter().any(|s| *s < inception::SMALLEST) || self.preprocessing.colours != Colours::Rgb => {
+                let least = inception::SMALLEST;
+                Err(Error::config("classifier", format!("an Inception takes RGB images of at least {least} px, not {}", self.preprocessing)))
+            }
             _ => Ok(()),
         }
     }
@@ -171,6 +194,7 @@ impl ClassifierConfig {
             Architecture::CelebaHeads => celeba_heads::forward(self.classes.len(), p, norm, x),
             Architecture::AfhqCnn => afhq_cnn::forward(p, norm, x),
             Architecture::ResNet(net) => net.forward(p, norm, x),
+            Architecture::Inception(last) => inception::classify(last, p, norm, x),
         }
     }
 }
@@ -222,16 +246,30 @@ impl Classifier {
         if self.same_outputs(&config) {
             return Classifier::new(config, self.params.clone(), self.buffers.clone());
         }
+        Classifier::with_body(config, &self.to_torch(), rng).map_err(|problem| Error::config("--from", problem))
+    }
+
+    /// The network of `config` over a body that was trained for something else, given in PyTorch's names and shapes: a
+    /// state dict of torchvision's, or for an Inception the file of FID. The head starts from its initial values. The
+    /// error names what does not fit; the caller knows the file.
+    pub fn over(config: ClassifierConfig, tensors: &BTreeMap<String, Tensor>, rng: &mut Random) -> std::result::Result<Classifier, String> {
+        match config.architecture {
+            Architecture::Inception(_) => Classifier::with_body(config, &Inception::from_torch(tensors)?.params().to_torch(), rng),
+            _ => Classifier::with_body(config, tensors, rng),
+        }
+    }
+
+    fn with_body(config: ClassifierConfig, given: &BTreeMap<String, Tensor>, rng: &mut Random) -> std::result::Result<Classifier, String> {
         // What a network without outputs has is its body.
         let body = ClassifierConfig { classes: Vec::new(), ..config.clone() };
-        let mut tensors = Classifier::init(config.clone(), rng)?.to_torch();
-        let mine = self.to_torch();
+        let mut all = Classifier::init(config.clone(), rng).map_err(|e| e.to_string())?.to_torch();
         for segment in body.layout().segments().iter().chain(body.buffers().segments()) {
-            if mine[&segment.name].shape() == segment.torch_shape {
-                tensors.insert(segment.name.clone(), mine[&segment.name].clone());
+            if all[&segment.name].shape() == segment.torch_shape {
+                let found = given.get(&segment.name).ok_or_else(|| format!("lacks {}, which this network has; --network says which it is", segment.name))?;
+                all.insert(segment.name.clone(), found.clone());
             }
         }
-        Classifier::from_torch(config, &tensors).map_err(|problem| Error::config("--from", problem))
+        Classifier::from_torch(config, &all)
     }
 
     /// From tensors in PyTorch's names and shapes. The error names what does not fit; the caller knows the file.

@@ -6,23 +6,27 @@ mod network;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 
+use crate::autograd::{Scales, Var, avg_pool2d, bias_act, concat, conv2d_act, matmul, max_pool2d, reshape};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::io::fingerprint::Fingerprint;
 use crate::io::safetensors;
 use crate::io::torch_file::{TorchFile, without_module_prefix};
+use crate::nn::batch_norm::Normalise;
+use crate::nn::{Init, Layout, ParamSlab, Params};
 use crate::ops::bias_act::{Activation, Epilogue};
-use crate::ops::conv2d::{Conv2d, conv2d_act};
-use crate::ops::layout::{concat, permute};
-use crate::ops::pool2d::{Divisor, Window, avg_pool2d, max_pool2d};
+use crate::ops::conv2d::Conv2d;
+use crate::ops::matmul::Read;
+use crate::ops::pool2d::{Divisor, Window};
 use crate::tensor::{DType, Tensor};
 use network::{Step, network};
 
 /// Height and width of the input.
 pub const SIZE: usize = 299;
 /// Sides under this leave its last blocks no pixel.
-const SMALLEST: usize = 75;
+pub const SMALLEST: usize = 75;
 /// pytorch-fid's `BasicConv2d`.
 const BATCH_NORM_EPS: f64 = 1e-3;
 
@@ -63,19 +67,47 @@ impl fmt::Display for Block {
     }
 }
 
-struct Weights {
-    /// `[C_out, k_h, k_w, C_in]`, batch normalisation folded in.
-    weight: Tensor,
-    /// `[C_out]`
-    bias: Tensor,
-}
-
 /// The network as far as its file goes.
 pub struct Inception {
-    convolutions: HashMap<String, Weights>,
+    /// Of `layout(last)`.
+    params: ParamSlab,
     last: Block,
-    device: Device,
     fingerprint: u64,
+}
+
+/// The table of the parameters up to `last`: pytorch-fid's names, batch normalisation folded into `X.conv.weight` and
+/// `X.conv.bias`. Without a file convolutions start as He et al. 2015 would have them, biases at 0.
+pub fn layout(last: Block) -> Layout {
+    fn add(steps: &[Step], channels: &mut usize, l: &mut Layout) {
+        for step in steps {
+            match step {
+                Step::Convolve { name, out, kernel: [kh, kw], .. } => {
+                    let torch = [*out, *channels, *kh, *kw];
+                    let init = Init::Normal((2.0 / (*channels * kh * kw) as f64).sqrt());
+                    l.permuted(format!("{name}.conv.weight"), &torch, &torch, &[0, 2, 3, 1], &[*out, *kh, *kw, *channels], init);
+                    l.plain(format!("{name}.conv.bias"), &[*out], Init::Constant(0.0));
+                    *channels = *out;
+                }
+                Step::Branches(branches) => {
+                    let arriving = *channels;
+                    *channels = 0;
+                    for branch in branches {
+                        let mut c = arriving;
+                        add(branch, &mut c, l);
+                        *channels += c;
+                    }
+                }
+                Step::MaxPool(_) | Step::AvgPool(_) => {}
+            }
+        }
+    }
+    let (mut l, mut channels) = (Layout::new(), 3);
+    up_to(last).for_each(|(_, steps)| add(&steps, &mut channels, &mut l));
+    l
+}
+
+fn up_to(last: Block) -> impl Iterator<Item = (Block, Vec<Step>)> {
+    network().into_iter().filter(move |(block, _)| *block <= last)
 }
 
 impl Inception {
@@ -89,27 +121,23 @@ impl Inception {
                 fc.shape()
             ));
         }
-        let (mut convolutions, mut last, mut channels, mut missing) = (HashMap::new(), None, 3, None);
+        let (mut folded, mut last) = (BTreeMap::new(), None);
         for (block, steps) in network() {
-            match load(&steps, tensors, &mut channels, &mut convolutions)? {
-                Some(name) => {
-                    missing = Some((block, name));
-                    break;
-                }
-                None => last = Some(block),
+            let names = network::names(&steps);
+            let Some(missing) = names.iter().find_map(|name| fold(name, tensors, &mut folded).err()) else {
+                last = Some(block);
+                continue;
+            };
+            // A block that is there in part is a broken file, not a shorter one.
+            if last.is_none() || names.iter().any(|name| tensors.contains_key(&format!("{name}.conv.weight"))) {
+                return Err(format!("{missing}: the file is cut short, or not the Inception of FID"));
             }
-        }
-        // A block that is there in part is a broken file, not a shorter one.
-        if let Some((block, name)) = &missing {
-            let started = |steps: &[Step]| network::names(steps).iter().any(|n| convolutions.contains_key(n));
-            let (_, steps) = network().into_iter().find(|(b, _)| b == block).expect("the block came from the network");
-            if started(&steps) || last.is_none() {
-                return Err(format!("{name} is missing: the file is cut short, or not the Inception of FID"));
-            }
+            break;
         }
         let last = last.ok_or("no block of the Inception of FID is complete")?;
-        let fingerprint = fingerprint(&convolutions);
-        Ok(Inception { convolutions, last, device: Device::Cpu, fingerprint })
+        let params = ParamSlab::from_torch(&Arc::new(layout(last)), &folded, "the Inception of FID")?;
+        let fingerprint = fingerprint(&params);
+        Ok(Inception { params, last, fingerprint })
     }
 
     /// Reads a file: pytorch-fid's `pt_inception-2015-12-05-6726825d.pth`, or safetensors of the same names.
@@ -129,14 +157,17 @@ impl Inception {
 
     /// The same network on another device: it looks at images where its weights are.
     pub fn to_device(self, device: &Device) -> Result<Inception> {
-        let moved = |w: Weights| Ok(Weights { weight: w.weight.to_device(device)?, bias: w.bias.to_device(device)? });
-        let convolutions = self.convolutions.into_iter().map(|(name, w)| Ok((name, moved(w)?))).collect::<Result<_>>()?;
-        Ok(Inception { convolutions, device: device.clone(), ..self })
+        Ok(Inception { params: self.params.to_device(device)?, ..self })
     }
 
     /// Where it is.
-    pub fn device(&self) -> &Device {
-        &self.device
+    pub fn device(&self) -> Device {
+        self.params.values().device()
+    }
+
+    /// Its parameters, of `layout(last_block())`.
+    pub fn params(&self) -> &ParamSlab {
+        &self.params
     }
 
     /// The last block whose layers are all there.
@@ -154,115 +185,100 @@ impl Inception {
         if *end > self.last {
             return Err(Error::config("--dims", format!("the Inception file ends at block {}; block {end} needs the whole file", self.last)));
         }
+        let params = self.params.constants();
         let mut found = HashMap::new();
-        let mut x = images.to_device(&self.device)?;
-        for (block, steps) in network().into_iter().filter(|(b, _)| b <= end) {
-            x = self.run(&steps, x)?;
+        let mut x = Var::constant(images.to_device(&self.device())?);
+        for (block, steps) in up_to(*end) {
+            x = run(&steps, &params, x)?;
             if blocks.contains(&block) {
-                let pooled = avg_pool2d(&x, Window::whole([x.dim(1), x.dim(2)]), Divisor::Inside)?;
-                found.insert(block, pooled.reshape(&[x.dim(0), block.dims()])?);
+                found.insert(block, pooled(&x)?.value().clone());
             }
         }
         Ok(blocks.iter().map(|b| found[b].clone()).collect())
     }
-
-    fn run(&self, steps: &[Step], mut x: Tensor) -> Result<Tensor> {
-        for step in steps {
-            x = match step {
-                Step::Convolve { name, stride, padding, .. } => {
-                    let w = &self.convolutions[name];
-                    let spec = Conv2d { stride: [*stride; 2], padding: *padding };
-                    conv2d_act(&x, &w.weight, None, None, spec, Epilogue { bias: Some(&w.bias), noise: None, act: Activation::RELU })?
-                }
-                Step::MaxPool(window) => max_pool2d(&x, *window)?,
-                Step::AvgPool(window) => avg_pool2d(&x, *window, Divisor::Inside)?,
-                Step::Branches(branches) => {
-                    let parts = branches.iter().map(|b| self.run(b, x.clone())).collect::<Result<Vec<_>>>()?;
-                    concat(&parts.iter().collect::<Vec<_>>(), 3)?
-                }
-            };
-        }
-        Ok(x)
-    }
 }
 
-fn fingerprint(convolutions: &HashMap<String, Weights>) -> u64 {
-    let mut names: Vec<&String> = convolutions.keys().collect();
-    names.sort();
-    let mut all = Fingerprint::default();
-    for name in names {
-        let w = &convolutions[name];
-        all.add(name.as_bytes());
-        all.add(bytemuck::cast_slice(w.weight.as_slice::<f32>()));
-        all.add(bytemuck::cast_slice(w.bias.as_slice::<f32>()));
-    }
-    all.finish()
+/// A classifier's parameters: those up to `last`, and a linear layer over its features.
+pub(super) fn classifier_layout(last: Block, n_outputs: usize) -> Arc<Layout> {
+    let mut l = layout(last);
+    let init = Init::Uniform(1.0 / (last.dims() as f64).sqrt());
+    l.plain("fc.weight", &[n_outputs, last.dims()], init);
+    l.plain("fc.bias", &[n_outputs], init);
+    Arc::new(l)
 }
 
-/// Loads the convolutions of `steps`, which start at `channels` channels and leave their own there. `Some(name)` is
-/// the first tensor that is not in the file.
-fn load(steps: &[Step], tensors: &BTreeMap<String, Tensor>, channels: &mut usize, into: &mut HashMap<String, Weights>) -> std::result::Result<Option<String>, String> {
+/// A classifier over the features at `last`: `x` `[N, H, W, 3]` in [−1, 1] -> logits `[N, outputs]`, and the features
+/// `[N, dims]`. Half of the features are dropped in training, as in torchvision's Inception.
+pub(super) fn classify(last: Block, p: &Params, mut norm: Normalise, x: &Var) -> Result<(Var, Var)> {
+    let maps = up_to(last).try_fold(x.clone(), |x, (_, steps)| run(&steps, p, x))?;
+    let features = pooled(&maps)?;
+    let logits = matmul(&norm.dropout(&features, 0.5)?, Read::Plain, p.get("fc.weight"), Read::Transposed)?;
+    Ok((bias_act(&logits, Some(p.get("fc.bias")), None, Activation::LINEAR)?, features))
+}
+
+/// `[N, H, W, C]` averaged over pixels: `[N, C]`.
+fn pooled(x: &Var) -> Result<Var> {
+    let mean = avg_pool2d(x, Window::whole([x.dim(1), x.dim(2)]), Divisor::Inside)?;
+    reshape(&mean, &[x.dim(0), x.dim(3)])
+}
+
+fn run(steps: &[Step], p: &Params, mut x: Var) -> Result<Var> {
     for step in steps {
-        match step {
-            Step::Convolve { name, out, kernel, .. } => {
-                let shape = [*out, *channels, kernel[0], kernel[1]];
-                match convolution(name, &shape, tensors)? {
-                    Ok(weights) => into.insert(name.clone(), weights),
-                    Err(missing) => return Ok(Some(missing)),
-                };
-                *channels = *out;
+        x = match step {
+            Step::Convolve { name, stride, padding, .. } => {
+                let [weight, bias] = ["weight", "bias"].map(|part| p.get(&format!("{name}.conv.{part}")));
+                let spec = Conv2d { stride: [*stride; 2], padding: *padding };
+                conv2d_act(&x, weight, Scales::NONE, spec, Epilogue { bias: Some(bias), noise: None, act: Activation::RELU })?
             }
+            Step::MaxPool(window) => max_pool2d(&x, *window)?,
+            Step::AvgPool(window) => avg_pool2d(&x, *window, Divisor::Inside)?,
             Step::Branches(branches) => {
-                let mut total = 0;
-                for b in branches {
-                    let mut c = *channels;
-                    if let Some(missing) = load(b, tensors, &mut c, into)? {
-                        return Ok(Some(missing));
-                    }
-                    total += c;
-                }
-                *channels = total;
-            }
-            Step::MaxPool(_) | Step::AvgPool(_) => {}
-        }
-    }
-    Ok(None)
-}
-
-/// One convolution with its bias, folding `y = γ (conv(x) − mean) / √(var + eps) + β` where the file has it apart.
-/// The inner error is the name of a tensor that is missing.
-fn convolution(name: &str, shape: &[usize; 4], tensors: &BTreeMap<String, Tensor>) -> std::result::Result<std::result::Result<Weights, String>, String> {
-    let find = |suffix: &str, shape: &[usize]| {
-        let key = format!("{name}.{suffix}");
-        match tensors.get(&key) {
-            None => Ok(Err(key)),
-            Some(t) if t.shape() != shape => Err(format!("{key} has shape {:?} where {shape:?} is needed", t.shape())),
-            Some(t) => Ok(Ok(t.to_dtype(DType::F32))),
-        }
-    };
-    macro_rules! need {
-        ($suffix:expr, $shape:expr) => {
-            match find($suffix, $shape)? {
-                Ok(t) => t,
-                Err(missing) => return Ok(Err(missing)),
+                let parts = branches.iter().map(|b| run(b, p, x.clone())).collect::<Result<Vec<_>>>()?;
+                concat(&parts.iter().collect::<Vec<_>>(), 3)?
             }
         };
     }
-    let out = &shape[..1];
-    let weight = permute(&need!("conv.weight", shape), &[0, 2, 3, 1]).map_err(|e| e.to_string())?;
-    if let Ok(bias) = find("conv.bias", out)? {
-        return Ok(Ok(Weights { weight, bias }));
-    }
-    let (gamma, beta) = (need!("bn.weight", out), need!("bn.bias", out));
-    let (mean, var) = (need!("bn.running_mean", out), need!("bn.running_var", out));
-    let per_channel = shape[1..].iter().product::<usize>();
-    let mut folded = weight.to_vec::<f32>();
-    let mut bias = Vec::with_capacity(shape[0]);
-    for (o, row) in folded.chunks_exact_mut(per_channel).enumerate() {
-        let at = |t: &Tensor| t.as_slice::<f32>()[o] as f64;
-        let factor = at(&gamma) / (at(&var) + BATCH_NORM_EPS).sqrt();
-        row.iter_mut().for_each(|w| *w = (*w as f64 * factor) as f32);
-        bias.push((at(&beta) - at(&mean) * factor) as f32);
-    }
-    Ok(Ok(Weights { weight: Tensor::from_vec(weight.shape(), folded), bias: Tensor::from_vec(out, bias) }))
+    Ok(x)
+}
+
+fn fingerprint(params: &ParamSlab) -> u64 {
+    let mut all = Fingerprint::default();
+    params.layout().segments().iter().for_each(|s| all.add(s.name.as_bytes()));
+    all.add(bytemuck::cast_slice(params.as_slice()));
+    all.finish()
+}
+
+/// Adds weight and bias of one convolution, PyTorch's shapes, folding `y = γ (conv(x) − mean) / √(var + eps) + β` where
+/// the file has it apart. The error says what is missing or does not fit.
+fn fold(name: &str, tensors: &BTreeMap<String, Tensor>, into: &mut BTreeMap<String, Tensor>) -> std::result::Result<(), String> {
+    let find = |part: &str| {
+        let key = format!("{name}.{part}");
+        tensors.get(&key).map(|t| t.to_dtype(DType::F32)).ok_or_else(|| format!("{key} is missing"))
+    };
+    let weight = find("conv.weight")?;
+    let (weight, bias) = match find("conv.bias") {
+        Ok(bias) => (weight, bias),
+        Err(_) => {
+            let out = weight.shape().first().copied().unwrap_or(0);
+            let of = |part: &str| match find(part)? {
+                t if t.shape() == [out] => Ok(t),
+                t => Err(format!("{name}.{part} has shape {:?} where [{out}] is needed", t.shape())),
+            };
+            let (gamma, beta) = (of("bn.weight")?, of("bn.bias")?);
+            let (mean, var) = (of("bn.running_mean")?, of("bn.running_var")?);
+            let mut folded = weight.to_vec::<f32>();
+            let mut bias = Vec::with_capacity(out);
+            let per_channel = (folded.len() / out.max(1)).max(1);
+            for (o, row) in folded.chunks_exact_mut(per_channel).enumerate() {
+                let at = |t: &Tensor| t.as_slice::<f32>()[o] as f64;
+                let factor = at(&gamma) / (at(&var) + BATCH_NORM_EPS).sqrt();
+                row.iter_mut().for_each(|w| *w = (*w as f64 * factor) as f32);
+                bias.push((at(&beta) - at(&mean) * factor) as f32);
+            }
+            (Tensor::from_vec(weight.shape(), folded), Tensor::from_vec(&[out], bias))
+        }
+    };
+    into.insert(format!("{name}.conv.weight"), weight);
+    into.insert(format!("{name}.conv.bias"), bias);
+    Ok(())
 }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use super::as_activation;
 use super::config::{IMAGE_CHANNELS, StyleGan2Config};
 use crate::autograd::{
-    Scales, Var, add, add_scalar, alias, bias_act, cast, concat, conv2d_act, conv2d_transpose, matmul, powf, reshape, scale, slice, square, sub, sum_to, upfirdn2d,
+    Scales, Var, add, add_scalar, alias, cast, concat, conv2d_act, conv2d_transpose, matmul, powf, reshape, scale, slice, square, sub, sum_to, upfirdn2d,
+    upfirdn2d_act,
 };
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -118,8 +119,7 @@ impl Modulated<'_> {
         // The transposed convolution reads `x` from the form's `g` side, so the style scales that side.
         let scales = Scales { input: Some(&b), output: Some(&a) };
         let y = conv2d_transpose(x, self.weight, scales, Conv2d::square(2, 0), size)?;
-        let y = upfirdn2d(&y, &Upfirdn2d::new(&RESAMPLE_TAPS, 1, 1, [1, 1], 4.0))?;
-        bias_act(&y, then.bias, then.noise, then.act)
+        upfirdn2d_act(&y, &Upfirdn2d::new(&RESAMPLE_TAPS, 1, 1, [1, 1], 4.0), then)
     }
 
     /// 1×1 without demodulation, and a bias. Images are sums of these, in the parameters' type.

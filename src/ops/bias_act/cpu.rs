@@ -1,11 +1,18 @@
 //! Host implementation: one pass over whole pixels, vectorised over channels.
 
-use super::Activation;
+use super::{Activation, Epilogue};
 use crate::device::cpu::{for_chunks, simd_dispatch, stale_vec};
 use crate::tensor::{Scalar, Tensor};
 
 /// Values of a pixel beside which the loop over pixels costs little.
 const WIDE: usize = 96;
+/// Elements that one task takes.
+const CHUNK: usize = 1 << 13;
+
+#[inline(always)]
+fn act<T: Scalar>(v: T, up: T, down: T) -> T {
+    v * if v > T::ZERO { up } else { down }
+}
 
 simd_dispatch! {
     /// Pixels of `bias.len()` channels; `shift` is what pixel `i` gets on all channels.
@@ -13,8 +20,19 @@ simd_dispatch! {
         for (i, (o, v)) in out.chunks_exact_mut(bias.len()).zip(x.chunks_exact(bias.len())).enumerate() {
             let shift = shift(i);
             for ((o, v), b) in o.iter_mut().zip(v).zip(bias) {
-                let v = *v + (shift + *b);
-                *o = v * if v > T::ZERO { up } else { down };
+                *o = act(*v + (shift + *b), up, down);
+            }
+        }
+    }
+}
+
+simd_dispatch! {
+    /// The same of what is in `out`.
+    fn act_pixels_in_place<T: Scalar, F: Fn(usize) -> T>(out: &mut [T], bias: &[T], shift: F, up: T, down: T) {
+        for (i, o) in out.chunks_exact_mut(bias.len()).enumerate() {
+            let shift = shift(i);
+            for (o, b) in o.iter_mut().zip(bias) {
+                *o = act(*o + (shift + *b), up, down);
             }
         }
     }
@@ -28,28 +46,74 @@ simd_dispatch! {
     }
 }
 
-pub fn bias_act<T: Scalar>(x: &Tensor, bias: Option<&Tensor>, noise: Option<(&Tensor, &Tensor)>, act: Activation) -> Tensor {
-    let src = x.as_slice::<T>();
-    let c = x.shape().last().copied().unwrap_or(1).max(1);
-    // Several narrow pixels count as one wide one, where all of them get the same: loops over channels are vectorised.
-    let pixels = if noise.is_none() { (WIDE / c).max(1) } else { 1 };
-    let bias = bias.map_or(vec![T::ZERO; c], |b| b.to_vec::<T>()).repeat(pixels);
-    let noise = noise.map(|(n, s)| (n.as_slice::<T>(), s.as_slice::<T>()[0]));
-    let (up, down) = (T::from_f64(act.gain), T::from_f64(act.gain * act.slope));
-    let mut out = stale_vec::<T>(src.len());
-    let pixels_per_chunk = ((1 << 13) / (pixels * c)).max(1) * pixels;
-    for_chunks(&mut out, pixels_per_chunk * c, |at, chunk| {
-        match noise {
+/// What becomes of pixels of `channels` values: `act(v + strength · noise + bias)`.
+pub(in crate::ops) struct Finish<'a, T> {
+    channels: usize,
+    /// Of one pixel, and of several narrow ones that count as a wide one where all of them get the same: loops over channels
+    /// are vectorised.
+    bias: Vec<T>,
+    noise: Option<(&'a [T], T)>,
+    up: T,
+    down: T,
+}
+
+impl<'a, T: Scalar> Finish<'a, T> {
+    pub fn new(channels: usize, then: Epilogue<'a, Tensor>) -> Finish<'a, T> {
+        let pixels = if then.noise.is_none() { (WIDE / channels.max(1)).max(1) } else { 1 };
+        Finish {
+            channels,
+            bias: then.bias.map_or(vec![T::ZERO; channels], |b| b.to_vec::<T>()).repeat(pixels),
+            noise: then.noise.map(|(n, s)| (n.as_slice::<T>(), s.as_slice::<T>()[0])),
+            up: T::from_f64(then.act.gain),
+            down: T::from_f64(then.act.gain * then.act.slope),
+        }
+    }
+
+    /// `out` from `x`: whole pixels from element `at` of the tensor on.
+    fn apply(&self, out: &mut [T], x: &[T], at: usize) {
+        let Finish { channels: c, ref bias, up, down, .. } = *self;
+        match self.noise {
             None => {
-                let whole = chunk.len() / bias.len() * bias.len();
-                let (wide, rest) = chunk.split_at_mut(whole);
-                act_pixels(wide, &src[at..], &bias, |_| T::ZERO, up, down);
-                act_pixels(rest, &src[at + whole..], &bias[..c], |_| T::ZERO, up, down);
+                let whole = out.len() / bias.len() * bias.len();
+                let (wide, rest) = out.split_at_mut(whole);
+                act_pixels(wide, x, bias, |_| T::ZERO, up, down);
+                act_pixels(rest, &x[whole..], &bias[..c], |_| T::ZERO, up, down);
             }
             // Noise of one image repeats over the batch.
-            Some((n, s)) => act_pixels(chunk, &src[at..], &bias, |i| s * n[(at / c + i) % n.len()], up, down),
+            Some((n, s)) => act_pixels(out, x, bias, |i| s * n[(at / c + i) % n.len()], up, down),
         }
-    });
+    }
+
+    /// The same of what is in `out`.
+    pub fn in_place(&self, out: &mut [T], at: usize) {
+        let Finish { channels: c, ref bias, up, down, .. } = *self;
+        match self.noise {
+            None => {
+                let whole = out.len() / bias.len() * bias.len();
+                let (wide, rest) = out.split_at_mut(whole);
+                act_pixels_in_place(wide, bias, |_| T::ZERO, up, down);
+                act_pixels_in_place(rest, &bias[..c], |_| T::ZERO, up, down);
+            }
+            Some((n, s)) => act_pixels_in_place(out, bias, |i| s * n[(at / c + i) % n.len()], up, down),
+        }
+    }
+
+    /// Elements of whole pixels for one task.
+    fn chunk(&self) -> usize {
+        (CHUNK / self.bias.len().max(1)).max(1) * self.bias.len().max(1)
+    }
+
+    /// A whole tensor's values, in place.
+    pub fn all_in_place(&self, out: &mut [T]) {
+        for_chunks(out, self.chunk(), |at, chunk| self.in_place(chunk, at));
+    }
+}
+
+pub fn bias_act<T: Scalar>(x: &Tensor, then: Epilogue<Tensor>) -> Tensor {
+    let src = x.as_slice::<T>();
+    let finish = Finish::<T>::new(x.shape().last().copied().unwrap_or(1), then);
+    let mut out = stale_vec::<T>(src.len());
+    for_chunks(&mut out, finish.chunk(), |at, chunk| finish.apply(chunk, &src[at..], at));
     Tensor::from_vec(x.shape(), out)
 }
 
@@ -57,6 +121,6 @@ pub fn bias_act_grad<T: Scalar>(g: &Tensor, y: &Tensor, act: Activation) -> Tens
     let (grad, out_value) = (g.as_slice::<T>(), y.as_slice::<T>());
     let (up, down) = (T::from_f64(act.gain), T::from_f64(act.gain * act.slope));
     let mut out = stale_vec::<T>(grad.len());
-    for_chunks(&mut out, 1 << 13, |at, chunk| act_grad(chunk, &grad[at..], &out_value[at..], up, down));
+    for_chunks(&mut out, CHUNK, |at, chunk| act_grad(chunk, &grad[at..], &out_value[at..], up, down));
     Tensor::from_vec(g.shape(), out)
 }

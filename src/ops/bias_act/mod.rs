@@ -3,8 +3,8 @@
 //! `y = gain · act(x + strength · noise + bias)`. The slope is chosen by the sign of the saved output `y`, as
 //! StyleGAN2's fused leaky ReLU does (rosinality op/fused_act.py).
 
-mod cpu;
-mod cuda;
+pub(crate) mod cpu;
+pub(crate) mod cuda;
 
 use crate::error::{Error, Result};
 use crate::ops::{on_device, parameters_of, same_kind};
@@ -38,6 +38,16 @@ pub struct Epilogue<'a, T> {
     pub act: Activation,
 }
 
+impl<T> Epilogue<'_, T> {
+    /// Nothing follows.
+    pub const NONE: Self = Epilogue { bias: None, noise: None, act: Activation::LINEAR };
+
+    /// Whether anything follows.
+    pub fn is_some(&self) -> bool {
+        self.bias.is_some() || self.noise.is_some() || self.act != Activation::LINEAR
+    }
+}
+
 /// Checks what is added to a tensor of `shape` that is an activation as `x` is.
 pub(crate) fn check_terms(op: &'static str, x: &Tensor, shape: &[usize], bias: Option<&Tensor>, noise: Option<(&Tensor, &Tensor)>) -> Result<()> {
     if let Some(b) = bias {
@@ -64,7 +74,8 @@ pub(crate) fn check_terms(op: &'static str, x: &Tensor, shape: &[usize], bias: O
 /// `[N, H, W, C]`, with `strength` `[1]`.
 pub fn bias_act(x: &Tensor, bias: Option<&Tensor>, noise: Option<(&Tensor, &Tensor)>, act: Activation) -> Result<Tensor> {
     check_terms("bias_act", x, x.shape(), bias, noise)?;
-    on_device!("bias_act", &[x], T => cpu::bias_act::<T>(x, bias, noise, act), d or bf16 => cuda::bias_act(&d, x, bias, noise, act))
+    let then = Epilogue { bias, noise, act };
+    on_device!("bias_act", &[x], T => cpu::bias_act::<T>(x, then), d or bf16 => cuda::bias_act(&d, x, then))
 }
 
 /// `g · gain · (y > 0 ? 1 : slope)`; `y` is the output of `bias_act`.

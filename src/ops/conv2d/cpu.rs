@@ -13,6 +13,8 @@ use rayon::prelude::*;
 
 use super::{Conv2d, Extent};
 use crate::device::cpu::{Isa, PARALLEL_ELEMENTS, for_chunks, pieces, recycle, stale_vec, zero_vec};
+use crate::ops::bias_act::Epilogue;
+use crate::ops::bias_act::cpu::Finish;
 use crate::tensor::{Scalar, Tensor};
 use tile::{Columns, Gather, Outer, Pixels, Rows, Run, Tiles, line_width, outer_rows, panel_width};
 use winograd::Scheme;
@@ -332,7 +334,7 @@ fn slice_of<T: Scalar>(t: Option<&Tensor>) -> Option<&[T]> {
     t.map(Tensor::as_slice::<T>)
 }
 
-pub fn conv2d<T: Scalar + Tiles>(x: &Tensor, w: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d, e: Extent) -> Tensor {
+pub fn conv2d<T: Scalar + Tiles>(x: &Tensor, w: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d, e: Extent, then: Epilogue<Tensor>) -> Tensor {
     let (taps, ci, ws) = (e.k[0] * e.k[1], e.x[2], w.as_slice::<T>());
     let panels = pack_panels::<T>(taps, ci, e.g[2], |to, width, tap, outputs| {
         transpose_into(to, width, outputs.len(), |j| &ws[((outputs.start + j) * taps + tap) * ci..][..ci]);
@@ -340,11 +342,14 @@ pub fn conv2d<T: Scalar + Tiles>(x: &Tensor, w: &Tensor, a: Option<&Tensor>, b: 
     let phase = Phase { first: [0, 0], every: [1, 1], count: [e.g[0], e.g[1]], start: spec.padding.map(|p| -(p as isize)), stride: spec.stride, taps: e.k };
     let map = Map { n: e.n, input: e.x, output: e.g, phases: &[phase] };
     let (xs, a, b) = (x.as_slice::<T>(), slice_of(a), slice_of(b));
-    let y = match Scheme::of(&map) {
+    let mut y = match Scheme::of(&map) {
         Some(scheme) => winograd::run_map(scheme, &map, xs, a, &[&panels], &panels, b),
         None => run_map(&map, xs, a, &[&panels], b),
     };
     recycle(panels);
+    if then.is_some() {
+        Finish::new(e.g[2], then).all_in_place(&mut y);
+    }
     Tensor::from_vec(&[e.n, e.g[0], e.g[1], e.g[2]], y)
 }
 

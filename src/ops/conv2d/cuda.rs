@@ -7,10 +7,11 @@ use super::{Conv2d, Extent, WeightGrad};
 use crate::device::CudaDevice;
 use crate::device::cuda::{Grid, Param};
 use crate::error::Result;
-use crate::ops::bias_act::{Activation, Epilogue};
-use crate::ops::by_dtype;
+use crate::ops::bias_act::Epilogue;
+use crate::ops::bias_act::cuda::epilogue_params;
 use crate::ops::elementwise::cast;
 use crate::ops::reduce::cuda::add_parts;
+use crate::ops::{by_dtype, pointer};
 use crate::tensor::{DType, Tensor};
 use plan::{Direction, Plan, Tiled};
 
@@ -45,32 +46,6 @@ fn params(spec: Conv2d, e: Extent, part: usize) -> Param<Conv2dParams> {
     let pair = |v: [usize; 2]| v.map(|v| v as i32);
     let triple = |v: [usize; 3]| v.map(|v| v as i32);
     Param(Conv2dParams { n: e.n as i32, x: triple(e.x), g: triple(e.g), k: pair(e.k), stride: pair(spec.stride), padding: pair(spec.padding), part: part as i32 })
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Conv2dActParams {
-    bias: u64,
-    noise: u64,
-    strength: u64,
-    noise_count: i32,
-    up: f32,
-    down: f32,
-    padding: i32,
-}
-const _: () = assert!(size_of::<Conv2dActParams>() == 40, "keep in step with kernels/conv2d.cuh");
-
-fn act_params(then: Epilogue<Tensor>) -> Param<Conv2dActParams> {
-    let (up, down) = then.act.factors();
-    Param(Conv2dActParams {
-        bias: pointer(then.bias),
-        noise: pointer(then.noise.map(|(map, _)| map)),
-        strength: pointer(then.noise.map(|(_, strength)| strength)),
-        noise_count: then.noise.map_or(1, |(map, _)| map.len().max(1)) as i32,
-        up,
-        down,
-        padding: 0,
-    })
 }
 
 /// A tensor of which a kernel reads the elements, or a bf16 copy of them.
@@ -120,18 +95,15 @@ unsafe fn launch(device: &CudaDevice, plan: &Tiled, operands: [u64; 2], scales: 
 fn whole(device: &CudaDevice, sums: Tensor, shape: [usize; 4], dtype: DType) -> Result<Tensor> {
     match (sums.dim(0), dtype) {
         (1, _) => sums.reshape(&shape),
-        (_, DType::Bf16) => add_parts_act(device, &sums, shape, dtype, NOTHING),
+        (_, DType::Bf16) => add_parts_act(device, &sums, shape, dtype, Epilogue::NONE),
         (parts, _) => add_parts(device, &sums, parts, shape.iter().product())?.reshape(&shape),
     }
 }
 
-/// What follows a product that nothing follows.
-const NOTHING: Epilogue<'static, Tensor> = Epilogue { bias: None, noise: None, act: Activation::LINEAR };
-
 /// The sum of the parts, and what follows.
 fn add_parts_act(device: &CudaDevice, sums: &Tensor, shape: [usize; 4], dtype: DType, then: Epilogue<Tensor>) -> Result<Tensor> {
     let y = Tensor::uninitialised_cuda_of(&shape, dtype, device)?;
-    let (numbers, act) = ([y.len(), shape[3], sums.dim(0)].map(|v| Param(v as i32)), act_params(then));
+    let (numbers, act) = ([y.len(), shape[3], sums.dim(0)].map(|v| Param(v as i32)), epilogue_params(then));
     let [count, channels, parts] = &numbers;
     // SAFETY: the parameters of the conv2d_add_parts_act entries in kernels/conv2d.cu; the sums are so many parts of y's
     // length, bias and noise are as the op has checked.
@@ -139,14 +111,9 @@ fn add_parts_act(device: &CudaDevice, sums: &Tensor, shape: [usize; 4], dtype: D
     Ok(y)
 }
 
-/// Null where there is no tensor.
-fn pointer(tensor: Option<&Tensor>) -> u64 {
-    tensor.map_or(0, Tensor::cuda_pointer)
-}
-
 pub fn conv2d(device: &CudaDevice, x: &Tensor, w: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d, e: Extent) -> Result<Tensor> {
     match Plan::new(device, x.dtype(), Direction::Forward, spec, e) {
-        Plan::Hopper(plan) => plan.forward(device, x, w, a, b, spec, e, NOTHING),
+        Plan::Hopper(plan) => plan.forward(device, x, w, a, b, spec, e, Epilogue::NONE),
         Plan::Tiled(plan) => {
             let (sums, shape) = forward_sums(device, &plan, x, w, a, b, spec, e)?;
             whole(device, sums, shape, x.dtype())
@@ -179,7 +146,7 @@ pub fn conv2d_act(device: &CudaDevice, x: &Tensor, w: &Tensor, a: Option<&Tensor
     let arguments = [x.cuda_pointer(), w.pointer(), pointer(a), pointer(b), y.cuda_pointer()];
     let [x, w, a, b, to] = &arguments;
     // SAFETY: the parameters of the conv2d_act entries in kernels/conv2d.cu; the op has checked all shapes against `e`.
-    unsafe { device.launch(plan.kernel, plan.grid, &[x, w, a, b, to, &params(spec, e, 0), &act_params(then)])? };
+    unsafe { device.launch(plan.kernel, plan.grid, &[x, w, a, b, to, &params(spec, e, 0), &epilogue_params(then)])? };
     Ok(y)
 }
 

@@ -11,7 +11,7 @@ mod cuda;
 
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::ops::bias_act::{Epilogue, bias_act, check_terms};
+use crate::ops::bias_act::{Epilogue, check_terms};
 use crate::ops::elementwise::{Zip, zip};
 use crate::ops::layout::gather_rows;
 use crate::ops::optimizer::accumulate_squares;
@@ -90,19 +90,16 @@ fn extent(op: &'static str, x: &Tensor, w: &Tensor, a: Option<&Tensor>, b: Optio
 /// `x` `[N, H, W, C_in]`, `w` `[C_out, k_h, k_w, C_in]`, `a` `[N, C_in]`, `b` `[N, C_out]` -> `[N, H_out, W_out, C_out]`.
 pub fn conv2d(x: &Tensor, w: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d) -> Result<Tensor> {
     let extent = extent("conv2d", x, w, a, b, spec)?;
-    on_device!("conv2d", &[x, w], extent.flops(), T => cpu::conv2d::<T>(x, w, a, b, spec, extent), d or bf16 => cuda::conv2d(&d, x, w, a, b, spec, extent))
+    on_device!("conv2d", &[x, w], extent.flops(), T => cpu::conv2d::<T>(x, w, a, b, spec, extent, Epilogue::NONE), d or bf16 => cuda::conv2d(&d, x, w, a, b, spec, extent))
 }
 
-/// `act(conv2d(…) + strength · noise + bias)`. A GPU stores nothing in between.
+/// `act(conv2d(…) + strength · noise + bias)` in one pass.
 pub fn conv2d_act(x: &Tensor, w: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d, then: Epilogue<Tensor>) -> Result<Tensor> {
     const OP: &str = "conv2d_act";
     let extent = extent(OP, x, w, a, b, spec)?;
     let [oh, ow, co] = extent.g;
     check_terms(OP, x, &[extent.n, oh, ow, co], then.bias, then.noise)?;
-    match x.device() {
-        Device::Cpu => bias_act(&conv2d(x, w, a, b, spec)?, then.bias, then.noise, then.act),
-        Device::Cuda(device) => cuda::conv2d_act(&device, x, w, a, b, spec, extent, then),
-    }
+    on_device!("conv2d_act", &[x, w], extent.flops(), T => cpu::conv2d::<T>(x, w, a, b, spec, extent, then), d or bf16 => cuda::conv2d_act(&d, x, w, a, b, spec, extent, then))
 }
 
 /// `z[n,q,i] = a[n,i] · Σ_{t,o} b[n,o] · g[n,p,o] · w[o,t,i]` over `q = q(p, t)`: the transpose of `conv2d` in `x`.

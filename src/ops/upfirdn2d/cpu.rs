@@ -5,6 +5,8 @@ use rayon::prelude::*;
 
 use super::Upfirdn2d;
 use crate::device::cpu::{PARALLEL_ELEMENTS, simd_dispatch, stale_vec};
+use crate::ops::bias_act::Epilogue;
+use crate::ops::bias_act::cpu::Finish;
 use crate::tensor::{Scalar, Tensor};
 
 /// For each output index along one axis, the input indices and coefficients that make it.
@@ -67,7 +69,7 @@ simd_dispatch! {
     }
 }
 
-pub fn upfirdn2d<T: Scalar>(x: &Tensor, spec: &Upfirdn2d, [n, oh, ow, c]: [usize; 4]) -> Tensor {
+pub fn upfirdn2d<T: Scalar>(x: &Tensor, spec: &Upfirdn2d, [n, oh, ow, c]: [usize; 4], then: Epilogue<Tensor>) -> Tensor {
     let (h, w) = (x.dim(1), x.dim(2));
     let src = x.as_slice::<T>();
     let rows = axis_table::<T>(spec, 0, h, oh, spec.gain);
@@ -76,9 +78,13 @@ pub fn upfirdn2d<T: Scalar>(x: &Tensor, spec: &Upfirdn2d, [n, oh, ow, c]: [usize
     if out.is_empty() {
         return Tensor::from_vec(&[n, oh, ow, c], out);
     }
+    let finish = then.is_some().then(|| Finish::<T>::new(c, then));
     let one_row = |index: usize, out: &mut [T], line: &mut Vec<T>| {
         line.resize(w * c, T::ZERO);
         output_row(out, line, &src[index / oh * h * w * c..][..h * w * c], &rows[index % oh], &columns, c);
+        if let Some(finish) = &finish {
+            finish.in_place(out, index * ow * c);
+        }
     };
     if src.len() + out.len() < PARALLEL_ELEMENTS {
         let mut line = Vec::new();

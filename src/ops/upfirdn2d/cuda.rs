@@ -6,6 +6,8 @@ use super::{MAX_TAPS, Upfirdn2d};
 use crate::device::CudaDevice;
 use crate::device::cuda::{Grid, Param};
 use crate::error::Result;
+use crate::ops::bias_act::Epilogue;
+use crate::ops::bias_act::cuda::epilogue_params;
 use crate::ops::by_dtype;
 use crate::tensor::Tensor;
 
@@ -25,7 +27,7 @@ struct Upfirdn2dParams {
 }
 const _: () = assert!(size_of::<Upfirdn2dParams>() == 108, "keep in step with kernels/upfirdn2d.cu");
 
-pub fn upfirdn2d(device: &CudaDevice, x: &Tensor, spec: &Upfirdn2d, shape: [usize; 4]) -> Result<Tensor> {
+pub fn upfirdn2d(device: &CudaDevice, x: &Tensor, spec: &Upfirdn2d, shape: [usize; 4], then: Epilogue<Tensor>) -> Result<Tensor> {
     let y = Tensor::uninitialised_cuda_of(&shape, x.dtype(), device)?;
     // In the order in which they are read, with the gain in one of the two.
     let filter = |gain: f64| {
@@ -50,7 +52,7 @@ pub fn upfirdn2d(device: &CudaDevice, x: &Tensor, spec: &Upfirdn2d, shape: [usiz
         fx: filter(1.0),
     });
     // SAFETY: the parameters of the upfirdn2d entries in kernels/upfirdn2d.cu; y holds `count` elements, x those of its shape,
-    // outside which the kernel does not read.
-    unsafe { device.launch(by_dtype!(x.dtype(), "upfirdn2d"), Grid::strided(y.len()), &[&x.cuda_pointer(), &y.cuda_pointer(), &params])? };
+    // outside which the kernel does not read; what is added fits y.
+    unsafe { device.launch(by_dtype!(x.dtype(), "upfirdn2d"), Grid::strided(y.len()), &[&x.cuda_pointer(), &y.cuda_pointer(), &params, &epilogue_params(then)])? };
     Ok(y)
 }

@@ -9,6 +9,7 @@ pub(crate) mod cpu;
 mod cuda;
 
 use crate::error::{Error, Result};
+use crate::ops::bias_act::{Epilogue, check_terms};
 use crate::ops::on_device;
 use crate::tensor::Tensor;
 
@@ -73,7 +74,13 @@ impl Upfirdn2d {
 
 /// Applies `spec` to `x` `[N, H, W, C]`.
 pub fn upfirdn2d(x: &Tensor, spec: &Upfirdn2d) -> Result<Tensor> {
+    upfirdn2d_act(x, spec, Epilogue::NONE)
+}
+
+/// `act(upfirdn2d(x) + strength · noise + bias)` in one pass.
+pub fn upfirdn2d_act(x: &Tensor, spec: &Upfirdn2d, then: Epilogue<Tensor>) -> Result<Tensor> {
     let shape = spec.output_shape(x.shape())?;
+    check_terms("upfirdn2d_act", x, &shape, then.bias, then.noise)?;
     let taps = spec.n_taps.div_ceil(spec.up).pow(2);
-    on_device!("upfirdn2d", &[x], 2 * shape.iter().product::<usize>() * taps, T => cpu::upfirdn2d::<T>(x, spec, shape), d or bf16 => cuda::upfirdn2d(&d, x, spec, shape))
+    on_device!("upfirdn2d", &[x], 2 * shape.iter().product::<usize>() * taps, T => cpu::upfirdn2d::<T>(x, spec, shape, then), d or bf16 => cuda::upfirdn2d(&d, x, spec, shape, then))
 }

@@ -3,11 +3,13 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::plan::Hopper;
-use super::{Operand, act_params, params, pointer};
+use super::{Operand, params};
 use crate::device::CudaDevice;
 use crate::device::cuda::{Param, TensorMap};
 use crate::error::Result;
 use crate::ops::bias_act::Epilogue;
+use crate::ops::bias_act::cuda::epilogue_params;
+use crate::ops::pointer;
 use crate::ops::conv2d::{Conv2d, Extent};
 use crate::ops::elementwise::{cast, channel_scale};
 use crate::tensor::{DType, Tensor};
@@ -58,7 +60,7 @@ impl Hopper {
         let y = Tensor::uninitialised_cuda_of(&[e.n, e.g[0], e.g[1], e.g[2]], x.dtype(), device)?;
         let (x, w) = (Operand::scaled(x, a)?, Operand::rounded(w)?);
         let map_of_w = w.map(device, [e.k[0] * e.k[1] * e.x[2], e.g[2]], [Hopper::DEPTH, self.columns], [1; 2])?;
-        let (map_of_x, params, act, boxes) = (self.map_of_x(device, &x, spec, e)?, params(spec, e, 0), act_params(then), self.box_params());
+        let (map_of_x, params, act, boxes) = (self.map_of_x(device, &x, spec, e)?, params(spec, e, 0), epilogue_params(then), self.box_params());
         // SAFETY: the parameters of the conv2d_sm90 entries in kernels/conv2d_sm90.cu; the op has checked all shapes
         // against `e`, and the operands live until the launch is queued.
         unsafe { device.launch(self.kernel, self.grid, &[&map_of_x, &map_of_w, &pointer(b), &y.cuda_pointer(), &params, &act, &boxes])? };
