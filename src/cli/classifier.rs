@@ -129,19 +129,19 @@ struct TrainArgs {
     /// Train on nine tenths of each class and judge the result on the others
     #[arg(long)]
     hold_out: bool,
-    /// (default: lenet 12, else 3)
+    /// (default: 3, lenet 12, an Inception or over weights trained for something else 5)
     #[arg(long)]
     epochs: Option<usize>,
-    /// Images per step (default: lenet 256, else 50)
+    /// Images per step (default: 50, lenet 256, an Inception or over weights trained for something else 32)
     #[arg(long)]
     batch: Option<usize>,
-    /// (default: lenet adam, else adamax)
+    /// (default: adamax; adam for lenet, an Inception, or over weights trained for something else)
     #[arg(long, value_enum)]
     optimizer: Option<OptimizerName>,
-    /// Learning rate
-    #[arg(long, default_value_t = 2e-3, allow_negative_numbers = true)]
-    lr: f64,
-    /// Learning rate over the run (default: lenet cosine, else constant)
+    /// Learning rate (default: 0.002, for an Inception or over weights trained for something else 0.0001)
+    #[arg(long, allow_negative_numbers = true)]
+    lr: Option<f64>,
+    /// Learning rate over the run (default: constant; cosine for lenet, an Inception, or over weights trained for something else)
     #[arg(long, value_enum)]
     schedule: Option<Schedule>,
     /// AdamW's weight decay, on every parameter
@@ -224,16 +224,23 @@ impl ClassifierArgs {
 }
 
 impl TrainArgs {
-    fn recipe(&self, network: Architecture) -> Result<Recipe> {
-        let base = if network == Architecture::LeNet { Recipe::mnist() } else { Recipe::celeba() };
-        if !(self.lr.is_finite() && self.lr > 0.0) {
-            return Err(Error::config("--lr", format!("{} must be a positive number", self.lr)));
+    /// `over`: from weights trained for something else.
+    fn recipe(&self, network: Architecture, over: bool) -> Result<Recipe> {
+        let base = match network {
+            Architecture::LeNet => Recipe::mnist(),
+            Architecture::Inception(_) => Recipe::fine_tuning(),
+            _ if over => Recipe::fine_tuning(),
+            _ => Recipe::celeba(),
+        };
+        let (usual, lr) = match base.optimizer {
+            Optimizer::Adam(adam) => (OptimizerName::Adam, adam.lr),
+            Optimizer::Adamax(adamax) => (OptimizerName::Adamax, adamax.lr),
+        };
+        let (optimizer, lr) = (self.optimizer.unwrap_or(usual), self.lr.unwrap_or(lr));
+        if !(lr.is_finite() && lr > 0.0) {
+            return Err(Error::config("--lr", format!("{lr} must be a positive number")));
         }
-        let optimizer = self.optimizer.unwrap_or(match base.optimizer {
-            Optimizer::Adam(_) => OptimizerName::Adam,
-            Optimizer::Adamax(_) => OptimizerName::Adamax,
-        });
-        let (lr, beta1, beta2, eps) = (self.lr, 0.9, 0.999, 1e-8);
+        let (beta1, beta2, eps) = (0.9, 0.999, 1e-8);
         Ok(Recipe {
             optimizer: match optimizer {
                 OptimizerName::Adam => Optimizer::Adam(Adam { lr, beta1, beta2, eps }),
@@ -263,7 +270,7 @@ impl TrainArgs {
             _ => None,
         };
         let network = self.network.or(known.map(|c| c.architecture)).unwrap_or(Architecture::LeNet);
-        let recipe = self.recipe(network)?;
+        let recipe = self.recipe(network, matches!(from, Some(Start::Body(_))))?;
         let size = self.size.map_or(known.map_or([network.default_size(); 2], |c| c.preprocessing.size), |s| s.0);
         let all = self.data.read_at(Split::Train, Some(size))?;
         let data = if self.hold_out { all.part(Part::Training) } else { all.clone() };

@@ -303,6 +303,16 @@ impl Recipe {
         }
     }
 
+    /// Over a body that was trained for something else, which large steps would undo: Adam, batch 32, 5 epochs.
+    pub fn fine_tuning() -> Recipe {
+        Recipe {
+            optimizer: Optimizer::Adam(Adam { lr: 1e-4, beta1: 0.9, beta2: 0.999, eps: 1e-8 }),
+            batch: 32,
+            epochs: 5,
+            ..Recipe::mnist()
+        }
+    }
+
     /// The paper's for CelebA's attributes (appendix A.1.2): Adamax, batch 50, 3 epochs, mirrored and moved.
     pub fn celeba() -> Recipe {
         Recipe {
