@@ -230,7 +230,7 @@ pub fn recycle<T: Element>(v: Vec<T>) {
 }
 
 /// Pieces of `whole` of these lengths, one after the other.
-pub fn pieces<'a, T>(mut whole: &'a mut [T], lengths: impl Iterator<Item = usize>) -> impl Iterator<Item = &'a mut [T]> {
+pub fn pieces<T>(mut whole: &mut [T], lengths: impl Iterator<Item = usize>) -> impl Iterator<Item = &mut [T]> {
     lengths.map(move |n| whole.split_off_mut(..n).expect("the whole has room for every piece"))
 }
 
