@@ -145,6 +145,18 @@ fn a_classifier_starts_from_the_inception_of_fid() {
     assert!(over("inception768", 74, &short).unwrap_err().contains("at least 75 px"));
 }
 
+/// What a file says of its network is read back.
+#[test]
+fn every_network_has_its_name() {
+    for (name, network) in Architecture::ALL {
+        assert_eq!(String::from(network), name);
+        assert_eq!(name.parse::<Architecture>().unwrap(), network);
+    }
+    for block in Block::ALL {
+        assert_eq!(String::from(Architecture::Inception(block)), format!("inception{block}"));
+    }
+}
+
 /// Every refusal names the layer.
 #[test]
 fn broken_inception_files_are_refused() {

@@ -113,8 +113,8 @@ struct TrainArgs {
     /// Labelled images: mnist:DIR, folder:DIR with class subfolders, npz:FILE with labels, or celeba:DIR with attributes
     #[arg(long)]
     data: Source,
-    /// lenet, resnet18, resnet50, resnext50_32x4d, celeba_heads, afhq_cnn, inception768 or inception2048 (default: lenet,
-    /// or that of --from)
+    /// lenet, resnet18, resnet50, resnext50_32x4d, celeba_heads, afhq_cnn, or FID's Inception up to a block of features:
+    /// inception64, inception192, inception768, inception2048 (default: lenet, or that of --from)
     #[arg(long)]
     network: Option<Architecture>,
     /// File to start from instead of random values: a classifier, whose head goes along where the classes are the same, or

@@ -39,13 +39,15 @@ pub enum Architecture {
 
 impl Architecture {
     /// All of them, by the names that files and options use.
-    pub const ALL: [(&str, Architecture); 8] = [
+    pub const ALL: [(&str, Architecture); 10] = [
         ("lenet", Architecture::LeNet),
         ("celeba_heads", Architecture::CelebaHeads),
         ("afhq_cnn", Architecture::AfhqCnn),
         ("resnet18", Architecture::ResNet(ResNet::ResNet18)),
         ("resnet50", Architecture::ResNet(ResNet::ResNet50)),
         ("resnext50_32x4d", Architecture::ResNet(ResNet::ResNeXt50)),
+        ("inception64", Architecture::Inception(Block::D64)),
+        ("inception192", Architecture::Inception(Block::D192)),
         ("inception768", Architecture::Inception(Block::D768)),
         ("inception2048", Architecture::Inception(Block::D2048)),
     ];
@@ -81,8 +83,8 @@ impl TryFrom<String> for Architecture {
 
 impl From<Architecture> for String {
     fn from(network: Architecture) -> String {
-        let named = Architecture::ALL.into_iter().find(|(_, a)| *a == network);
-        named.map_or_else(|| format!("{network:?}"), |(name, _)| name.to_string())
+        let (name, _) = Architecture::ALL.into_iter().find(|(_, a)| *a == network).expect("the list is whole");
+        name.to_string()
     }
 }
 

@@ -9,30 +9,14 @@ const WIDE: usize = 96;
 /// Elements that one task takes.
 const CHUNK: usize = 1 << 13;
 
-#[inline(always)]
-fn act<T: Scalar>(v: T, up: T, down: T) -> T {
-    v * if v > T::ZERO { up } else { down }
-}
-
 simd_dispatch! {
-    /// Pixels of `bias.len()` channels; `shift` is what pixel `i` gets on all channels.
-    fn act_pixels<T: Scalar, F: Fn(usize) -> T>(out: &mut [T], x: &[T], bias: &[T], shift: F, up: T, down: T) {
-        for (i, (o, v)) in out.chunks_exact_mut(bias.len()).zip(x.chunks_exact(bias.len())).enumerate() {
-            let shift = shift(i);
-            for ((o, v), b) in o.iter_mut().zip(v).zip(bias) {
-                *o = act(*v + (shift + *b), up, down);
-            }
-        }
-    }
-}
-
-simd_dispatch! {
-    /// The same of what is in `out`.
-    fn act_pixels_in_place<T: Scalar, F: Fn(usize) -> T>(out: &mut [T], bias: &[T], shift: F, up: T, down: T) {
+    /// Pixels of `bias.len()` channels, in place; `shift` is what pixel `i` gets on all channels.
+    fn act_pixels<T: Scalar, F: Fn(usize) -> T>(out: &mut [T], bias: &[T], shift: F, up: T, down: T) {
         for (i, o) in out.chunks_exact_mut(bias.len()).enumerate() {
             let shift = shift(i);
             for (o, b) in o.iter_mut().zip(bias) {
-                *o = act(*o + (shift + *b), up, down);
+                let v = *o + (shift + *b);
+                *o = v * if v > T::ZERO { up } else { down };
             }
         }
     }
@@ -49,7 +33,7 @@ simd_dispatch! {
 /// What becomes of pixels of `channels` values: `act(v + strength · noise + bias)`.
 pub(in crate::ops) struct Finish<'a, T> {
     channels: usize,
-    /// Of one pixel, and of several narrow ones that count as a wide one where all of them get the same: loops over channels
+    /// Of one pixel, or of several narrow ones that count as a wide one where all of them get the same: loops over channels
     /// are vectorised.
     bias: Vec<T>,
     noise: Option<(&'a [T], T)>,
@@ -69,32 +53,17 @@ impl<'a, T: Scalar> Finish<'a, T> {
         }
     }
 
-    /// `out` from `x`: whole pixels from element `at` of the tensor on.
-    fn apply(&self, out: &mut [T], x: &[T], at: usize) {
-        let Finish { channels: c, ref bias, up, down, .. } = *self;
-        match self.noise {
-            None => {
-                let whole = out.len() / bias.len() * bias.len();
-                let (wide, rest) = out.split_at_mut(whole);
-                act_pixels(wide, x, bias, |_| T::ZERO, up, down);
-                act_pixels(rest, &x[whole..], &bias[..c], |_| T::ZERO, up, down);
-            }
-            // Noise of one image repeats over the batch.
-            Some((n, s)) => act_pixels(out, x, bias, |i| s * n[(at / c + i) % n.len()], up, down),
-        }
-    }
-
-    /// The same of what is in `out`.
+    /// Whole pixels, of which the first value is element `at` of the tensor, in place.
     pub fn in_place(&self, out: &mut [T], at: usize) {
         let Finish { channels: c, ref bias, up, down, .. } = *self;
         match self.noise {
             None => {
-                let whole = out.len() / bias.len() * bias.len();
-                let (wide, rest) = out.split_at_mut(whole);
-                act_pixels_in_place(wide, bias, |_| T::ZERO, up, down);
-                act_pixels_in_place(rest, &bias[..c], |_| T::ZERO, up, down);
+                let (wide, rest) = out.split_at_mut(out.len() / bias.len() * bias.len());
+                act_pixels(wide, bias, |_| T::ZERO, up, down);
+                act_pixels(rest, &bias[..c], |_| T::ZERO, up, down);
             }
-            Some((n, s)) => act_pixels_in_place(out, bias, |i| s * n[(at / c + i) % n.len()], up, down),
+            // Noise of one image repeats over the batch.
+            Some((n, s)) => act_pixels(out, bias, |i| s * n[(at / c + i) % n.len()], up, down),
         }
     }
 
@@ -113,7 +82,10 @@ pub fn bias_act<T: Scalar>(x: &Tensor, then: Epilogue<Tensor>) -> Tensor {
     let src = x.as_slice::<T>();
     let finish = Finish::<T>::new(x.shape().last().copied().unwrap_or(1), then);
     let mut out = stale_vec::<T>(src.len());
-    for_chunks(&mut out, finish.chunk(), |at, chunk| finish.apply(chunk, &src[at..], at));
+    for_chunks(&mut out, finish.chunk(), |at, chunk| {
+        chunk.copy_from_slice(&src[at..][..chunk.len()]);
+        finish.in_place(chunk, at);
+    });
     Tensor::from_vec(x.shape(), out)
 }
 
