@@ -23,7 +23,8 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 // have come here, so all of them run already and none is kept out. And why that orders memory as if grids did not
 // overlap: every thread comes here before its first access to global memory, read or write, and before it ends. The
 // wait returns when the grid before is complete; that grid was complete only after its own waits had returned, and so
-// on, so whatever was launched earlier is done by then. Counters that a grid leaves at zero (is_last_block) are at zero.
+// on, so whatever was launched earlier is done by then. Counters that a grid leaves at zero (is_last_block) are at
+// zero.
 //
 // Before the call there may be what needs no global memory: indices, parameters, shared memory, barriers, prefetches of
 // tensor maps that are parameters. Behind it the compiler must leave the loads. It need not do so with those through

@@ -360,9 +360,8 @@ __device__ __forceinline__ void conv2d_transpose(const G* g, const W* w, const f
   Tile tile;
   multiply(tile, OutputPatches<G>(g, b, p, c), WeightColumns<W>(w, p, c), row, column, share_of(part, p.part, depth),
            in_vectors(p.g_c, p.x_c, p.part, g, w, b));
-  store_part<G>(z, int64_t(p.n) * p.x_h * p.x_w * p.x_c, part, p, [&]<typename Z>(Z* to) {
-    store_tile(tile, TransposeOutput<Z>{to, a, p, c}, rows, p.x_c);
-  });
+  store_part<G>(z, int64_t(p.n) * p.x_h * p.x_w * p.x_c, part, p,
+                [&]<typename Z>(Z* to) { store_tile(tile, TransposeOutput<Z>{to, a, p, c}, rows, p.x_c); });
 }
 
 extern "C" __global__ void __launch_bounds__(kTileThreads)
@@ -595,9 +594,8 @@ __device__ __forceinline__ void conv2d_weight_grad_squared(const T* x, const T* 
     multiply(tile, OutputChannels<T>(g, b, p, members), InputColumns<T>(x, a, p, members), row, column, k, vectors);
     if (rest) {
       const float* own = rest + int64_t(group) * p.g_c * columns;
-      tile.for_each(row, column, p.g_c, columns, [&](int r, int c, float& sum) {
-        sum += __ldcg(own + int64_t(r) * columns + c);
-      });
+      tile.for_each(row, column, p.g_c, columns,
+                    [&](int r, int c, float& sum) { sum += __ldcg(own + int64_t(r) * columns + c); });
     }
     add_squares(squares.sums, tile.sums);
   }
@@ -606,23 +604,23 @@ __device__ __forceinline__ void conv2d_weight_grad_squared(const T* x, const T* 
 }
 
 extern "C" __global__ void __launch_bounds__(kTileThreads)
-    conv2d_weight_grad_squared_f32(const float* x, const float* g, const float* a, const float* b,
-                                   const float* rest, float* s, Conv2dSquaredParams q) {
+    conv2d_weight_grad_squared_f32(const float* x, const float* g, const float* a, const float* b, const float* rest,
+                                   float* s, Conv2dSquaredParams q) {
   conv2d_weight_grad_squared<WideTile>(x, g, a, b, rest, s, q);
 }
 extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Tf32>::kThreads, SmallMmaTile<Math::Tf32>::kBlocks)
-    conv2d_weight_grad_squared_tf32(const float* x, const float* g, const float* a, const float* b,
-                                    const float* rest, float* s, Conv2dSquaredParams q) {
+    conv2d_weight_grad_squared_tf32(const float* x, const float* g, const float* a, const float* b, const float* rest,
+                                    float* s, Conv2dSquaredParams q) {
   conv2d_weight_grad_squared<SmallMmaTile<Math::Tf32>>(x, g, a, b, rest, s, q);
 }
 extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Tf32x3>::kThreads, SmallMmaTile<Math::Tf32x3>::kBlocks)
-    conv2d_weight_grad_squared_tf32x3(const float* x, const float* g, const float* a, const float* b,
-                                      const float* rest, float* s, Conv2dSquaredParams q) {
+    conv2d_weight_grad_squared_tf32x3(const float* x, const float* g, const float* a, const float* b, const float* rest,
+                                      float* s, Conv2dSquaredParams q) {
   conv2d_weight_grad_squared<SmallMmaTile<Math::Tf32x3>>(x, g, a, b, rest, s, q);
 }
 extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Bf16>::kThreads, SmallMmaTile<Math::Bf16>::kBlocks)
-    conv2d_weight_grad_squared_bf16(const float* x, const float* g, const float* a, const float* b,
-                                    const float* rest, float* s, Conv2dSquaredParams q) {
+    conv2d_weight_grad_squared_bf16(const float* x, const float* g, const float* a, const float* b, const float* rest,
+                                    float* s, Conv2dSquaredParams q) {
   conv2d_weight_grad_squared<SmallMmaTile<Math::Bf16>>(x, g, a, b, rest, s, q);
 }
 extern "C" __global__ void __launch_bounds__(SmallMmaTile<Math::Bf16>::kThreads, SmallMmaTile<Math::Bf16>::kBlocks)

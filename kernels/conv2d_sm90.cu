@@ -105,8 +105,7 @@ struct ForwardPlan {
     return {boxes.corner(index / column_tiles), index % column_tiles * kColumns};
   }
   __device__ __forceinline__ int steps(const Tile&) const { return p.k_h * p.k_w * steps_of(p.x_c); }
-  __device__ __forceinline__ void load(const Tile& t, int step, bf16* a, bf16* b,
-                                       uint64_t* full) const {
+  __device__ __forceinline__ void load(const Tile& t, int step, bf16* a, bf16* b, uint64_t* full) const {
     const int tap = step / steps_of(p.x_c), i = step % steps_of(p.x_c) * kDepth;
     ptx::tma_load_4d(a, &x, i, input_at(t.corner.x, tap % p.k_w, p.stride_x, p.pad_x),
                      input_at(t.corner.y, tap / p.k_w, p.stride_y, p.pad_y), t.corner.n, full);
@@ -158,15 +157,13 @@ struct TransposePlan {
   __device__ __forceinline__ int steps(const Tile& t) const {
     return t.taps_y.count * t.taps_x.count * steps_of(p.g_c);
   }
-  __device__ __forceinline__ void load(const Tile& t, int step, bf16* rows, bf16* columns,
-                                       uint64_t* full) const {
+  __device__ __forceinline__ void load(const Tile& t, int step, bf16* rows, bf16* columns, uint64_t* full) const {
     const int tap = step / steps_of(p.g_c), o = step % steps_of(p.g_c) * kDepth;
     const int j_y = tap / t.taps_x.count, j_x = tap % t.taps_x.count;
     ptx::tma_load_4d(rows, &g, o, t.x - j_x, t.y - j_y, t.corner.n, full);
     tap_of_w(columns, t, (t.taps_y.first + j_y * p.stride_y) * p.k_w + t.taps_x.first + j_x * p.stride_x, o, full);
   }
-  __device__ __forceinline__ void tap_of_w(bf16* columns, const Tile& t, int tap, int o,
-                                           uint64_t* full) const {
+  __device__ __forceinline__ void tap_of_w(bf16* columns, const Tile& t, int tap, int o, uint64_t* full) const {
 #  pragma unroll 1
     for (int block = 0; block < kColumns / 64; block++)
       ptx::tma_load_3d(columns + block * kBlock, &w, t.column + block * 64, tap, o, full);
@@ -202,8 +199,7 @@ struct WeightGradPlan {
     return {place / taps / row_tiles, place / taps % row_tiles * kRows, place % taps, index % channel_tiles * kColumns};
   }
   __device__ __forceinline__ int steps(const Tile& t) const { return min(part, boxes.count() - t.part * part); }
-  __device__ __forceinline__ void load(const Tile& t, int step, bf16* rows, bf16* columns,
-                                       uint64_t* full) const {
+  __device__ __forceinline__ void load(const Tile& t, int step, bf16* rows, bf16* columns, uint64_t* full) const {
     const Corner corner = boxes.corner(t.part * part + step);
     for (int block = 0; block < kRows / 64; block++)
       ptx::tma_load_4d(rows + block * kBlock, &g, t.row + block * 64, corner.x, corner.y, corner.n, full);

@@ -1,5 +1,5 @@
-// What follows another op in the same pass: act(v + (strength noise[p mod P'] + bias[c])), act(v) = v (v > 0 ? up : down).
-// Pixels p run over all samples; noise of one image (P' = H W) repeats over the batch.
+// What follows another op in the same pass: act(v + (strength noise[p mod P'] + bias[c])), act(v) = v (v > 0 ? up :
+// down). Pixels p run over all samples; noise of one image (P' = H W) repeats over the batch.
 #pragma once
 #include "common.cuh"
 

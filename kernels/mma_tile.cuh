@@ -41,9 +41,7 @@ struct StagedSlice {
   T values[kLines][kPitch];
 
   __device__ __forceinline__ T* at(int row, int k) { return kAlongK ? &values[row][k] : &values[k][row]; }
-  __device__ __forceinline__ const T* at(int row, int k) const {
-    return kAlongK ? &values[row][k] : &values[k][row];
-  }
+  __device__ __forceinline__ const T* at(int row, int k) const { return kAlongK ? &values[row][k] : &values[k][row]; }
 };
 
 // The vectors of each slice that this thread brings.

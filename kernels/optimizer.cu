@@ -137,8 +137,8 @@ struct AdamSlabs {
   __nv_bfloat16* shadow;
 };
 
-// The low-precision copy of one chunk, by the slab's indices. Its tensors begin where TMA can read them, so four elements
-// of the slab need not be aligned in it.
+// The low-precision copy of one chunk, by the slab's indices. Its tensors begin where TMA can read them, so four
+// elements of the slab need not be aligned in it.
 struct ChunkShadow {
   __nv_bfloat16* origin;
   bool wide;
@@ -202,21 +202,17 @@ template <typename Regulariser>
 __device__ __forceinline__ float step(const AdamSlabs& slabs, const Gradients& gradients,
                                       const Regulariser& regulariser, const SlabChunk& chunk, const AdamState& state,
                                       const AdamParams& p) {
-  AdamPass<Regulariser> pass{slabs,
-                             ChunkGradient(gradients, chunk),
-                             ChunkShadow(slabs.shadow, chunk),
-                             regulariser,
-                             p,
-                             state.learning_rate * state.correction1,
-                             state.sqrt_correction2,
-                             state.ema_decay};
+  AdamPass<Regulariser> pass{
+      slabs, ChunkGradient(gradients, chunk),         ChunkShadow(slabs.shadow, chunk), regulariser,
+      p,     state.learning_rate * state.correction1, state.sqrt_correction2,           state.ema_decay,
+  };
   visit_chunk(chunk, pass);
   return pass.sum;
 }
 
 extern "C" __global__ void __launch_bounds__(kSlabThreads)
-    adam_f32(float* theta, const __grid_constant__ Gradients gradients, float* m, float* v, float* ema, __nv_bfloat16* shadow,
-             const SlabChunk* chunks, unsigned* arrivals, AdamState* state, AdamParams p) {
+    adam_f32(float* theta, const __grid_constant__ Gradients gradients, float* m, float* v, float* ema,
+             __nv_bfloat16* shadow, const SlabChunk* chunks, unsigned* arrivals, AdamState* state, AdamParams p) {
   dependent_launch();
   step(AdamSlabs{theta, m, v, ema, shadow}, gradients, NoRegulariser{}, chunks[blockIdx.x], *state, p);
   if (is_last_block(arrivals) && threadIdx.x == 0) advance(state, p);
@@ -224,9 +220,9 @@ extern "C" __global__ void __launch_bounds__(kSlabThreads)
 
 // `penalty` becomes lambda/2 sum fisher (theta - anchor)^2 at the theta before the step.
 extern "C" __global__ void __launch_bounds__(kSlabThreads)
-    adam_ewc_f32(float* theta, const __grid_constant__ Gradients gradients, float* m, float* v, float* ema, __nv_bfloat16* shadow,
-                 const SlabChunk* chunks, unsigned* arrivals, AdamState* state, AdamParams p, const float* anchor,
-                 const float* fisher, double* partials, double* penalty, float lambda) {
+    adam_ewc_f32(float* theta, const __grid_constant__ Gradients gradients, float* m, float* v, float* ema,
+                 __nv_bfloat16* shadow, const SlabChunk* chunks, unsigned* arrivals, AdamState* state, AdamParams p,
+                 const float* anchor, const float* fisher, double* partials, double* penalty, float lambda) {
   dependent_launch();
   const Ewc ewc{anchor, fisher, lambda};
   const float sum = step(AdamSlabs{theta, m, v, ema, shadow}, gradients, ewc, chunks[blockIdx.x], *state, p);
@@ -238,9 +234,9 @@ extern "C" __global__ void __launch_bounds__(kSlabThreads)
 
 // `norm` becomes sum |theta| before the step.
 extern "C" __global__ void __launch_bounds__(kSlabThreads)
-    adam_l1_f32(float* theta, const __grid_constant__ Gradients gradients, float* m, float* v, float* ema, __nv_bfloat16* shadow,
-                const SlabChunk* chunks, unsigned* arrivals, AdamState* state, AdamParams p, double* partials,
-                double* norm, float strength) {
+    adam_l1_f32(float* theta, const __grid_constant__ Gradients gradients, float* m, float* v, float* ema,
+                __nv_bfloat16* shadow, const SlabChunk* chunks, unsigned* arrivals, AdamState* state, AdamParams p,
+                double* partials, double* norm, float strength) {
   dependent_launch();
   const float sum = step(AdamSlabs{theta, m, v, ema, shadow}, gradients, L1{strength}, chunks[blockIdx.x], *state, p);
   double total;
@@ -251,9 +247,9 @@ extern "C" __global__ void __launch_bounds__(kSlabThreads)
 
 // Uses repulsion->gradient_scale, which belongs to the theta at entry, and leaves there what belongs to the new one.
 extern "C" __global__ void __launch_bounds__(kSlabThreads)
-    adam_repulsion_f32(float* theta, const __grid_constant__ Gradients gradients, float* m, float* v, float* ema, __nv_bfloat16* shadow,
-                       const SlabChunk* chunks, unsigned* arrivals, AdamState* state, AdamParams p,
-                       const float* centroid, double* partials, RepulsionState* repulsion,
+    adam_repulsion_f32(float* theta, const __grid_constant__ Gradients gradients, float* m, float* v, float* ema,
+                       __nv_bfloat16* shadow, const SlabChunk* chunks, unsigned* arrivals, AdamState* state,
+                       AdamParams p, const float* centroid, double* partials, RepulsionState* repulsion,
                        RepulsionParams repulsion_params) {
   dependent_launch();
   const SlabChunk chunk = chunks[blockIdx.x];

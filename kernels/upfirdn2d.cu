@@ -1,8 +1,8 @@
 // Pad, upsample, filter with a separable FIR filter, downsample.
 //   y[n,oy,ox,c] = then(sum_{tx} fx[tx] sum_{ty} fy[ty] up(x)[n, oy down + ty - pad_y, ox down + tx - pad_x, c])
 // up(x) puts up - 1 zeros after each pixel; of the taps only those that meet a pixel are visited. fy holds the gain;
-// both filters are in reading order (the host has flipped them). then() is noise, bias and activation (epilogue.cuh), or
-// nothing, which is a product with one. x and y are f32 or bf16, as the entry says.
+// both filters are in reading order (the host has flipped them). then() is noise, bias and activation (epilogue.cuh),
+// or nothing, which is a product with one. x and y are f32 or bf16, as the entry says.
 //
 // Threads: 16 bytes of the channels of an output pixel each where C and the addresses allow, else one element;
 // grid-stride. Neighbouring outputs share their inputs through the caches.

@@ -47,7 +47,7 @@ const RULES: &[Rule] = &[
     Rule { stem: "optimizer", named: &["adam_", "accumulate_squares_"], but: &[], target: None, holds: &[LOAD, STORE] },
     Rule { stem: "ewc", named: &["ewc_penalty_grad_"], but: &[], target: None, holds: &[LOAD, STORE] },
     Rule { stem: "repulsion", named: &["repulsion_norm_"], but: &[], target: None, holds: &[LOAD] },
-    Rule { stem: "bias_act", named: &["bias_act_"], but: &[], target: None, holds: &[LOAD, STORE] },
+    Rule { stem: "bias_act", named: &["bias_act_", "epilogue_grad_f32x4", "epilogue_grad_bf16x8"], but: &[], target: None, holds: &[LOAD, STORE] },
     Rule { stem: "elementwise", named: &["cast_", "map_", "zip_", "channel_scale_"], but: &[], target: None, holds: &[LOAD, STORE] },
     Rule { stem: "upfirdn2d", named: &["upfirdn2d_"], but: &[], target: None, holds: &[LOAD, STORE] },
     Rule { stem: "layout", named: &["_f32x4"], but: &[], target: None, holds: &[LOAD, STORE] },

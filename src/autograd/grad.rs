@@ -57,7 +57,7 @@ fn backward(outputs: &[&Var], seeds: &[Var], targets: &[&Var], order: Order, mut
             done.insert(id, gradient.clone());
         }
         let Some(history) = &var.0.history else { continue };
-        let mut need: Vec<bool> = history.inputs.iter().map(|i| leading.contains(&i.id())).collect();
+        let need: Vec<bool> = history.inputs.iter().map(|i| leading.contains(&i.id())).collect();
         if !need.contains(&true) {
             continue;
         }
@@ -70,15 +70,17 @@ fn backward(outputs: &[&Var], seeds: &[Var], targets: &[&Var], order: Order, mut
             }
         };
         let io = Io { inputs, output: &output };
-        if let Some(deferred) = &mut deferred {
-            for (i, input) in history.inputs.iter().enumerate().filter(|(_, input)| wanted.contains(&input.id()) && input.0.history.is_none()) {
-                if let Some(left) = history.rule.weight_grad(&io, &gradient, i) {
-                    deferred.entry(input.id()).or_default().push(left);
-                    need[i] = false;
+        let gradients = match &mut deferred {
+            None => history.rule.vjp(&io, &gradient, &need)?,
+            Some(deferred) => {
+                let leave: Vec<bool> = history.inputs.iter().map(|input| wanted.contains(&input.id()) && input.0.history.is_none()).collect();
+                let (gradients, left) = history.rule.vjp_leaving(&io, &gradient, &need, &leave)?;
+                if let Some((i, left)) = left {
+                    deferred.entry(history.inputs[i].id()).or_default().push(left);
                 }
+                gradients
             }
-        }
-        let gradients = history.rule.vjp(&io, &gradient, &need)?;
+        };
         drop(gradient);
         for ((input, gradient), needed) in history.inputs.iter().zip(gradients).zip(&need) {
             let Some(gradient) = gradient.filter(|_| *needed) else { continue };

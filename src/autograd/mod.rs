@@ -24,11 +24,15 @@ pub trait Rule: Send + Sync {
     /// The gradient of each input for which `need` holds, given the gradient `g` of the output.
     fn vjp(&self, io: &Io, g: &Var, need: &[bool]) -> Result<Vec<Option<Var>>>;
 
-    /// The gradient of one input as a convolution's weight gradient that is still to be computed, where it is one.
-    fn weight_grad(&self, _io: &Io, _g: &Var, _input: usize) -> Option<WeightGrad> {
-        None
+    /// As `vjp`; an input for which `leave` holds, too, may get its gradient as a convolution's weight gradient that is still
+    /// to be computed, and none otherwise.
+    fn vjp_leaving(&self, io: &Io, g: &Var, need: &[bool], _leave: &[bool]) -> Result<Gradients> {
+        Ok((self.vjp(io, g, need)?, None))
     }
 }
+
+/// Gradients of a node's inputs, and the one that was left to be computed with the input that it is of.
+pub type Gradients = (Vec<Option<Var>>, Option<(usize, WeightGrad)>);
 
 /// What a rule sees of its node.
 pub struct Io<'a> {

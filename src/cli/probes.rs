@@ -8,7 +8,7 @@ use crate::device::peak::median;
 use crate::error::Result;
 use crate::metrics::FeatureStats;
 use crate::nn::{AdamState, Init, Layout, ParamSlab};
-use crate::ops::bias_act::{Activation, Epilogue, bias_act, bias_act_grad};
+use crate::ops::bias_act::{Activation, Epilogue, EpilogueGrad, bias_act, bias_act_grad, epilogue_grad};
 use crate::ops::conv2d::{Conv2d, WeightGrad, conv2d, conv2d_act, conv2d_transpose, conv2d_weight_grad, conv2d_weight_grad_squared};
 use crate::ops::elementwise::{Map, Zip, cast, channel_scale, map, zip};
 use crate::ops::layout::{concat, permute};
@@ -306,6 +306,7 @@ fn elementwise(large: usize) -> Vec<Probe> {
     };
     // What is moved, or rounded once as the CPU rounds.
     let exact = |[f32, bf16]: [Probe; 2]| [f32.exact(), bf16];
+    let untimed = |pair: [Probe; 2]| pair.map(Probe::not_timed);
     fn blur(x: &Tensor, up: usize, down: usize) -> Result<Tensor> {
         let pad = if up == 2 { [2, 1] } else { [1, 1] };
         upfirdn2d(x, &Upfirdn2d::new(&RESAMPLE_TAPS, up, down, pad, 1.0))
@@ -315,6 +316,14 @@ fn elementwise(large: usize) -> Vec<Probe> {
     }
     fn over_pixels(x: &Tensor) -> Result<Tensor> {
         sum_to(x, &[x.dim(0), 1, 1, x.dim(3)])
+    }
+    /// Gradient and output, the scale's logarithm, bias, noise and its strength.
+    fn way_back(x: Vec<usize>) -> Vec<Vec<usize>> {
+        let (n, c) = (x[0], x[3]);
+        vec![x.clone(), x.clone(), vec![n, c], vec![c], vec![n, x[1], x[2], 1], vec![1]]
+    }
+    fn back(t: &[Tensor]) -> Result<EpilogueGrad> {
+        epilogue_grad(&t[0], &t[1], Epilogue { bias: Some(&t[3]), noise: Some((&t[4], &t[5])), act: Activation::LEAKY_RELU }, Some(&map(&t[2], Map::Exp)?))
     }
     const BF: DType = DType::Bf16;
     let pairs = [
@@ -348,6 +357,33 @@ fn elementwise(large: usize) -> Vec<Probe> {
             large,
             0.0,
         ),
+        Probe::both(
+            ["leaky ReLU gradient with sums", "leaky ReLU gradient with sums, bf16"],
+            2,
+            BF,
+            |s| way_back(x(s)),
+            |t| Ok(back(t)?.between),
+            large,
+            0.0,
+        ),
+        untimed(Probe::both(
+            ["demodulation gradient", "demodulation gradient, bf16"],
+            2,
+            DType::F32,
+            |s| way_back(x(s)),
+            |t| Ok(back(t)?.scale.expect("it was given")),
+            0,
+            0.0,
+        )),
+        untimed(Probe::both(
+            ["demodulation gradient of images", "demodulation gradient of images, bf16"],
+            2,
+            DType::F32,
+            |s| way_back(few(s)),
+            |t| Ok(back(t)?.scale.expect("it was given")),
+            0,
+            0.0,
+        )),
         Probe::both(["softplus", "softplus, bf16"], 1, BF, |s| vec![x(s)], |t| map(&t[0], Map::Softplus), large, 0.0),
         exact(Probe::both(["sum of two", "sum of two, bf16"], 2, BF, |s| vec![x(s), x(s)], |t| zip(&t[0], &t[1], Zip::Add), large, 0.0)),
         exact(Probe::both(

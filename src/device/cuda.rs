@@ -27,7 +27,20 @@ pub mod embedded {
 /// Kernel files and the entries of each that ops launch. All are looked up when a device opens, so a missing one is
 /// found then.
 pub const KERNELS: &[(&str, &[&str])] = &[
-    ("bias_act", &["bias_act_f32", "bias_act_bf16", "bias_act_grad_f32", "bias_act_grad_bf16"]),
+    (
+        "bias_act",
+        &[
+            "bias_act_f32",
+            "bias_act_bf16",
+            "bias_act_grad_f32",
+            "bias_act_grad_bf16",
+            "epilogue_grad_f32",
+            "epilogue_grad_f32x4",
+            "epilogue_grad_bf16",
+            "epilogue_grad_bf16x8",
+            "epilogue_grad_scale_f32",
+        ],
+    ),
     (
         "conv2d",
         &[

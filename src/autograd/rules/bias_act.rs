@@ -1,7 +1,7 @@
 //! Bias, noise and activation. The activation is piecewise linear, so `bias_act_grad` is its own derivative, and the
 //! saved output only selects a branch.
 
-use super::{mul, reshape, sum, sum_to};
+use super::{broadcast_to, cast, channel_dot, mul, powf, reshape, sub, sum, sum_to};
 use crate::autograd::{Io, Rule, Var};
 use crate::error::Result;
 use crate::ops::bias_act::{self as ops, Activation, Epilogue};
@@ -13,21 +13,89 @@ pub(super) struct BiasActRule {
     pub has_bias: bool,
 }
 
+/// The way back through what is added and the activation.
+pub(super) struct Back {
+    /// The gradient of what the epilogue follows.
+    pub between: Var,
+    /// Those of what is added, in the order of the inputs.
+    pub terms: Vec<Option<Var>>,
+    /// That of the factor of what the epilogue follows, where it is asked for.
+    pub scale: Option<Var>,
+}
+
 impl BiasActRule {
-    /// Gradients of the inputs after `x`, given that of their sum with it.
-    pub fn terms(&self, g: &Var, inputs: &[Var], need: &[bool]) -> Result<Vec<Option<Var>>> {
-        let mut out = Vec::new();
-        let at = self.has_bias as usize;
-        if self.has_bias {
-            out.push(need[0].then(|| bias_grad(g)).transpose()?);
+    fn epilogue<'a>(&self, terms: &'a [Var]) -> Epilogue<'a, Var> {
+        let (bias, noise) = terms.split_at(self.has_bias as usize);
+        let noise = match noise {
+            [map, strength] => Some((map, strength)),
+            _ => None,
+        };
+        Epilogue { bias: bias.first(), noise, act: self.act }
+    }
+
+    /// From the gradient `g` of the output `y` back to `terms`, to what the activation was taken of, and to the `scale`
+    /// `[N, C]` by which that was multiplied. In one pass unless the result will be differentiated.
+    pub fn back(&self, g: &Var, y: &Var, terms: &[Var], need: &[bool], scale: Option<&Var>) -> Result<Back> {
+        let then = self.epilogue(terms);
+        let any = scale.is_some() || need.contains(&true);
+        if any && self.act != Activation::LINEAR && !g.is_tracked() && !y.is_tracked() {
+            let found = ops::epilogue_grad(g.value(), y.value(), then.values(), scale.map(Var::value))?;
+            let between = Var::constant(found.between);
+            let terms = self.terms(then, &between, need, || Ok(Var::constant(found.bias)), || Ok(Var::constant(found.strength.expect("there is noise"))))?;
+            return Ok(Back { between, terms, scale: found.scale.map(Var::constant) });
         }
-        if let [noise, strength] = &inputs[at..] {
-            let per_pixel = |like: &[usize]| sum_to(g, &[like[0], like[1], like[2], 1]);
-            out.push(need[at].then(|| mul(&per_pixel(noise.shape())?, &super::broadcast_to(&reshape(strength, &[1, 1, 1, 1])?, noise.shape())?)).transpose()?);
-            out.push(need[at + 1].then(|| reshape(&sum(&mul(&per_pixel(noise.shape())?, noise)?)?, strength.shape())).transpose()?);
+        let between = bias_act_grad(g, y, self.act)?;
+        let strength = || {
+            let (noise, strength) = then.noise.expect("there is noise");
+            reshape(&sum(&mul(&per_pixel(&between, noise)?, noise)?)?, strength.shape())
+        };
+        let of_terms = self.terms(then, &between, need, || bias_grad(&between), strength)?;
+        let scale = scale.map(|scale| of_scale(g, y, &between, then, scale)).transpose()?;
+        Ok(Back { between, terms: of_terms, scale })
+    }
+
+    /// Gradients of what is added, in the order of the inputs, given that of the sum.
+    fn terms(
+        &self,
+        then: Epilogue<Var>,
+        between: &Var,
+        need: &[bool],
+        bias: impl FnOnce() -> Result<Var>,
+        strength: impl FnOnce() -> Result<Var>,
+    ) -> Result<Vec<Option<Var>>> {
+        let (of_bias, of_noise) = need.split_at(self.has_bias as usize);
+        let mut out = Vec::new();
+        if let [needed] = of_bias {
+            out.push(needed.then(bias).transpose()?);
+        }
+        if let (Some((noise, by)), [of_map, of_strength]) = (then.noise, of_noise) {
+            let map = || mul(&per_pixel(between, noise)?, &broadcast_to(&reshape(by, &[1, 1, 1, 1])?, noise.shape())?);
+            out.push(of_map.then(map).transpose()?);
+            out.push(of_strength.then(strength).transpose()?);
         }
         Ok(out)
     }
+}
+
+/// The sum over channels, and over the images that share `noise`.
+fn per_pixel(between: &Var, noise: &Var) -> Result<Var> {
+    sum_to(between, noise.shape())
+}
+
+/// `Σ_p between · v / scale` for `y = act(v + strength · noise + bias)`; see `ops::epilogue_grad`.
+fn of_scale(g: &Var, y: &Var, between: &Var, then: Epilogue<Var>, scale: &Var) -> Result<Var> {
+    let (n, c) = (scale.dim(0), scale.dim(1));
+    let per_sample = |x: &Var| reshape(&sum_to(&reshape(x, &[n, x.value().len() / (n * c).max(1), c])?, &[n, 1, c])?, &[n, c]);
+    let times = |sums: &Var, factor: &Var, shape: [usize; 2]| mul(sums, &broadcast_to(&reshape(factor, &shape)?, &[n, c])?);
+    let mut dot = channel_dot(g, y)?;
+    if let Some(bias) = then.bias {
+        dot = sub(&dot, &times(&per_sample(between)?, bias, [1, c])?)?;
+    }
+    if let Some((noise, strength)) = then.noise {
+        let noise = broadcast_to(&cast(noise, between.dtype())?, between.shape())?;
+        dot = sub(&dot, &times(&per_sample(&mul(between, &noise)?)?, strength, [1, 1])?)?;
+    }
+    mul(&dot, &powf(scale, -1.0)?)
 }
 
 impl Rule for BiasActRule {
@@ -35,10 +103,8 @@ impl Rule for BiasActRule {
         "bias_act"
     }
     fn vjp(&self, io: &Io, g: &Var, need: &[bool]) -> Result<Vec<Option<Var>>> {
-        let gx = bias_act_grad(g, io.output, self.act)?;
-        let mut out = vec![need[0].then(|| gx.clone())];
-        out.extend(self.terms(&gx, &io.inputs[1..], &need[1..])?);
-        Ok(out)
+        let Back { between, terms, .. } = self.back(g, io.output, &io.inputs[1..], &need[1..], None)?;
+        Ok([need[0].then_some(between)].into_iter().chain(terms).collect())
     }
 }
 

@@ -1,10 +1,10 @@
 //! The scaled convolution family: derivatives of one trilinear form, so each op's rule is made of the others.
 
-use super::bias_act::BiasActRule;
-use super::{bias_act, bias_act_grad, channel_dot, channel_scale, mul, powf};
-use crate::autograd::{Io, Rule, Var};
+use super::bias_act::{Back, BiasActRule};
+use super::{channel_dot, channel_scale, mul, powf};
+use crate::autograd::{Gradients, Io, Rule, Var};
 use crate::error::Result;
-use crate::ops::bias_act::{Activation, Epilogue};
+use crate::ops::bias_act::Epilogue;
 use crate::ops::conv2d::{self as ops, Conv2d, WeightGrad};
 
 /// Optional per-sample channel scales: `input` on the `x` side `[N, C_in]` (`a`), `output` on the `g` side
@@ -83,9 +83,19 @@ fn size(x: &Var) -> [usize; 2] {
 }
 
 /// What the gradient of the weight, input 1, is computed from; `x` and `g` are the form's other two sides.
-fn weight_grad(x: &Var, g: &Var, s: Scales, spec: Conv2d, io: &Io, input: usize) -> Option<WeightGrad> {
+fn weight_grad(x: &Var, g: &Var, s: Scales, spec: Conv2d, w: &Var) -> WeightGrad {
     let value = |v: &Var| v.value().clone();
-    (input == 1).then(|| WeightGrad { x: value(x), g: value(g), a: s.input.map(value), b: s.output.map(value), spec, kernel: kernel(&io.inputs[1]) })
+    WeightGrad { x: value(x), g: value(g), a: s.input.map(value), b: s.output.map(value), spec, kernel: kernel(w) }
+}
+
+/// `vjp` without the weight's gradient where that may be left.
+fn leaving(rule: &impl Rule, io: &Io, g: &Var, need: &[bool], leave: &[bool], left: impl FnOnce() -> WeightGrad) -> Result<Gradients> {
+    if !need[1] || !leave[1] {
+        return Ok((rule.vjp(io, g, need)?, None));
+    }
+    let mut rest = need.to_vec();
+    rest[1] = false;
+    Ok((rule.vjp(io, g, &rest)?, Some((1, left()))))
 }
 
 struct Conv2dRule(Conv2d, Slots);
@@ -104,8 +114,8 @@ impl Rule for Conv2dRule {
         let gb = result_scale(g, io.output, s.output, slots.needs(slots.b, need))?;
         Ok(slots.collect(gx, gw, ga, gb))
     }
-    fn weight_grad(&self, io: &Io, g: &Var, input: usize) -> Option<WeightGrad> {
-        weight_grad(&io.inputs[0], g, self.1.scales(io), self.0, io, input)
+    fn vjp_leaving(&self, io: &Io, g: &Var, need: &[bool], leave: &[bool]) -> Result<Gradients> {
+        leaving(self, io, g, need, leave, || weight_grad(&io.inputs[0], g, self.1.scales(io), self.0, &io.inputs[1]))
     }
 }
 
@@ -115,19 +125,10 @@ pub fn conv2d(x: &Var, w: &Var, s: Scales, spec: Conv2d) -> Result<Var> {
     Ok(Var::from_op(y, &Slots::inputs(x, w, s), Conv2dRule(spec, Slots::of(s))))
 }
 
-/// Inputs: those of the convolution, then those that are added. The convolution's own result is not kept, so its output
-/// scale must not be asked for a gradient.
+/// Inputs: those of the convolution, then those that are added. The convolution's own result is not kept.
 struct Conv2dActRule {
     conv: Conv2dRule,
     then: BiasActRule,
-}
-
-impl Conv2dActRule {
-    /// How many inputs are the convolution's.
-    fn convolved(&self) -> usize {
-        let Slots { a, b } = self.conv.1;
-        2 + a.is_some() as usize + b.is_some() as usize
-    }
 }
 
 impl Rule for Conv2dActRule {
@@ -135,24 +136,29 @@ impl Rule for Conv2dActRule {
         "conv2d_act"
     }
     fn vjp(&self, io: &Io, g: &Var, need: &[bool]) -> Result<Vec<Option<Var>>> {
-        let at = self.convolved();
-        let between = bias_act_grad(g, io.output, self.then.act)?;
-        let mut out = self.conv.vjp(&Io { inputs: &io.inputs[..at], output: io.output }, &between, &need[..at])?;
-        out.extend(self.then.terms(&between, &io.inputs[at..], &need[at..])?);
-        Ok(out)
+        Ok(self.vjp_leaving(io, g, need, &vec![false; need.len()])?.0)
     }
-    fn weight_grad(&self, io: &Io, g: &Var, input: usize) -> Option<WeightGrad> {
-        // Of another activation, `vjp` would have to take its gradient a second time.
-        (self.then.act == Activation::LINEAR).then(|| self.conv.weight_grad(io, g, input)).flatten()
+    fn vjp_leaving(&self, io: &Io, g: &Var, need: &[bool], leave: &[bool]) -> Result<Gradients> {
+        let Slots { a, b } = self.conv.1;
+        let convolved = 2 + a.is_some() as usize + b.is_some() as usize;
+        let scale = b.filter(|b| need[*b]).map(|b| &io.inputs[b]);
+        let Back { between, terms, scale } = self.then.back(g, io.output, &io.inputs[convolved..], &need[convolved..], scale)?;
+        let mut of_conv = need[..convolved].to_vec();
+        if let Some(b) = b {
+            of_conv[b] = false;
+        }
+        let (mut out, left) = self.conv.vjp_leaving(&Io { inputs: &io.inputs[..convolved], output: io.output }, &between, &of_conv, leave)?;
+        if let Some(b) = b {
+            out[b] = scale;
+        }
+        out.extend(terms);
+        Ok((out, left))
     }
 }
 
-/// `act(conv2d(…) + strength · noise + bias)`; see `ops::conv2d_act`. Two nodes where a gradient by the output scale may
-/// be asked for, which needs what lies between; else one, and nothing lies between.
+/// `act(conv2d(…) + strength · noise + bias)`; see `ops::conv2d_act`. Nothing between is kept: the gradient by the output
+/// scale comes from the output (`ops::epilogue_grad`).
 pub fn conv2d_act(x: &Var, w: &Var, s: Scales, spec: Conv2d, then: Epilogue<Var>) -> Result<Var> {
-    if s.output.is_some_and(Var::is_tracked) {
-        return bias_act(&conv2d(x, w, s, spec)?, then.bias, then.noise, then.act);
-    }
     let y = ops::conv2d_act(x.value(), w.value(), s.input.map(Var::value), s.output.map(Var::value), spec, then.values())?;
     let inputs: Vec<&Var> = Slots::inputs(x, w, s).into_iter().chain(then.terms()).collect();
     let rule = Conv2dActRule { conv: Conv2dRule(spec, Slots::of(s)), then: BiasActRule { act: then.act, has_bias: then.bias.is_some() } };
@@ -175,8 +181,8 @@ impl Rule for Conv2dTransposeRule {
         let ga = result_scale(h, io.output, s.input, slots.needs(slots.a, need))?;
         Ok(slots.collect(gg, gw, ga, gb))
     }
-    fn weight_grad(&self, io: &Io, h: &Var, input: usize) -> Option<WeightGrad> {
-        weight_grad(h, &io.inputs[0], self.1.scales(io), self.0, io, input)
+    fn vjp_leaving(&self, io: &Io, h: &Var, need: &[bool], leave: &[bool]) -> Result<Gradients> {
+        leaving(self, io, h, need, leave, || weight_grad(h, &io.inputs[0], self.1.scales(io), self.0, &io.inputs[1]))
     }
 }
 

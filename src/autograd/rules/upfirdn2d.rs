@@ -1,7 +1,7 @@
 //! FIR resampling: linear in `x`, its transpose is the same op; the filter is data.
 
-use super::bias_act::BiasActRule;
-use super::{bias_act_grad, grads};
+use super::bias_act::{Back, BiasActRule};
+use super::grads;
 use crate::autograd::{Io, Rule, Var};
 use crate::error::Result;
 use crate::ops::bias_act::Epilogue;
@@ -35,9 +35,9 @@ impl Rule for Upfirdn2dActRule {
         "upfirdn2d_act"
     }
     fn vjp(&self, io: &Io, g: &Var, need: &[bool]) -> Result<Vec<Option<Var>>> {
-        let between = bias_act_grad(g, io.output, self.then.act)?;
+        let Back { between, terms, .. } = self.then.back(g, io.output, &io.inputs[1..], &need[1..], None)?;
         let mut out = self.filter.vjp(&Io { inputs: &io.inputs[..1], output: io.output }, &between, &need[..1])?;
-        out.extend(self.then.terms(&between, &io.inputs[1..], &need[1..])?);
+        out.extend(terms);
         Ok(out)
     }
 }

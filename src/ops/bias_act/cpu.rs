@@ -1,7 +1,9 @@
 //! Host implementation: one pass over whole pixels, vectorised over channels.
 
-use super::{Activation, Epilogue};
-use crate::device::cpu::{for_chunks, simd_dispatch, stale_vec};
+use rayon::prelude::*;
+
+use super::{Activation, Epilogue, EpilogueGrad};
+use crate::device::cpu::{PARALLEL_ELEMENTS, for_chunks, recycle, simd_dispatch, stale_vec, zero_vec};
 use crate::tensor::{Scalar, Tensor};
 
 /// Values of a pixel beside which the loop over pixels costs little.
@@ -95,4 +97,115 @@ pub fn bias_act_grad<T: Scalar>(g: &Tensor, y: &Tensor, act: Activation) -> Tens
     let mut out = stale_vec::<T>(grad.len());
     for_chunks(&mut out, CHUNK, |at, chunk| act_grad(chunk, &grad[at..], &out_value[at..], up, down));
     Tensor::from_vec(g.shape(), out)
+}
+
+/// Channels whose sums stay in registers while the pixels go by.
+const LANES: usize = 16;
+/// Sums per channel of `epilogue_grad`: of `h`, of `h · noise`, of `g · y`.
+const SUMS: usize = 3;
+
+simd_dispatch! {
+    /// Writes `h` for whole pixels of `sums.len() / SUMS` channels and adds to their sums, `[SUMS, C]`; `noise` is that of
+    /// pixel `i`.
+    fn epilogue_grad_pixels<T: Scalar, F: Fn(usize) -> T>(h: &mut [T], g: &[T], y: &[T], noise: F, sums: &mut [T], up: T, down: T) {
+        let c = sums.len() / SUMS;
+        let pixels = h.len() / c;
+        let whole = c / LANES * LANES;
+        for at in (0..whole).step_by(LANES) {
+            let [mut plain, mut with_noise, mut with_output] = [[T::ZERO; LANES]; SUMS];
+            for i in 0..pixels {
+                let noise = noise(i);
+                let row = i * c + at..i * c + at + LANES;
+                let (h, g, y) = (&mut h[row.clone()], &g[row.clone()], &y[row]);
+                for lane in 0..LANES {
+                    let v = g[lane] * if y[lane] > T::ZERO { up } else { down };
+                    h[lane] = v;
+                    plain[lane] += v;
+                    with_noise[lane] += v * noise;
+                    with_output[lane] += g[lane] * y[lane];
+                }
+            }
+            for (k, found) in [plain, with_noise, with_output].iter().enumerate() {
+                for (sum, v) in sums[k * c + at..][..LANES].iter_mut().zip(found) {
+                    *sum += *v;
+                }
+            }
+        }
+        let (plain, rest) = sums.split_at_mut(c);
+        let (with_noise, with_output) = rest.split_at_mut(c);
+        for i in 0..if whole < c { pixels } else { 0 } {
+            let noise = noise(i);
+            for channel in whole..c {
+                let (g, y) = (g[i * c + channel], y[i * c + channel]);
+                let v = g * if y > T::ZERO { up } else { down };
+                h[i * c + channel] = v;
+                plain[channel] += v;
+                with_noise[channel] += v * noise;
+                with_output[channel] += g * y;
+            }
+        }
+    }
+}
+
+/// One pass over the pixels, in parts whose sums are then added in order. Only a scale needs those of each sample.
+pub fn epilogue_grad<T: Scalar>(g: &Tensor, y: &Tensor, then: Epilogue<Tensor>, scale: Option<&Tensor>) -> EpilogueGrad {
+    let (n, c) = (y.dim(0), y.dim(y.rank() - 1));
+    let (grad, out_value) = (g.as_slice::<T>(), y.as_slice::<T>());
+    let (up, down) = (T::from_f64(then.act.gain), T::from_f64(then.act.gain * then.act.slope));
+    let noise = then.noise.map(|(map, _)| map.as_slice::<T>());
+    let samples = if scale.is_some() { n } else { 1 };
+    let mut h = stale_vec::<T>(grad.len());
+    let mut sums = zero_vec::<T>(samples * SUMS * c);
+    if !h.is_empty() {
+        let pixels = h.len() / (samples * c);
+        let per_part = (CHUNK / c).clamp(1, pixels);
+        let parts = pixels.div_ceil(per_part);
+        let mut partial = zero_vec::<T>(samples * parts * SUMS * c);
+        let mut tasks = Vec::with_capacity(samples * parts);
+        for (sample, (h, sums)) in h.chunks_exact_mut(pixels * c).zip(partial.chunks_exact_mut(parts * SUMS * c)).enumerate() {
+            let of_sample = h.chunks_mut(per_part * c).zip(sums.chunks_exact_mut(SUMS * c)).enumerate();
+            tasks.extend(of_sample.map(|(part, (h, sums))| (sample * pixels + part * per_part, h, sums)));
+        }
+        let one = |(first, h, sums): (usize, &mut [T], &mut [T])| {
+            let (g, y) = (&grad[first * c..], &out_value[first * c..]);
+            match noise {
+                None => epilogue_grad_pixels(h, g, y, |_| T::ZERO, sums, up, down),
+                // Noise of one image repeats over the batch.
+                Some(noise) => epilogue_grad_pixels(h, g, y, |i| noise[(first + i) % noise.len()], sums, up, down),
+            }
+        };
+        if grad.len() < PARALLEL_ELEMENTS {
+            tasks.into_iter().for_each(one);
+        } else {
+            tasks.into_par_iter().for_each(one);
+        }
+        for (sums, parts) in sums.chunks_exact_mut(SUMS * c).zip(partial.chunks_exact(parts * SUMS * c)) {
+            for part in parts.chunks_exact(SUMS * c) {
+                sums.iter_mut().zip(part).for_each(|(sum, v)| *sum += *v);
+            }
+        }
+        recycle(partial);
+    }
+    let mut bias = vec![T::ZERO; c];
+    let mut strength = T::ZERO;
+    for sums in sums.chunks_exact(SUMS * c) {
+        bias.iter_mut().zip(&sums[..c]).for_each(|(b, v)| *b += *v);
+        sums[c..2 * c].iter().for_each(|v| strength += *v);
+    }
+    let scale = scale.map(|scale| {
+        let (added, s) = (then.bias.map(|b| b.as_slice::<T>()), then.noise.map_or(T::ZERO, |(_, s)| s.as_slice::<T>()[0]));
+        let scale = scale.as_slice::<T>();
+        let value = |i: usize| {
+            let [plain, with_noise, with_output] = [0, 1, 2].map(|k| sums[(i / c * SUMS + k) * c + i % c]);
+            let bias = added.map_or(T::ZERO, |b| b[i % c]);
+            (with_output - s * with_noise - bias * plain) / scale[i]
+        };
+        Tensor::from_vec(&[n, c], (0..n * c).map(value).collect())
+    });
+    EpilogueGrad {
+        between: Tensor::from_vec(g.shape(), h),
+        bias: Tensor::from_vec(&[c], bias),
+        strength: then.noise.map(|_| Tensor::from_vec(&[1], vec![strength])),
+        scale,
+    }
 }

@@ -1,7 +1,8 @@
 //! Bias, noise and a piecewise-linear activation in one pass, and its gradient, which is its own gradient.
 //!
 //! `y = gain · act(x + strength · noise + bias)`. The slope is chosen by the sign of the saved output `y`, as
-//! StyleGAN2's fused leaky ReLU does (rosinality op/fused_act.py).
+//! StyleGAN2's fused leaky ReLU does (rosinality op/fused_act.py). `epilogue_grad` is the way back in one pass, sums
+//! included.
 
 pub(crate) mod cpu;
 pub(crate) mod cuda;
@@ -30,13 +31,21 @@ impl Activation {
 }
 
 /// What follows another op in the same pass: `act(v + strength · noise + bias)`, with the shapes of `bias_act`.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Epilogue<'a, T> {
     pub bias: Option<&'a T>,
     /// The noise and its strength.
     pub noise: Option<(&'a T, &'a T)>,
     pub act: Activation,
 }
+
+// References are copied, whatever they refer to.
+impl<T> Clone for Epilogue<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Epilogue<'_, T> {}
 
 impl<T> Epilogue<'_, T> {
     /// Nothing follows.
@@ -85,4 +94,41 @@ pub fn bias_act_grad(g: &Tensor, y: &Tensor, act: Activation) -> Result<Tensor> 
     }
     same_kind("bias_act_grad", &[g, y])?;
     on_device!("bias_act_grad", &[g, y], T => cpu::bias_act_grad::<T>(g, y, act), d or bf16 => cuda::bias_act_grad(&d, g, y, act))
+}
+
+/// What `epilogue_grad` finds.
+#[derive(Clone, Debug)]
+pub struct EpilogueGrad {
+    /// By what the epilogue follows: `h = bias_act_grad(g, y)`.
+    pub between: Tensor,
+    /// By the bias, `Σ_np h`, `[C]`.
+    pub bias: Tensor,
+    /// By the noise's strength, `Σ_npc h · noise`, `[1]`; where there is noise.
+    pub strength: Option<Tensor>,
+    /// By the scale, `[N, C]`; where there is one.
+    pub scale: Option<Tensor>,
+}
+
+/// Everything behind `y = act(v + strength · noise + bias)` `[N, …, C]` in one pass over it and its gradient `g`; where `v`
+/// is `scale[n, c] · u`, also the gradient by `scale`, without `u` or `v`: as the activation is linear on either side of
+/// zero, `Σ_p h · v = Σ_p g · y − strength · Σ_p h · noise − bias · Σ_p h`. No scale may be zero. The activation must not
+/// be linear in all (`h` would be a copy).
+pub fn epilogue_grad(g: &Tensor, y: &Tensor, then: Epilogue<Tensor>, scale: Option<&Tensor>) -> Result<EpilogueGrad> {
+    const OP: &str = "epilogue_grad";
+    if g.shape() != y.shape() || y.rank() < 2 {
+        return Err(Error::shape(OP, format!("gradient {:?} for output {:?}: equal shapes [N, …, C]", g.shape(), y.shape())));
+    }
+    same_kind(OP, &[g, y])?;
+    check_terms(OP, y, y.shape(), then.bias, then.noise)?;
+    if let Some(scale) = scale {
+        let want = [y.dim(0), y.dim(y.rank() - 1)];
+        if scale.shape() != want {
+            return Err(Error::shape(OP, format!("scale {:?} must be {want:?}", scale.shape())));
+        }
+        parameters_of(OP, y, &[scale])?;
+    }
+    let mut found = None;
+    let mut keep = |all: EpilogueGrad| found.insert(all).between.clone();
+    on_device!("epilogue_grad", &[g, y], T => keep(cpu::epilogue_grad::<T>(g, y, then, scale)), d or bf16 => cuda::epilogue_grad(&d, g, y, then, scale).map(keep))?;
+    Ok(found.expect("one of them has run"))
 }

@@ -1,4 +1,5 @@
-//! Launches of kernels/reduce.cu; repetition is a copy of kernels/layout.cu.
+//! Launches of kernels/reduce.cu, and how sums of kernels/column_sums.cuh are divided; repetition is a copy of
+//! kernels/layout.cu.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -10,9 +11,10 @@ use crate::ops::by_dtype;
 use crate::ops::layout::cuda::{StridedCopy, row_major};
 use crate::tensor::{DType, Tensor};
 
+/// `SumParams` in kernels/column_sums.cuh.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
-struct SumParams {
+pub(in crate::ops) struct SumParams {
     columns: i32,
     mid: i32,
     inner: i32,
@@ -20,9 +22,10 @@ struct SumParams {
     part: i32,
     folded: i32,
 }
-const _: () = assert!(size_of::<SumParams>() == 24, "keep in step with kernels/reduce.cu");
+const _: () = assert!(size_of::<SumParams>() == 24, "keep in step with kernels/column_sums.cuh");
 
-const THREADS: usize = 256;
+/// `kSumThreads` in kernels/column_sums.cuh.
+pub(in crate::ops) const THREADS: usize = 256;
 /// A thread adds at least this many terms before a sum is cut into parts.
 const TERMS_PER_THREAD: usize = 16;
 /// Blocks that keep any GPU busy: more parts than that makes no sense.
@@ -30,15 +33,15 @@ const ENOUGH_BLOCKS: usize = 512;
 
 /// How one launch divides `[outer, mid, inner]` among blocks. Depends on the shape alone, as the order of sums must.
 #[derive(Clone, Copy, Debug)]
-struct Division {
+pub(in crate::ops) struct Division {
     rows: usize,
     column_blocks: usize,
-    parts: usize,
+    pub parts: usize,
     part: usize,
 }
 
 impl Division {
-    fn of(outer: usize, mid: usize, inner: usize) -> Division {
+    pub fn of(outer: usize, mid: usize, inner: usize) -> Division {
         // Up to a warp of neighbouring columns, so that their loads coalesce; more where the sums are short.
         let lanes = inner.next_power_of_two().min(32);
         let rows = (THREADS / lanes).min(mid.next_power_of_two());
@@ -46,6 +49,17 @@ impl Division {
         let wanted = (ENOUGH_BLOCKS / column_blocks.max(1)).min(mid / (rows * TERMS_PER_THREAD)).max(1);
         let part = mid.div_ceil(wanted).max(1);
         Division { rows, column_blocks, parts: mid.div_ceil(part).max(1), part }
+    }
+
+    pub fn grid(&self) -> Grid {
+        Grid { blocks: [self.column_blocks as u32, self.parts as u32, 1], threads: THREADS as u32, shared: 0 }
+    }
+
+    /// What the kernel is told of `[outer, mid, inner]`; `folded`: where a thread takes several neighbours, whether they are
+    /// terms of one sum.
+    pub fn params(&self, [outer, mid, inner]: [usize; 3], folded: bool) -> Param<SumParams> {
+        let [columns, mid, inner, rows, part] = [outer * inner, mid, inner, self.rows, self.part].map(|v| v as i32);
+        Param(SumParams { columns, mid, inner, rows, part, folded: folded.into() })
     }
 }
 
@@ -72,14 +86,12 @@ fn sum_parts(device: &CudaDevice, terms: &[&Tensor], [outer, mid, inner]: [usize
     };
     let d = Division::of(outer, mid, units);
     let y = Tensor::uninitialised_cuda(&[outer, d.parts, inner], device)?;
-    let params =
-        Param(SumParams { columns: (outer * units) as i32, mid: mid as i32, inner: units as i32, rows: d.rows as i32, part: d.part as i32, folded: folded.into() });
+    let params = d.params([outer, mid, units], folded);
     let to = y.cuda_pointer();
     let arguments: Vec<&dyn Argument> = sources.iter().chain([&to]).map(|p| p as &dyn Argument).chain([&params as &dyn Argument]).collect();
-    let grid = Grid { blocks: [d.column_blocks as u32, d.parts as u32, 1], threads: THREADS as u32, shared: 0 };
     // SAFETY: the parameters of the kernel in kernels/reduce.cu: one or two operands of outer · mid · inner elements, the
     // result with one element per column and part.
-    unsafe { device.launch(kernel, grid, &arguments)? };
+    unsafe { device.launch(kernel, d.grid(), &arguments)? };
     Ok((y, d.parts))
 }
 
