@@ -552,6 +552,68 @@ fn classes_folders_and_marks() {
     assert!(!folder.path("feedback.npz").exists(), "refused feedback is not written");
 }
 
+/// Samples are shown, a person copies some of them, and those are the negatives.
+#[test]
+fn marks_by_hand() {
+    let folder = trained();
+    let common = ["feedback", "--model", "run/model.safetensors", "--n", "6", "--seed", "3"];
+    folder.ok(&with(&common, &["--show", "samples"]));
+    std::fs::create_dir(folder.path("undesired")).unwrap();
+    for name in ["00001.png", "00004.png"] {
+        std::fs::copy(folder.path("samples").join(name), folder.path("undesired").join(name)).unwrap();
+    }
+    assert_eq!(std::fs::read_dir(folder.path("samples")).unwrap().count(), 6);
+    let marks = with(&common, &["--marks", "undesired", "--out", "feedback.npz"]);
+    folder.ok(&marks);
+    let feedback = npz::read(folder.path("feedback.npz")).unwrap();
+    assert_eq!(feedback["negative"].to_tensor().to_f64_vec(), [0.0, 1.0, 0.0, 0.0, 1.0, 0.0]);
+    // What was shown is what is marked.
+    let shown = recant::io::image::read(folder.path("samples/00004.png")).unwrap();
+    let image: Vec<f64> = feedback["images"].to_tensor().to_f64_vec()[4 * 3 * 64..][..64].to_vec();
+    let bytes: Vec<u8> = image.iter().map(|v| recant::io::image::to_byte(*v as f32)).collect();
+    assert_eq!(shown.pixels.iter().step_by(3).copied().collect::<Vec<_>>(), bytes);
+    std::fs::write(folder.path("undesired/notes.txt"), "").unwrap();
+    folder.refused(&marks, &["undesired", "'notes'", "0 to 5"]);
+    folder.refused(&common, &["--classifier", "--show"]);
+}
+
+/// Moments that are to be restored must be there.
+#[test]
+fn an_optimiser_is_not_made_up() {
+    let folder = trained();
+    marks(&folder, 0..10);
+    folder.ok(&FEEDBACK);
+    let mut bare = recant::io::safetensors::read(folder.path("run/model.safetensors")).unwrap();
+    bare.metadata.remove("recant.training");
+    recant::io::safetensors::write(&folder.path("bare.safetensors"), &bare.tensors, &bare.metadata).unwrap();
+    let adapt = ADAPT.map(|a| if a == "run/model.safetensors" { "bare.safetensors" } else { a });
+    let adapt = with(&adapt, &["--models", "1", "--fisher-samples", "4"]);
+    folder.refused(&adapt, &["bare.safetensors", "--optimiser fresh"]);
+    folder.ok(&with(&adapt, &["--optimiser", "fresh"]));
+}
+
+/// An adaptation that was interrupted is no adapted model.
+#[cfg(unix)]
+#[test]
+fn unfinished_models_are_not_adapted_ones() {
+    let folder = trained();
+    marks(&folder, 0..10);
+    folder.ok(&FEEDBACK);
+    let args = ADAPT.map(|a| if a == "3" { "1000000" } else { a });
+    let args = with(&args, &["--models", "3", "--fisher-samples", "4", "--threads", "1"]);
+    let child = command(&folder.0, &args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    while !std::fs::read_to_string(folder.path("adapted/metrics.jsonl")).is_ok_and(|t| t.lines().count() > 1) {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert_refused(&child.wait_with_output().unwrap(), &args, &["interrupted", "--resume", "unfinished_0.safetensors"]);
+    // The others were not begun.
+    let mut models: Vec<String> = std::fs::read_dir(folder.path("adapted")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    models.retain(|name| name.ends_with(".safetensors"));
+    assert_eq!(models, ["unfinished_0.safetensors"]);
+    folder.refused(&UNLEARN, &["adapted", "no adapted_*.safetensors"]);
+}
+
 #[test]
 fn wrong_numbers() {
     let folder = adapted();
@@ -564,6 +626,9 @@ fn wrong_numbers() {
     folder.refused(&with(&UNLEARN, &["--pull", "1", "--gamma", "1"]), &["--pull", "--gamma"]);
     let adapt = ADAPT.map(|a| if a == "adapted" { "x" } else { a });
     folder.refused(&with(&adapt, &["--models", "0"]), &["--models", "k ≥ 1"]);
+    folder.refused(&adapt.map(|a| if a == "3" { "0" } else { a }), &["--iterations", "at least 1"]);
+    folder.refused(&with(&UNLEARN, &["--distance", "mean"]), &["--pull", "--gamma"]);
+    folder.refused(&with(&UNLEARN, &["--alpha", "0"]), &["--alpha", "positive"]);
     folder.refused(&with(&adapt, &["--device", "cpu", "--gpus", "2"]), &["--gpus", "CPU"]);
     folder.refused(&["demo", "--models", "0"], &["--models", "k ≥ 1"]);
     folder.refused(&["demo", "--device", "cpu", "--streams", "2"], &["--streams", "CPU"]);

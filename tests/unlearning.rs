@@ -13,7 +13,7 @@ use recant::nn::ParamSlab;
 use recant::ops::layout::concat;
 use recant::ops::optimizer::{Pull, ewc};
 use recant::tensor::{Tensor, all_on};
-use recant::training::{Batches, GanState, Hyper, NoRegulariser, Regulariser, Trainer};
+use recant::training::{BatchInputs, Batches, GanState, Hyper, NoRegulariser, Regulariser, Trainer};
 use recant::unlearning::extrapolate::extrapolate;
 use recant::unlearning::feedback::Feedback;
 use recant::unlearning::fisher::{Coverage, Estimator, FisherSpec, Grouping, fisher_of};
@@ -231,7 +231,8 @@ fn negatives_as_fakes() {
     assert!((0..4).all(|i| is_one_of(rows(&batch, i), &feedback.positives())) && is_one_of(rows(&batch, 4), &feedback.negatives()));
 
     let inputs = trainer.draw_inputs(&mut state, &batch).unwrap();
-    let generated = trainer.generator.forward(&state.g.constants(), &inputs.d_styles, &inputs.d_noise).unwrap();
+    let latents = inputs.d.as_ref().unwrap();
+    let generated = trainer.generator.forward(&state.g.constants(), &latents.styles, &latents.noise).unwrap();
     assert_eq!(generated.dim(0), 3);
     let judged = concat(&[&batch.rows(0, 4).unwrap(), generated.value(), &batch.rows(4, 1).unwrap()], 0).unwrap();
     let logits = trainer.discriminator.forward(&state.d.constants(), &Var::constant(judged), 2).unwrap();
@@ -240,4 +241,27 @@ fn negatives_as_fakes() {
 
     let refused = Hyper { batch: 4, given_fakes: 4, ..Hyper::default() }.checked().unwrap_err().to_string();
     assert!(refused.contains("--negatives-as-fakes"), "{refused}");
+}
+
+/// G's fakes for both steps are the iteration with D's drawn as the first of G's, in one part and in two.
+#[test]
+fn same_fakes() {
+    let size = config().size;
+    let batch = recant::ops::random::Random::new(9, 0).normal(&[9, size, size, 3]);
+    for at_once in [None, Some(4)] {
+        let hyper = Hyper { batch: 8, given_fakes: 1, same_fakes: true, at_once, ..Hyper::default() }.checked().unwrap();
+        let trainer = Trainer::new(&config(), hyper.clone());
+        let after = |apart: bool| {
+            let mut state = GanState::init(&config(), &hyper, 5);
+            let mut inputs = trainer.draw_inputs(&mut state, &batch).unwrap();
+            assert!(inputs.d.is_none());
+            if apart {
+                let styles = inputs.g.styles.rows(&[0, 1, 2, 3, 4, 5, 6]).unwrap();
+                inputs.d = Some(BatchInputs { styles, noise: inputs.g.noise.iter().map(|map| map.rows(0, 7).unwrap()).collect() });
+            }
+            let losses = trainer.iteration(&mut state, &inputs, &mut NoRegulariser).unwrap();
+            ([losses.d, losses.g], [state.g, state.g_ema, state.d].map(|slab| slab.values().to_vec::<f32>()))
+        };
+        assert!(after(false) == after(true), "at once {at_once:?}");
+    }
 }

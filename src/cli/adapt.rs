@@ -13,9 +13,10 @@ use super::train::{HyperArgs, describe};
 use super::{Global, SideBySide};
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::io::atomic;
 use crate::training::checkpoint::{Checkpoint, save_state};
 use crate::training::{Hyper, Losses, TensorBatches, Trainer};
-use crate::unlearning::adapt::{AdaptSpec, Optimiser, Start, adapt, model_seed};
+use crate::unlearning::adapt::{AdaptSpec, LAMBDA, Optimiser, Start, adapt, model_seed};
 use crate::unlearning::fisher::{Coverage, Estimator, FisherSpec, Grouping};
 use crate::unlearning::schedule::side_by_side;
 
@@ -26,7 +27,7 @@ pub(crate) struct AdaptOptions {
     #[arg(long, default_value_t = 5)]
     pub models: usize,
     /// λ of the EWC penalty
-    #[arg(long, default_value_t = 5e8)]
+    #[arg(long, default_value_t = LAMBDA)]
     pub lambda: f64,
     /// What the Fisher differentiates
     #[arg(long, value_enum, default_value = "logit")]
@@ -120,21 +121,28 @@ impl Adapt {
         let devices = global.open_several(&self.side_by_side)?;
         let hyper = self.hyper.hyper()?;
         let spec = self.options.spec(self.iterations, &self.stage)?;
-        let (pretrained, noise) = read_state(&self.model, &hyper, self.stage.seed)?;
+        let (pretrained, noise) = read_state(&self.model, &hyper, self.stage.optimiser, self.stage.seed)?;
         let feedback = read_feedback(&self.feedback, pretrained.config.size)?;
         check_feedback(&feedback)?;
         let config = Config { command: "adapt", model: &self.model, feedback: &self.feedback, spec: &spec, hyper: &hyper };
         let folder = RunFolder::create(&self.out, self.resume, &config, &[])?;
         let trainer = Trainer::new(&pretrained.config, hyper.clone());
         let done = Mutex::new((Progress::new("adapt", 0, spec.iterations * spec.models as u64), 0u64, folder));
+        // A model that is not finished has another name: `unlearn` takes every adapted_*.safetensors.
         let file = |j: usize| self.out.join(format!("adapted_{j}.safetensors"));
+        let unfinished = |j: usize| self.out.join(format!("unfinished_{j}.safetensors"));
         side_by_side(&devices, spec.models, |device, j| {
+            if file(j).exists() {
+                done.lock().expect("no thread panics while it holds the progress").1 += spec.iterations;
+                return Ok(());
+            }
             let pretrained = pretrained.to_device(device)?;
-            let resumed = match self.resume && file(j).exists() {
-                true => Some(Checkpoint::open(file(j))?.into_state(&file(j), &hyper, spec.seed)?.to_device(device)?),
+            let resumed = match unfinished(j).exists() {
+                true => Some(Checkpoint::open(unfinished(j))?.into_state(&unfinished(j), &hyper, spec.seed)?.to_device(device)?),
                 false => None,
             };
             let drawn = resumed.as_ref().map_or(0, |s| s.iteration);
+            done.lock().expect("no thread panics while it holds the progress").1 += drawn;
             let mut batches = TensorBatches::new(&feedback.images, feedback.negatives(), hyper.batch, model_seed(spec.seed, j), drawn)?;
             adapt(&trainer, &pretrained, &mut batches, &spec, j, resumed, &mut |p| {
                 let mut shared = done.lock().expect("no thread panics while it holds the progress");
@@ -149,11 +157,12 @@ impl Adapt {
                 let stop = interrupted() && i < p.until;
                 if stop || i == p.until || i.is_multiple_of(1000) {
                     p.losses()?;
-                    save_state(&file(j), p.state, &noise, &Default::default())?;
+                    let to = if i == p.until { file(j) } else { unfinished(j) };
+                    save_state(&to, p.state, &noise, &Default::default())?;
                 }
-                if stop { Err(Error::Interrupted { resume: Some(file(j)) }) } else { Ok(()) }
+                if stop { Err(Error::Interrupted { resume: Some(unfinished(j)) }) } else { Ok(()) }
             })?;
-            Ok(())
+            atomic::remove(&unfinished(j))
         })?;
         done.into_inner().expect("no thread panics while it holds the progress").0.finish();
         println!("{} adapted models: {}", spec.models, self.out.display());

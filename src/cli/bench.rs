@@ -21,7 +21,7 @@ use crate::nn::ParamSlab;
 use crate::ops::random::Random;
 use crate::tensor::Tensor;
 use crate::training::{GanState, Hyper, NoRegulariser, Regulariser, TensorBatches, Trainer, run, streams};
-use crate::unlearning::adapt::Ewc;
+use crate::unlearning::adapt::{Ewc, LAMBDA};
 use crate::unlearning::feedback::{draw_latents, generate, sample_batch};
 use crate::unlearning::fisher::{FisherSpec, fisher_diagonal};
 use crate::unlearning::repulsion::{Distance, Kind, Repulsion};
@@ -299,7 +299,7 @@ struct Sizes {
     judged: f64,
 }
 
-const PAPER: Sizes = Sizes { feedback: 5000.0, models: 5, lambda: 5e8, adapting: 2000.0, gamma: 100.0, alpha: 0.001, unlearning: 1000.0, judged: 15_000.0 };
+const PAPER: Sizes = Sizes { feedback: 5000.0, models: 5, lambda: LAMBDA, adapting: 2000.0, gamma: 100.0, alpha: 0.001, unlearning: 1000.0, judged: 15_000.0 };
 
 /// The device's own clock.
 enum Clock<'a> {

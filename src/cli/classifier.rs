@@ -354,7 +354,8 @@ impl EvalArgs {
         let device = global.open()?;
         let classifier = read_classifier(&self.data.classifier)?.to_device(&device)?;
         println!("it looks at {}", classifier.config().preprocessing);
-        let data = self.data.data.read_at(Split::Test, Some(classifier.config().preprocessing.size))?.part(self.part);
+        let data = self.data.data.read_at(Split::Test, Some(classifier.config().preprocessing.size))?;
+        let data = data.in_order_of(&classifier.config().classes).part(self.part);
         let result = judged(&classifier, &data, "images")?;
         let seconds = start.elapsed().as_secs_f64();
         summary(
@@ -373,7 +374,7 @@ impl StatsArgs {
         let start = std::time::Instant::now();
         let device = global.open()?;
         let classifier = read_classifier(&self.data.classifier)?.to_device(&device)?;
-        let data = self.data.data.read_at(Split::Train, Some(classifier.config().preprocessing.size))?;
+        let data = self.data.data.read_at(Split::Train, Some(classifier.config().preprocessing.size))?.in_order_of(&classifier.config().classes);
         collect_statistics(&classifier, &data)?.write(&self.out)?;
         println!("statistics of {} images: {}", data.len(), self.out.display());
         summary(global, &serde_json::json!({"images": data.len(), "out": self.out, "seconds": start.elapsed().as_secs_f64(), "device": device.to_string()}));

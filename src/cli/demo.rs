@@ -25,7 +25,7 @@ use crate::nn::ParamSlab;
 use crate::ops::layout::concat;
 use crate::training::checkpoint::{Checkpoint, save_generator};
 use crate::training::{self, GanState, Hyper, TensorBatches, Trainer, streams};
-use crate::unlearning::adapt::{AdaptSpec, Optimiser, Start, adapt, model_seed};
+use crate::unlearning::adapt::{AdaptSpec, LAMBDA, Optimiser, Start, adapt, model_seed};
 use crate::unlearning::feedback::{Feedback, collect, draw_latents};
 use crate::unlearning::fisher::FisherSpec;
 use crate::unlearning::repulsion::{Distance, Kind};
@@ -71,7 +71,7 @@ pub(crate) struct Demo {
     #[arg(long, default_value_t = 5)]
     negatives_as_fakes: usize,
     /// λ of the EWC penalty
-    #[arg(long, default_value_t = 5e8)]
+    #[arg(long, default_value_t = LAMBDA)]
     lambda: f64,
     /// Weight γ of EL2
     #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]

@@ -98,7 +98,7 @@ impl Real {
             Real::Statistics(statistics) => Ok(Some(statistics)),
             Real::Data(Source::Celeba(_)) => Ok(None),
             Real::Data(source) => {
-                let data = source.read_at(Split::Train, Some(classifier.config().preprocessing.size))?;
+                let data = source.read_at(Split::Train, Some(classifier.config().preprocessing.size))?.in_order_of(&classifier.config().classes);
                 if data.labels.is_some() { collect_statistics(classifier, &data).map(Some) } else { Ok(None) }
             }
         }
@@ -137,14 +137,14 @@ pub(super) struct Bench<'a> {
 
 impl Bench<'_> {
     pub fn judge(&self, what: &str, params: &ParamSlab) -> Result<Judged> {
-        self.judge_and(what, params, &mut |_| Ok(()))
+        self.judge_and(what, params, self.n, &mut |_| Ok(()))
     }
 
-    /// As `judge`; `each` sees every batch of images.
-    pub fn judge_and(&self, what: &str, params: &ParamSlab, each: &mut dyn FnMut(&Tensor) -> Result<()>) -> Result<Judged> {
-        let latents = draw_latents(self.g, self.n, self.seed, streams::EVALUATION);
-        let mut progress = Progress::new(what, 0, self.n as u64);
-        let judged = judge(self.g, &params.to_device(self.device)?, self.classifier, self.class, &latents, self.seed, &mut |done, images| {
+    /// As `judge`; `each` sees every batch of images, of which at least so many are made.
+    fn judge_and(&self, what: &str, params: &ParamSlab, images: usize, each: &mut dyn FnMut(&Tensor) -> Result<()>) -> Result<Judged> {
+        let latents = draw_latents(self.g, self.n.max(images), self.seed, streams::EVALUATION);
+        let mut progress = Progress::new(what, 0, latents.dim(0) as u64);
+        let judged = judge(self.g, &params.to_device(self.device)?, self.classifier, self.class, &latents, self.n, self.seed, &mut |done, images| {
             progress.at(done as u64, String::new);
             each(images)?;
             run_folder::stop_if_interrupted()
@@ -226,10 +226,10 @@ pub(super) struct Features<'a> {
     pub images: usize,
 }
 
-/// Generates a model's images once, for the classifier and for Inception.
+/// Generates a model's images once, for the classifier and for Inception, as many as either wants.
 pub(super) fn measure(bench: &Bench, what: &str, params: &ParamSlab, features: Option<Features>) -> Result<Measured> {
     let mut stats = features.map(|f| f.extractor.start());
-    let judged = bench.judge_and(what, params, &mut |images| {
+    let judged = bench.judge_and(what, params, features.map_or(0, |f| f.images), &mut |images| {
         let (Some(f), Some(stats)) = (features, &mut stats) else { return Ok(()) };
         let n = images.dim(0).min(f.images.saturating_sub(stats.count()));
         for at in (0..n).step_by(f.batch) {
@@ -271,6 +271,8 @@ impl Evaluate {
         let bench = Bench { device: &device, g: &g, classifier: &classifier, class, n: self.n, seed: self.seed };
         let features = extractor.as_ref().map(|extractor| Features { extractor, batch: self.inception.fid_batch, images: self.n });
         let before = measure(&bench, "original", &original.g_ema, features)?;
+        // What cannot be told afterwards is said before the other models are measured.
+        pul(&before.judged, &before.judged, class)?;
         let after = measure(&bench, "unlearned", &unlearned.g_ema, features)?;
         let reference = retrained.as_ref().map(|r| measure(&bench, "retrained", &r.g_ema, features)).transpose()?;
         let compare = |a: &Option<Statistics>, b: &Option<Statistics>| match (&extractor, a, b) {

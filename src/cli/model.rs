@@ -11,6 +11,7 @@ use crate::ops::layout;
 use crate::tensor::DType;
 use crate::training::checkpoint::Checkpoint;
 use crate::training::{GanState, Hyper};
+use crate::unlearning::adapt::Optimiser;
 use crate::unlearning::feedback::{FEW_NEGATIVES, Feedback};
 
 /// Reads a classifier: safetensors of this program, or the official MNIST LeNet as PyTorch saved it.
@@ -36,9 +37,12 @@ pub(super) fn class_of(classifier: &Classifier, name: &str) -> Result<usize> {
     })
 }
 
-/// A pre-trained model as a training state.
-pub(super) fn read_state(path: &Path, hyper: &Hyper, seed: u64) -> Result<(GanState, Vec<crate::tensor::Tensor>)> {
+/// A pre-trained model as the state that a stage starts from.
+pub(super) fn read_state(path: &Path, hyper: &Hyper, optimiser: Optimiser, seed: u64) -> Result<(GanState, Vec<crate::tensor::Tensor>)> {
     let checkpoint = Checkpoint::open(path)?;
+    if optimiser == Optimiser::Restore && !checkpoint.has_optimisers() {
+        return Err(Error::file(path, "holds no optimiser state to go on with; add --optimiser fresh, or give the whole training checkpoint"));
+    }
     let noise = checkpoint.noise.clone();
     Ok((checkpoint.into_state(path, hyper, seed)?, noise))
 }

@@ -150,7 +150,16 @@ impl Probe {
     /// Relative distance of a device's result from the CPU's.
     pub fn error(&self, device: &Device) -> Result<f64> {
         let result = |device: &Device| -> Result<Vec<f64>> { Ok((self.prepare)(Size::Small, device, 1)?()?.to_device(&Device::Cpu)?.to_f64_vec()) };
-        let (want, got) = (result(&Device::Cpu)?, result(device)?);
+        // Small layers are to take the kernels that are timed with large ones.
+        const SMALL_CHIP: u32 = 4;
+        let divide = |multiprocessors: u32| match device {
+            Device::Cpu => 0,
+            Device::Cuda(gpu) => gpu.divide_for(multiprocessors),
+        };
+        let (want, before) = (result(&Device::Cpu)?, divide(SMALL_CHIP));
+        let got = result(device);
+        divide(before);
+        let got = got?;
         let norm: f64 = want.iter().map(|v| v * v).sum();
         let error: f64 = want.iter().zip(&got).map(|(w, g)| (w - g) * (w - g)).sum();
         // No comparison holds for a NaN: it is infinitely wrong.
@@ -522,7 +531,47 @@ fn convolutions(n: usize) -> Vec<Probe> {
             conv_flops(n, hw, wide, 3, wide),
         )),
     ];
-    pairs.into_iter().flatten().collect()
+    // Enough channels for Hopper's own kernels, with wide and with narrow tiles.
+    let untimed = |pair: [Probe; 2]| products(pair).map(Probe::not_timed);
+    let enough = [
+        untimed(Probe::both(
+            ["conv2d 3x3 of 64 channels", "conv2d 3x3 of 64 channels, bf16"],
+            1,
+            DType::Bf16,
+            |_| vec![vec![3, 9, 7, 64], vec![80, 3, 3, 64], vec![3, 64], vec![3, 80]],
+            |t| conv2d(&t[0], &t[1], Some(&t[2]), Some(&t[3]), SAME),
+            3 * 9 * 7 * 80,
+            conv_flops(3, 8, 80, 3, 64),
+        )),
+        untimed(Probe::both(
+            ["conv2d 1x1 to 248 channels, stride 2", "conv2d 1x1 to 248 channels, stride 2, bf16"],
+            1,
+            DType::Bf16,
+            |_| vec![vec![7, 13, 13, 64], vec![248, 1, 1, 64]],
+            |t| conv2d(&t[0], &t[1], None, None, UP),
+            7 * 7 * 7 * 248,
+            conv_flops(7, 7, 248, 1, 64),
+        )),
+        untimed(Probe::both(
+            ["conv2d transpose 3x3 to 64 channels, stride 2", "conv2d transpose 3x3 to 64 channels, stride 2, bf16"],
+            1,
+            DType::Bf16,
+            |_| vec![vec![3, 5, 6, 72], vec![72, 3, 3, 64]],
+            |t| conv2d_transpose(&t[0], &t[1], None, None, UP, [2 * t[0].dim(1) + 1, 2 * t[0].dim(2) + 1]),
+            3 * 11 * 13 * 64,
+            conv_flops(3, 6, 64, 3, 72),
+        )),
+        untimed(Probe::both(
+            ["conv2d weight gradient 3x3 of 64 channels", "conv2d weight gradient 3x3 of 64 channels, bf16"],
+            2,
+            DType::F32,
+            |_| vec![vec![3, 9, 7, 64], vec![3, 9, 7, 72]],
+            |t| conv2d_weight_grad(&t[0], &t[1], None, None, SAME, [3, 3]),
+            9 * 64 * 72,
+            conv_flops(3, 8, 72, 3, 64),
+        )),
+    ];
+    pairs.into_iter().chain(enough).flatten().collect()
 }
 
 fn pooling() -> Vec<Probe> {

@@ -42,6 +42,9 @@ pub(crate) struct HyperArgs {
     /// Images through the networks at a time: less memory, the same gradients (default: by the networks' size)
     #[arg(long)]
     pub at_once: Option<usize>,
+    /// Let the generator's step judge the fakes that the discriminator's has just seen, not others: one pass less
+    #[arg(long)]
+    pub same_fakes: bool,
 }
 
 impl HyperArgs {
@@ -55,6 +58,7 @@ impl HyperArgs {
             ema_decay: self.ema_decay.unwrap_or(base.ema_decay),
             mixing: self.mixing,
             at_once: self.at_once,
+            same_fakes: self.same_fakes,
             ..base
         }
         .checked()

@@ -15,9 +15,10 @@ use crate::error::{Error, Result};
 use crate::models::stylegan2::{Generator, StyleGan2Config};
 use crate::training::checkpoint::{Checkpoint, save_generator};
 use crate::training::{Hyper, Trainer};
+use crate::unlearning::adapt::LAMBDA;
 use crate::unlearning::baselines::{Baseline, BaselineSpec, L1_STRENGTH, Trained, baseline};
 use crate::unlearning::fisher::FisherSpec;
-use crate::unlearning::repulsion::{Distance, Kind, SLOW_DECAY, squared_distance};
+use crate::unlearning::repulsion::{Distance, Kind, Pulls, squared_distance};
 use crate::unlearning::unlearn::{MarkedBatches, UnlearnSpec, unlearn};
 
 /// The repulsion losses by name.
@@ -52,7 +53,7 @@ pub(crate) struct BaselineOptions {
     #[arg(long, value_enum, default_value = "repulsion")]
     pub method: Method,
     /// λ of the EWC baseline
-    #[arg(long, default_value_t = 5e8, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = LAMBDA, allow_negative_numbers = true)]
     pub lambda: f64,
     /// Weight of the ℓ1 norm
     #[arg(long, default_value_t = L1_STRENGTH, allow_negative_numbers = true)]
@@ -89,14 +90,15 @@ pub(crate) struct RepulsionOptions {
     /// Repulsion loss
     #[arg(long, value_enum, default_value = "el2")]
     pub repulsion: Loss,
-    /// Weight γ (default: el2 100, nl2 1, il2 1)
+    /// Weight γ (default: by --pull; with --distance official el2 100, nl2 1, il2 1, the official code's)
     #[arg(long, allow_negative_numbers = true)]
     pub gamma: Option<f64>,
     /// How hard the loss pulls at the start: its derivative by the squared distance, in place of --gamma; α is then 0.01 over
-    /// that distance where --alpha is not given. 1e-3 is what the sweep in the README chose
+    /// that distance where --alpha is not given (default with --distance l2: el2 1e-3, nl2 6e-4, il2 2e-3, which `reproduce
+    /// sweep` chose)
     #[arg(long, conflicts_with = "gamma", allow_negative_numbers = true)]
     pub pull: Option<f64>,
-    /// Decay α of el2 (default: 0.01)
+    /// Decay α of el2 (default: by the distance at the start; with --gamma 0.01)
     #[arg(long, allow_negative_numbers = true)]
     pub alpha: Option<f64>,
     /// Distance to the adapted models
@@ -107,20 +109,40 @@ pub(crate) struct RepulsionOptions {
     pub runaway: f64,
 }
 
-/// α of EL2 where none is given: inside the paper's 0.001 to 0.1.
+/// α of EL2 beside a given γ: inside the paper's 0.001 to 0.1.
 const DEFAULT_ALPHA: f64 = 0.01;
 
 impl RepulsionOptions {
     /// The loss; `d0` gives the squared distance of the start to the adapted models.
     pub fn kind(&self, d0: impl FnOnce() -> Result<f64>) -> Result<Option<Kind>> {
-        let kind = match (self.repulsion, self.pull) {
-            (Loss::None, _) => return Ok(None),
-            (_, Some(pull)) if !(pull.is_finite() && pull > 0.0) => {
-                return Err(Error::config("--pull", format!("{pull} must be a positive number: a negative one would attract to what is to be unlearned")));
+        let chosen = match self.repulsion {
+            Loss::None => return Ok(None),
+            Loss::El2 => Pulls::CHOSEN.el2,
+            Loss::Nl2 => Pulls::CHOSEN.nl2,
+            Loss::Il2 => Pulls::CHOSEN.il2,
+        };
+        let pull = match (self.pull, self.gamma, self.distance) {
+            (None, None, Distance::L2) => Some(chosen),
+            (None, None, Distance::Mean | Distance::Scaled) => {
+                return Err(Error::config("--pull", "or --gamma is needed: the defaults are for the distances l2 and official"));
             }
+            (pull, _, _) => pull,
+        };
+        let attracts = |option, v: f64| Err(Error::config(option, format!("{v} must be a positive number: a negative one would attract to what is to be unlearned")));
+        for (option, v) in [("--pull", pull), ("--alpha", self.alpha)] {
+            if let Some(v) = v.filter(|v| !(v.is_finite() && *v > 0.0)) {
+                return attracts(option, v);
+            }
+        }
+        let d0 = || match d0()? {
+            d0 if d0 > 1e-12 => Ok(d0),
+            _ => Err(Error::config("--adapted", "the start equals the adapted models: nothing can be repelled; adapt for more iterations")),
+        };
+        let kind = match (self.repulsion, pull) {
+            (Loss::None, _) => return Ok(None),
             (Loss::El2, Some(pull)) => {
                 let d0 = d0()?;
-                Kind::el2_pulling(pull, self.alpha.unwrap_or(SLOW_DECAY / d0), d0)
+                Kind::el2_pulling(pull, self.alpha.unwrap_or(Pulls::CHOSEN.alpha / d0), d0)
             }
             (Loss::Nl2, Some(pull)) => Kind::nl2_pulling(pull),
             (Loss::Il2, Some(pull)) => Kind::il2_pulling(pull, d0()?),
@@ -187,7 +209,7 @@ impl Unlearn {
         if self.baseline.method == Method::Repulsion && self.repulsion.repulsion != Loss::None && self.adapted.is_empty() {
             return Err(Error::config("--adapted", "is needed by the repulsion; give the folder that `recant adapt` wrote, or --repulsion none"));
         }
-        let (pretrained, noise) = read_state(&self.model, &hyper, self.stage.seed)?;
+        let (pretrained, noise) = read_state(&self.model, &hyper, self.stage.optimiser, self.stage.seed)?;
         let pretrained = pretrained.to_device(&device)?;
         let feedback = read_feedback(&self.feedback, pretrained.config.size)?;
         check_feedback(&feedback)?;
@@ -195,7 +217,7 @@ impl Unlearn {
         let d0 = || squared_distance(&adapted, self.stage.start.of(&pretrained), self.repulsion.distance);
         let spec = UnlearnSpec {
             iterations: self.iterations,
-            repulsion: self.repulsion.kind(d0)?,
+            repulsion: if self.baseline.method == Method::Repulsion { self.repulsion.kind(d0)? } else { None },
             distance: self.repulsion.distance,
             runaway: self.repulsion.runaway,
             optimiser: self.stage.optimiser,

@@ -226,6 +226,28 @@ impl Dataset {
         counts
     }
 
+    /// The same images with their classes numbered as in `names`, a classifier's, by name; classes that are not there come
+    /// behind. Classes whose names are their numbers keep them.
+    pub fn in_order_of(mut self, names: &[String]) -> Dataset {
+        let Some(labels) = &mut self.labels else { return self };
+        if self.class_names.iter().enumerate().all(|(i, name)| *name == i.to_string()) {
+            return self;
+        }
+        let mut all = names.to_vec();
+        let numbers: Vec<u32> = (self.class_names.iter())
+            .map(|name| {
+                let known = all.iter().position(|n| n == name);
+                known.unwrap_or_else(|| {
+                    all.push(name.clone());
+                    all.len() - 1
+                }) as u32
+            })
+            .collect();
+        labels.iter_mut().for_each(|l| *l = numbers[*l as usize]);
+        self.class_names = all;
+        self
+    }
+
     /// The images of the given indices, in that order, labels along.
     pub fn subset(&self, indices: &[usize]) -> Dataset {
         let labels = self.labels.as_ref().map(|labels| indices.iter().map(|i| labels[*i]).collect());
@@ -414,6 +436,12 @@ mod tests {
         let only = set.only_class(1).unwrap();
         assert_eq!(bytes(&only), [51, 102, 1, 2]);
         refused(only.without_class(1), &["class", "no image would be left"]);
+        let names = ["cow", "dog"].map(String::from);
+        let ordered = tiny().in_order_of(&names);
+        assert_eq!(ordered.class_names, ["cow", "dog", "cat"]);
+        assert_eq!(ordered.labels, tiny().labels.map(|l| l.into_iter().map(|c| if c == 0 { 2 } else { 1 }).collect()));
+        let numbered = Dataset { class_names: vec!["0".into(), "1".into()], ..tiny() };
+        assert_eq!(numbered.clone().in_order_of(&names).labels, numbered.labels);
         let none = Dataset { labels: None, class_names: vec![], ..tiny() };
         refused(none.without_class(1), &["class", "no classes"]);
         refused(none.class("1"), &["no classes"]);

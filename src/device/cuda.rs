@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::c_void;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytemuck::Pod;
@@ -154,11 +154,15 @@ struct Inner {
     precision: Precision,
     capability: (i32, i32),
     multiprocessors: u32,
+    /// For how many of them work is divided.
+    chip: AtomicU32,
     functions: HashMap<&'static str, Entry>,
     /// Where allocations come from, if not from the driver.
     workspace: Mutex<Option<Workspace>>,
     /// Whether queued work is recorded instead of run.
     recording: AtomicBool,
+    /// Whether what was recorded last is a kernel.
+    behind_kernel: AtomicBool,
     /// The driver's memory that was dropped during a recording: it cannot be given back there.
     late: Mutex<Vec<CudaSlice<u8>>>,
 }
@@ -237,7 +241,7 @@ impl CudaDevice {
                 functions.insert(*entry, Entry { function, launches: AtomicU64::new(0), roomy: AtomicBool::new(false), overlaps });
             }
         }
-        let inner = Inner { context, stream, precision, capability, multiprocessors, functions, workspace: Mutex::default(), recording: AtomicBool::new(false), late: Mutex::default() };
+        let inner = Inner { context, stream, precision, capability, multiprocessors, chip: AtomicU32::new(multiprocessors), functions, workspace: Mutex::default(), recording: AtomicBool::new(false), behind_kernel: AtomicBool::new(false), late: Mutex::default() };
         Ok(CudaDevice(Arc::new(inner)))
     }
 
@@ -277,6 +281,18 @@ impl CudaDevice {
 
     pub fn multiprocessors(&self) -> u32 {
         self.0.multiprocessors
+    }
+
+    /// For how many multiprocessors convolutions are divided: all, unless [`CudaDevice::divide_for`] says otherwise.
+    pub(crate) fn chip(&self) -> usize {
+        self.0.chip.load(Ordering::Relaxed) as usize
+    }
+
+    /// Divides convolutions as for a chip of so many multiprocessors, 0 meaning its own, and returns what held before.
+    /// Layers that are small enough to be compared with a CPU then take the kernels that large ones take on a large chip.
+    pub fn divide_for(&self, multiprocessors: u32) -> u32 {
+        let all = if multiprocessors == 0 { self.0.multiprocessors } else { multiprocessors };
+        self.0.chip.swap(all, Ordering::Relaxed)
     }
 
     /// Bytes of the second-level cache.
@@ -407,6 +423,7 @@ impl CudaDevice {
             return Ok(());
         }
         self.bind()?;
+        self.0.behind_kernel.store(false, Ordering::Relaxed);
         // SAFETY: passed on to the caller.
         unsafe { result::memcpy_dtod_async(to, from, bytes, self.0.stream.cu_stream()) }.map_err(failed("copying on the GPU"))
     }
@@ -427,6 +444,7 @@ impl CudaDevice {
         let words = buffer.bytes / size_of::<u32>();
         if words > 0 {
             self.bind()?;
+            self.0.behind_kernel.store(false, Ordering::Relaxed);
             // SAFETY: the buffer holds the words.
             unsafe { sys::cuMemsetD32Async(buffer.pointer(), word, words, self.0.stream.cu_stream()) }
                 .result()
@@ -444,8 +462,9 @@ impl CudaDevice {
     ///
     /// By programmatic dependent launch: the kernel may take its place on the GPU while the kernel before it in the stream
     /// still runs. It waits there for the end of that one, so results are those of a stream without overlap;
-    /// kernels/common.cuh (`dependent_launch`) says why. A recording keeps this as programmatic edges of the graph. Kernels
-    /// alone overlap: a copy or a fill between two of them begins when the first has ended, and the second when it has.
+    /// kernels/common.cuh (`dependent_launch`) says why. A recording keeps this as programmatic edges of the graph, which may
+    /// only lie between kernels: behind a copy or a fill a kernel is recorded without. In a stream one begins when the
+    /// kernel before it has ended, and the kernel after it when it has.
     /// Code for chips before compute capability 9.0 does not wait, be it for such a GPU or compiled by the driver from older
     /// PTX: a kernel of that kind is launched without.
     ///
@@ -459,10 +478,13 @@ impl CudaDevice {
         let entry = self.0.functions.get(kernel).unwrap_or_else(|| panic!("{kernel} is not among KERNELS"));
         entry.launches.fetch_add(1, Ordering::Relaxed);
         self.bind()?;
-        if grid.shared > SHARED_UNASKED && !entry.roomy.swap(true, Ordering::Relaxed) {
+        if grid.shared > SHARED_UNASKED && !entry.roomy.load(Ordering::Relaxed) {
             let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             entry.function.set_attribute(attribute, grid.shared as i32).map_err(failed(kernel))?;
+            entry.roomy.store(true, Ordering::Relaxed);
         }
+        let behind_kernel = self.0.behind_kernel.swap(true, Ordering::Relaxed);
+        let overlaps = entry.overlaps && (behind_kernel || !self.is_recording());
         let mut overlap = sys::CUlaunchAttribute {
             id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],
@@ -479,7 +501,7 @@ impl CudaDevice {
             sharedMemBytes: grid.shared,
             hStream: self.0.stream.cu_stream(),
             attrs: &raw mut overlap,
-            numAttrs: u32::from(entry.overlaps),
+            numAttrs: u32::from(overlaps),
         };
         let mut parameters: Vec<*mut c_void> = arguments.iter().map(|&argument| std::ptr::from_ref(argument).cast_mut().cast()).collect();
         // SAFETY: the values of the parameters are what `arguments` refers to, and the driver copies them before it returns;
@@ -526,10 +548,22 @@ impl CudaDevice {
     /// work must have run before, and which the graph keeps; so do the tensors that `work` returns.
     pub fn record<R>(&self, workspace: &Workspace, work: impl FnOnce() -> Result<R>) -> Result<(Graph, R)> {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        /// A panic in the work ends the recording, too.
+        struct Recording<'a>(&'a Inner);
+        impl Drop for Recording<'_> {
+            fn drop(&mut self) {
+                self.0.recording.store(false, Ordering::Relaxed);
+                if std::thread::panicking() {
+                    let _ = self.0.stream.end_capture(sys::CUgraphInstantiate_flags(0));
+                }
+            }
+        }
         self.0.stream.begin_capture(mode).map_err(failed("starting to record a graph"))?;
         self.0.recording.store(true, Ordering::Relaxed);
+        self.0.behind_kernel.store(false, Ordering::Relaxed);
+        let recording = Recording(&self.0);
         let result = self.with_workspace(workspace, work);
-        self.0.recording.store(false, Ordering::Relaxed);
+        drop(recording);
         let graph = self.0.stream.end_capture(sys::CUgraphInstantiate_flags(0));
         locked(&self.0.late).clear();
         // What failed in the work says more than the recording that it spoiled.

@@ -102,6 +102,14 @@ pub fn create_folder(path: &Path) -> Result<()> {
     })
 }
 
+/// Removes a file that may be missing.
+pub fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::file(path, format!("cannot be removed: {e}"))),
+        _ => Ok(()),
+    }
+}
+
 fn refusal(path: &Path, e: io::Error) -> Error {
     let remedy = match e.kind() {
         io::ErrorKind::NotFound => "its folder does not exist; create it first",

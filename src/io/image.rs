@@ -202,6 +202,12 @@ fn bytes_of(images: &Tensor) -> Result<(Vec<u8>, [usize; 4])> {
     Ok((bytes, shape))
 }
 
+/// One image `[1, height, width, channels]` (1 or 3 channels) in [−1, 1] as a picture.
+pub fn picture(image: &Tensor) -> Result<Picture> {
+    let (bytes, [_, height, width, channels]) = bytes_of(image)?;
+    Ok(Picture { height, width, pixels: to_rgb(bytes, channels) })
+}
+
 /// Images `[n, height, width, channels]` (1 or 3 channels) in [−1, 1], f32 or f64, as one picture of `columns` columns,
 /// in reading order, with black gaps of 2 pixels.
 pub fn grid(images: &Tensor, columns: usize) -> Result<Picture> {

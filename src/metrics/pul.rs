@@ -23,14 +23,15 @@ pub struct Judged {
     pub features: Option<Statistics>,
 }
 
-/// Judges the images of `latents`; noise from `seed`. `each` sees how many images are done and the batch in [−1, 1], and
-/// ends the work by an error.
+/// Judges the images of the first `n` of `latents`; noise from `seed`. `each` sees how many images are done and every batch
+/// in [−1, 1], those of the other latents too, and ends the work by an error.
 pub fn judge(
     g: &Generator,
     params: &ParamSlab,
     classifier: &Classifier,
     class: usize,
     latents: &Tensor,
+    n: usize,
     seed: u64,
     each: &mut dyn FnMut(usize, &Tensor) -> Result<()>,
 ) -> Result<Judged> {
@@ -38,21 +39,26 @@ pub fn judge(
     let (mut confidence, mut stats) = (0.0, None::<FeatureStats>);
     let mut rng = Random { counter: 1 << 40, ..Random::new(seed, streams::EVALUATION) };
     generate(g, params, latents, &mut rng, &mut |at, images, _| {
-        let judgement = classifier.judge(images)?;
+        let done = at + images.dim(0);
+        let judged = images.dim(0).min(n.saturating_sub(at));
+        if judged == 0 {
+            return each(done, images);
+        }
+        let judgement = classifier.judge(&images.rows(0, judged)?)?;
         for (k, count) in histogram.iter_mut().enumerate() {
             *count += judgement.has(k).into_iter().filter(|has| *has).count();
         }
         confidence += judgement.confidences().iter().sum::<f64>();
         let undesired = judgement.has(class);
-        let others = (0..images.dim(0)).filter(|i| !undesired[*i]).map(|i| judgement.features.rows(i, 1)).collect::<Result<Vec<_>>>()?;
+        let others = (0..judged).filter(|i| !undesired[*i]).map(|i| judgement.features.rows(i, 1)).collect::<Result<Vec<_>>>()?;
         if !others.is_empty() {
             let rows = concat(&others.iter().collect::<Vec<_>>(), 0)?;
             stats.get_or_insert_with(|| FeatureStats::new(rows.dim(1))).add(&rows)?;
         }
-        each(at + images.dim(0), images)
+        each(done, images)
     })?;
     let features = stats.filter(|s| s.count() >= 2).map(FeatureStats::finish).transpose()?;
-    Ok(Judged { histogram, confidence: confidence / latents.dim(0).max(1) as f64, features })
+    Ok(Judged { histogram, confidence: confidence / n.clamp(1, latents.dim(0).max(1)) as f64, features })
 }
 
 impl Judged {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::io::safetensors::{self, Content};
 use crate::io::torch_file::{TorchFile, Value};
@@ -154,6 +155,11 @@ impl Checkpoint {
         })
     }
 
+    /// Whether both networks come with their optimisers' moments.
+    pub fn has_optimisers(&self) -> bool {
+        self.g_optim.is_some() && self.d_optim.is_some()
+    }
+
     /// The training state, for going on or for a stage of the method. A file without optimiser state gets a fresh one.
     pub fn into_state(self, path: &Path, hyper: &Hyper, seed: u64) -> Result<GanState> {
         let Some(d) = self.d else {
@@ -248,8 +254,24 @@ fn put(into: &mut BTreeMap<String, Tensor>, prefix: &str, tensors: BTreeMap<Stri
     into.extend(tensors.into_iter().map(|(name, t)| (format!("{prefix}{name}"), t)));
 }
 
+/// Refuses to write what is not a number: it may not replace a good file.
+fn check_finite(path: &Path, step: u64, slab: &ParamSlab) -> Result<()> {
+    let values = slab.values().to_device(&Device::Cpu)?;
+    match values.as_slice::<f32>().iter().all(|v| v.is_finite()) {
+        true => Ok(()),
+        false => Err(Error::Diverged {
+            what: "training".into(),
+            step: step as usize,
+            problem: format!("parameters are not finite numbers, so {} is not written; lower --lr, or raise --r1", path.display()),
+        }),
+    }
+}
+
 /// Writes a whole training state; `metadata` goes along.
 pub fn save_state(path: &Path, state: &GanState, noise: &[Tensor], metadata: &BTreeMap<String, String>) -> Result<()> {
+    for slab in [&state.g, &state.g_ema, &state.d] {
+        check_finite(path, state.iteration, slab)?;
+    }
     let mut tensors = BTreeMap::new();
     put(&mut tensors, "g.", generator_state_dict(&state.config, &state.g, noise));
     put(&mut tensors, "g_ema.", generator_state_dict(&state.config, &state.g_ema, noise));

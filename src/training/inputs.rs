@@ -11,10 +11,28 @@ use crate::tensor::{Tensor, all_on};
 
 use super::GanState;
 
-/// Random inputs of the path-length step.
-pub struct PathInputs {
+/// What a batch is generated from.
+pub struct BatchInputs {
     pub styles: Styles,
     pub noise: Vec<Tensor>,
+}
+
+impl BatchInputs {
+    /// The same inputs on another device.
+    fn to_device(&self, device: &Device) -> Result<BatchInputs> {
+        Ok(BatchInputs { styles: self.styles.to_device(device)?, noise: all_on(device, &self.noise)? })
+    }
+
+    /// Those of the first `n` images.
+    pub(super) fn first(&self, n: usize) -> Result<BatchInputs> {
+        let of_map = |map: &Tensor| if map.dim(0) == 1 { Ok(map.clone()) } else { map.rows(0, n) };
+        Ok(BatchInputs { styles: self.styles.rows(&(0..n).collect::<Vec<_>>())?, noise: self.noise.iter().map(of_map).collect::<Result<_>>()? })
+    }
+}
+
+/// Random inputs of the path-length step.
+pub struct PathInputs {
+    pub batch: BatchInputs,
     /// `[n, H, W, 3]`, already divided by √(H·W).
     pub y: Tensor,
 }
@@ -25,10 +43,10 @@ pub struct Inputs {
     pub real: Tensor,
     /// `[given_fakes, H, W, 3]` that D judges as fake behind the generated ones.
     pub given_fakes: Option<Tensor>,
-    pub d_styles: Styles,
-    pub d_noise: Vec<Tensor>,
-    pub g_styles: Styles,
-    pub g_noise: Vec<Tensor>,
+    /// The fakes of D's step; `None`: the first of those of G's (`Hyper::same_fakes`).
+    pub d: Option<BatchInputs>,
+    /// The fakes of G's step.
+    pub g: BatchInputs,
     pub r1: bool,
     pub path: Option<PathInputs>,
 }
@@ -39,16 +57,19 @@ impl Inputs {
         Ok(Inputs {
             real: self.real.to_device(device)?,
             given_fakes: self.given_fakes.as_ref().map(|t| t.to_device(device)).transpose()?,
-            d_styles: self.d_styles.to_device(device)?,
-            d_noise: all_on(device, &self.d_noise)?,
-            g_styles: self.g_styles.to_device(device)?,
-            g_noise: all_on(device, &self.g_noise)?,
+            d: self.d.as_ref().map(|d| d.to_device(device)).transpose()?,
+            g: self.g.to_device(device)?,
             r1: self.r1,
             path: match &self.path {
                 None => None,
-                Some(p) => Some(PathInputs { styles: p.styles.to_device(device)?, noise: all_on(device, &p.noise)?, y: p.y.to_device(device)? }),
+                Some(p) => Some(PathInputs { batch: p.batch.to_device(device)?, y: p.y.to_device(device)? }),
             },
         })
+    }
+
+    /// How many of the images that D judges as fake are generated.
+    pub(super) fn generated(&self) -> usize {
+        self.real.dim(0) - self.given_fakes.as_ref().map_or(0, |given| given.dim(0))
     }
 }
 
@@ -69,7 +90,8 @@ pub(super) struct Draws {
     latent: usize,
     /// Real images of a batch; what follows are given fakes.
     real: usize,
-    d: BatchDraws,
+    /// `None` where D judges G's.
+    d: Option<BatchDraws>,
     g: BatchDraws,
     pub r1: bool,
     path: Option<(BatchDraws, Draw)>,
@@ -80,13 +102,14 @@ pub(super) struct Draws {
 pub(super) enum Mixing<'a> {
     /// There are some where a batch is mixed.
     AsDrawn,
-    /// There are always some; rows `[D | G | path] × layers` say which layer takes which (`Styles::Chosen`).
+    /// There are always some; rows `[D | G | path] × layers`, of the batches that there are, say which layer takes which
+    /// (`Styles::Chosen`).
     ByChoice(&'a Tensor),
 }
 
 impl Draws {
     fn batches(&self) -> impl Iterator<Item = &BatchDraws> {
-        [&self.d, &self.g].into_iter().chain(self.path.as_ref().map(|(batch, _)| batch))
+        self.d.iter().chain([&self.g]).chain(self.path.as_ref().map(|(batch, _)| batch))
     }
 
     pub fn has_path(&self) -> bool {
@@ -126,8 +149,9 @@ impl Draws {
     pub fn inputs(&self, batch_images: &Tensor, drawn: Vec<Tensor>, mixing: Mixing) -> Result<Inputs> {
         let mut drawn = drawn.into_iter();
         let mut next = || drawn.next().expect("one result per draw");
-        let mut batch = |index: usize, at: &BatchDraws| -> Result<(Styles, Vec<Tensor>)> {
-            let z1 = next();
+        let mut indices = 0..;
+        let mut batch = |at: &BatchDraws| -> Result<BatchInputs> {
+            let (z1, index) = (next(), indices.next().expect("endless"));
             let styles = match (mixing, at.mixed) {
                 (Mixing::ByChoice(all), _) => {
                     let layers = all.dim(0) / 3;
@@ -136,21 +160,22 @@ impl Draws {
                 (Mixing::AsDrawn, Some((_, crossover))) => Styles::Mixed { z1, z2: next(), crossover },
                 (Mixing::AsDrawn, None) => Styles::One(z1),
             };
-            Ok((styles, at.noise.iter().map(|_| next()).collect()))
+            Ok(BatchInputs { styles, noise: at.noise.iter().map(|_| next()).collect() })
         };
-        let ((d_styles, d_noise), (g_styles, g_noise)) = (batch(0, &self.d)?, batch(1, &self.g)?);
-        let path = self.path.as_ref().map(|(at, _)| batch(2, at)).transpose()?;
+        let d = self.d.as_ref().map(&mut batch).transpose()?;
+        let g = batch(&self.g)?;
+        let path = self.path.as_ref().map(|(at, _)| batch(at)).transpose()?;
         let path = match path {
             None => None,
-            Some((styles, noise)) => {
+            Some(batch) => {
                 let y = Var::constant(next());
                 let size = y.dim(1) as f64;
-                Some(PathInputs { styles, noise, y: scale(&y, 1.0 / size)?.value().clone() })
+                Some(PathInputs { batch, y: scale(&y, 1.0 / size)?.value().clone() })
             }
         };
         let given = batch_images.dim(0) - self.real;
         let given_fakes = (given > 0).then(|| batch_images.rows(self.real, given)).transpose()?;
-        Ok(Inputs { real: batch_images.rows(0, self.real)?, given_fakes, d_styles, d_noise, g_styles, g_noise, r1: self.r1, path })
+        Ok(Inputs { real: batch_images.rows(0, self.real)?, given_fakes, d, g, r1: self.r1, path })
     }
 }
 
@@ -191,7 +216,7 @@ impl Trainer {
         Draws {
             latent: config.latent,
             real: h.batch,
-            d: self.pass_batch(h.batch - h.given_fakes, rng),
+            d: (!h.same_fakes).then(|| self.pass_batch(h.batch - h.given_fakes, rng)),
             g: self.pass_batch(h.batch, rng),
             r1: h.r1_due(i),
             path: h.path_due(i).then(|| {

@@ -12,7 +12,7 @@ pub mod ranks;
 mod run;
 pub mod steps;
 
-pub use inputs::{Inputs, PathInputs};
+pub use inputs::{BatchInputs, Inputs, PathInputs};
 pub use run::{Batches, DatasetBatches, Progress, TensorBatches, run};
 
 use parts::{Part, at_once, parts};
@@ -53,6 +53,10 @@ pub struct Hyper {
     /// Kong & Chaudhuri 2023, arXiv 2206.14389).
     #[serde(default)]
     pub given_fakes: usize,
+    /// G's step judges the fakes that D's has just seen, where the reference draws others: G runs once less per iteration.
+    /// Left out of files where it is off, so that runs from before there was such a choice can be resumed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub same_fakes: bool,
 }
 
 impl Default for Hyper {
@@ -69,6 +73,7 @@ impl Default for Hyper {
             mixing: 0.9,
             at_once: None,
             given_fakes: 0,
+            same_fakes: false,
         }
     }
 }
@@ -219,15 +224,15 @@ impl Measured {
             regulariser: self.regulariser.as_ref().map(Sum::read).transpose()?,
         };
         let Losses { d, g, r1, path, .. } = losses;
-        if ![Some(d), Some(g), r1, path, losses.regulariser].into_iter().flatten().all(f64::is_finite) {
-            return Err(Error::Diverged {
-                what: "training".into(),
-                step: state.iteration as usize,
-                problem: format!("a loss is not a finite number (D {d}, G {g}, R1 {r1:?}, path {path:?}); lower --lr, or raise --r1"),
-            });
+        let diverged = |problem: String| Err(Error::Diverged { what: "training".into(), step: state.iteration as usize, problem });
+        if ![Some(d), Some(g), r1, path].into_iter().flatten().all(f64::is_finite) {
+            return diverged(format!("a loss is not a finite number (D {d}, G {g}, R1 {r1:?}, path {path:?}); lower --lr, or raise --r1"));
         }
         if let Some(sum) = losses.regulariser {
             regulariser.observe(sum, state.iteration)?;
+            if !sum.is_finite() {
+                return diverged(format!("the regulariser is {sum}, not a finite number; lower its weight, or --lr"));
+            }
         }
         Ok(losses)
     }
@@ -302,9 +307,10 @@ impl Trainer {
     /// The work of one iteration. Nothing in it waits for a GPU, and nothing but `inputs` and memory that `state` keeps is
     /// read, so it can be recorded. The iterations of `state` are not counted.
     fn queue(&self, state: &mut GanState, inputs: &Inputs, regulariser: &dyn Regulariser) -> Result<Measured> {
-        let d = self.discriminator_step(state, inputs)?;
+        let shared = self.shared(state, inputs, regulariser)?;
+        let d = self.discriminator_step(state, inputs, shared.as_ref())?;
         let r1 = inputs.r1.then(|| self.r1_step(state, &inputs.real)).transpose()?;
-        let (g, sum) = self.generator_step(state, inputs, regulariser)?;
+        let (g, sum) = self.generator_step(state, inputs, shared, regulariser)?;
         let (path, path_sum) = inputs.path.as_ref().map(|path| self.path_step(state, path, regulariser)).transpose()?.unzip();
         Ok(Measured { d, g, r1, path, regulariser: path_sum.flatten().or(sum) })
     }
@@ -340,14 +346,43 @@ impl Trainer {
         Ok((next(&loss)?, grads))
     }
 
-    fn discriminator_step(&self, state: &mut GanState, inputs: &Inputs) -> Result<Tensor> {
+    fn generate(&self, p: &Params, batch: &BatchInputs, part: &Part) -> Result<Var> {
+        self.generator.forward(p, &part.of_styles(&batch.styles)?, &part.of_noise(&batch.noise)?)
+    }
+
+    /// The fakes of both steps, where they are the same. A batch in parts makes each twice: between the steps the graphs of
+    /// all parts would be in memory.
+    fn shared(&self, state: &GanState, inputs: &Inputs, regulariser: &dyn Regulariser) -> Result<Option<Shared>> {
+        match &self.own_parts(inputs.real.dim(0))[..] {
+            [part] if inputs.d.is_none() && part.is_whole() => {
+                let params = state.g.leaves_where(&|name| regulariser.trains(name));
+                let images = self.generate(&params, &inputs.g, part)?;
+                Ok(Some(Shared { params, images }))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn discriminator_step(&self, state: &mut GanState, inputs: &Inputs, shared: Option<&Shared>) -> Result<Tensor> {
         let (g, parts) = (state.g.constants(), self.own_parts(inputs.real.dim(0)));
+        let n = inputs.generated();
+        let of = |batch: &BatchInputs, part: &Part| Ok(self.generate(&g, batch, part)?.value().clone());
+        let made: Box<dyn Fn(&Part) -> Result<Tensor> + '_> = match (shared, &inputs.d) {
+            (Some(shared), _) => {
+                let images = shared.images.value().rows(0, n)?;
+                Box::new(move |part| part.of(&images))
+            }
+            (None, Some(batch)) => Box::new(|part| of(batch, part)),
+            (None, None) => {
+                let batch = inputs.g.first(n)?;
+                Box::new(move |part| of(&batch, part))
+            }
+        };
         let (loss, grads) = self.whole(steps::in_parts(&state.d, &|_| true, &shares(&parts), &mut |i, p| {
             let part = &parts[i];
-            let made = |part: &Part| Ok(self.generator.forward(&g, &part.of_styles(&inputs.d_styles)?, &part.of_noise(&inputs.d_noise)?)?.value().clone());
             let fake = match &inputs.given_fakes {
                 None => made(part)?,
-                Some(given) => part.of_made_and_given(inputs.real.dim(0) - given.dim(0), &made, given)?,
+                Some(given) => part.of_made_and_given(n, &made, given)?,
             };
             let both = Var::constant(layout::concat(&[&part.of(&inputs.real)?, &fake], 0)?);
             drop(fake);
@@ -368,12 +403,17 @@ impl Trainer {
         steps::unweighted(loss, weight)
     }
 
-    fn generator_step(&self, state: &mut GanState, inputs: &Inputs, regulariser: &dyn Regulariser) -> Result<(Tensor, Option<Sum>)> {
-        let (d, parts) = (state.d.constants(), self.own_parts(inputs.real.dim(0)));
-        let (loss, grads) = self.whole(steps::in_parts(&state.g, &|name| regulariser.trains(name), &shares(&parts), &mut |i, p| {
-            let fake = self.generator.forward(p, &parts[i].of_styles(&inputs.g_styles)?, &parts[i].of_noise(&inputs.g_noise)?)?;
-            generator_loss(&self.discriminator.forward(&d, &fake, 1)?)
-        })?)?;
+    fn generator_step(&self, state: &mut GanState, inputs: &Inputs, shared: Option<Shared>, regulariser: &dyn Regulariser) -> Result<(Tensor, Option<Sum>)> {
+        let d = state.d.constants();
+        let judged = |fake: &Var| generator_loss(&self.discriminator.forward(&d, fake, 1)?);
+        let found = match shared {
+            Some(Shared { params, images }) => steps::of_loss(&judged(&images)?, &params)?,
+            None => {
+                let parts = self.own_parts(inputs.real.dim(0));
+                steps::in_parts(&state.g, &|name| regulariser.trains(name), &shares(&parts), &mut |i, p| judged(&self.generate(p, &inputs.g, &parts[i])?))?
+            }
+        };
+        let (loss, grads) = self.whole(found)?;
         // The EMA follows the last generator step of the iteration.
         let ema = inputs.path.is_none().then_some((&mut state.g_ema, self.hyper.ema_decay));
         let sum = state.g_optim.step(&mut state.g, ema, &grads, regulariser.pull())?;
@@ -382,8 +422,8 @@ impl Trainer {
 
     /// Path lengths of one part of the batch.
     fn lengths(&self, p: &Params, inputs: &PathInputs, part: &Part, order: Order) -> Result<Var> {
-        let ws = self.generator.styles(p, &part.of_styles(&inputs.styles)?)?;
-        let images = self.generator.synthesis(p, &ws, &part.of_noise(&inputs.noise)?)?;
+        let ws = self.generator.styles(p, &part.of_styles(&inputs.batch.styles)?)?;
+        let images = self.generator.synthesis(p, &ws, &part.of_noise(&inputs.batch.noise)?)?;
         path_lengths(&images, &ws, &part.of(&inputs.y)?, order)
     }
 
@@ -408,9 +448,10 @@ impl Trainer {
 
     fn path_step(&self, state: &mut GanState, inputs: &PathInputs, regulariser: &dyn Regulariser) -> Result<(Tensor, Option<Sum>)> {
         let weight = self.hyper.path_weight * self.hyper.path_every as f64;
-        // Images have nothing to do with each other here; one rank alone cuts them as D's, which gives the same parts.
+        // Images have nothing to do with each other here; one rank alone cuts them as D's where they can be cut so.
         let n = inputs.y.dim(0);
-        let parts = self.parts(n, if self.ranks.is_some() { 1 } else { Discriminator::group(n) });
+        let together = self.ranks.is_none() && Discriminator::accepts_batch(n);
+        let parts = self.parts(n, if together { Discriminator::group(n) } else { 1 });
         let own: Vec<usize> = (0..parts.len()).filter(|i| parts[*i].owner == self.rank()).collect();
         // The penalty mixes the lengths of all images. Of several parts, the lengths are taken first, and each part then
         // contributes its own, differentiable, beside the others' numbers.
@@ -431,6 +472,12 @@ impl Trainer {
         let sum = state.g_optim.step(&mut state.g, ema, &grads, regulariser.path_pull())?;
         Ok((penalty, sum))
     }
+}
+
+/// Generated images, with G's parameters that gradients will be taken by.
+struct Shared {
+    params: Params,
+    images: Var,
 }
 
 fn shares(parts: &[Part]) -> Vec<f64> {

@@ -29,6 +29,11 @@ impl Part {
         self.indices.len()
     }
 
+    /// Whether it is the batch.
+    pub fn is_whole(&self) -> bool {
+        self.whole
+    }
+
     pub fn of(&self, t: &Tensor) -> Result<Tensor> {
         if self.whole { Ok(t.clone()) } else { gather_rows(t, &self.indices) }
     }
@@ -68,6 +73,7 @@ pub(super) fn at_once(config: &StyleGan2Config) -> usize {
 /// together: within a batch image b belongs to group b mod (n / members), and a part's images are ordered so that the
 /// same rule finds the same groups.
 pub(super) fn parts(n: usize, members: usize, at_once: usize, ranks: usize) -> Vec<Part> {
+    assert!(n.is_multiple_of(members * ranks), "{n} images in groups of {members} for {ranks} ranks: none may be left over");
     let groups = n / members;
     let of_rank = groups / ranks;
     let per_part = (at_once / members).clamp(1, of_rank.max(1));

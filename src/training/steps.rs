@@ -24,14 +24,20 @@ pub(super) fn in_parts(
         let params = slab.leaves_where(trains);
         let own = loss(i, &params)?;
         let own = if *share == 1.0 { own } else { scale(&own, *share)? };
-        let found = gradients(&own, &params)?;
+        let (value, found) = of_loss(&own, &params)?;
         total = Some(match total {
-            None => (own.detach(), found),
-            Some((value, sum)) => (add(&value, &own.detach())?, sum.iter().zip(&found).map(|(a, b)| add(a, b)).collect::<Result<_>>()?),
+            None => (Var::constant(value), found),
+            Some((sum, grads)) => (add(&sum, &Var::constant(value))?, grads.iter().zip(&found).map(|(a, b)| add(a, b)).collect::<Result<_>>()?),
         });
     }
     let (value, sum) = total.ok_or_else(|| Error::shape("training", "a batch without images"))?;
     Ok((value.value().clone(), sum))
+}
+
+/// A loss and its gradients by all parameters. One without a path to the loss gets zeros, so that Adam's second moment
+/// decays for it too (as the reference's `0 · output` terms have it).
+pub(super) fn of_loss(loss: &Var, params: &Params) -> Result<(Tensor, Vec<Var>)> {
+    Ok((loss.value().clone(), grad_or_zero(&[loss], &params.all(), Order::Last)?))
 }
 
 /// A loss without its weight, to be read.
@@ -70,10 +76,4 @@ pub fn generator_step(
     let (loss, grads) = in_parts(g, &|name| regulariser.trains(name), &[1.0], &mut |_, p| generator_loss(&judge(&generate(p)?)?))?;
     let sum = optim.step(g, ema, &grads, regulariser.pull())?;
     Ok((loss, sum))
-}
-
-/// Gradients by all parameters. One without a path to the loss gets zeros, so that Adam's second moment decays for it
-/// too (as the reference's `0 · output` terms have it).
-fn gradients(loss: &Var, params: &Params) -> Result<Vec<Var>> {
-    grad_or_zero(&[loss], &params.all(), Order::Last)
 }

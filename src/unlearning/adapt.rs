@@ -9,6 +9,9 @@ use crate::training::{Batches, GanState, Progress, Regulariser, Trainer, run, st
 
 use super::fisher::{FisherSpec, fisher_diagonal};
 
+/// λ of the EWC penalty (paper, appendix A.1.3).
+pub const LAMBDA: f64 = 5e8;
+
 /// Whether training goes on with the checkpoint's optimiser state or starts a new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
 pub enum Optimiser {
@@ -55,6 +58,9 @@ impl AdaptSpec {
     pub fn checked(self) -> Result<AdaptSpec> {
         if self.models == 0 {
             return Err(Error::config("--models", "k = 0 leaves nothing to be repelled from; use k ≥ 1"));
+        }
+        if self.iterations == 0 {
+            return Err(Error::config("--iterations", "0 leaves the models as they are; use at least 1"));
         }
         if !(self.lambda.is_finite() && self.lambda >= 0.0) {
             return Err(Error::config("--lambda", format!("{} must be a number ≥ 0", self.lambda)));

@@ -11,9 +11,27 @@ pub use crate::ops::optimizer::RepulsionLoss as Kind;
 use crate::ops::optimizer::{Pull, weighted_squared_distance};
 use crate::training::Regulariser;
 
-/// α of a loss given by its pull, in units of 1/D₀: stage 2 itself takes the parameters many times D₀ away, and at 1/D₀
-/// EL2 would have ended by then (README.md has the sweep).
-pub const SLOW_DECAY: f64 = 0.01;
+/// How hard each loss pulls at the start of stage 2: the derivative of the loss by the squared distance.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+pub struct Pulls {
+    pub el2: f64,
+    /// α of EL2 in units of 1/D₀.
+    pub alpha: f64,
+    pub nl2: f64,
+    pub il2: f64,
+}
+
+impl Pulls {
+    /// What `recant reproduce sweep` chose for digit 8, by a rule that looks at neither PUL nor real images (README.md). The
+    /// paper's γ belong to its models and to the official code's distance. α is far below 1/D₀, because stage 2 itself
+    /// takes the parameters many times D₀ away, and at 1/D₀ EL2 would have ended by then.
+    pub const CHOSEN: Pulls = Pulls { el2: 1e-3, alpha: 0.01, nl2: 6e-4, il2: 2e-3 };
+
+    /// EL2, NL2 and IL2 that begin so; `d0` is the squared distance of the start to the adapted models.
+    pub fn kinds(self, d0: f64) -> [Kind; 3] {
+        [Kind::el2_pulling(self.el2, self.alpha / d0, d0), Kind::nl2_pulling(self.nl2), Kind::il2_pulling(self.il2, d0)]
+    }
+}
 
 impl Kind {
     /// EL2 that pulls so hard at the squared distance `d0`: `−dL/dD = αγ e^{−αD₀} = pull`.

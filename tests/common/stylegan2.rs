@@ -10,7 +10,7 @@ use recant::models::stylegan2::{Discriminator, Generator, StyleGan2Config, Style
 use recant::nn::{AdamState, ParamSlab, Params};
 use recant::ops::random::Random;
 use recant::tensor::{DType, Tensor};
-use recant::training::{GanState, Hyper, Inputs, Losses, PathInputs};
+use recant::training::{BatchInputs, GanState, Hyper, Inputs, Losses, PathInputs};
 
 pub const DIR: &str = "stylegan2_tiny";
 pub const BOUND: f64 = 1e-4;
@@ -98,14 +98,11 @@ pub fn training_inputs(data: &Arrays, i: usize) -> Inputs {
     Inputs {
         real: nhwc(&data[&format!("real_{i}")]),
         given_fakes: None,
-        d_styles: mixed("d"),
-        d_noise: noise(data, "d_noise", &format!("_{i}")),
-        g_styles: Styles::One(data[&format!("g_z1_{i}")].clone()),
-        g_noise: noise(data, "g_noise", &format!("_{i}")),
+        d: Some(BatchInputs { styles: mixed("d"), noise: noise(data, "d_noise", &format!("_{i}")) }),
+        g: BatchInputs { styles: Styles::One(data[&format!("g_z1_{i}")].clone()), noise: noise(data, "g_noise", &format!("_{i}")) },
         r1: i == 0,
         path: (i == 0).then(|| PathInputs {
-            styles: mixed("path"),
-            noise: noise(data, "path_noise", &format!("_{i}")),
+            batch: BatchInputs { styles: mixed("path"), noise: noise(data, "path_noise", &format!("_{i}")) },
             y: nhwc(&data[&format!("path_y_{i}")]),
         }),
     }

@@ -124,6 +124,7 @@ struct Config<'a> {
     model: &'a Option<PathBuf>,
     classifier: &'a Option<PathBuf>,
     scale: Scale,
+    size: usize,
     settings: &'a Settings,
     seed: u64,
 }
@@ -187,6 +188,9 @@ impl ExperimentArgs {
         let (original, noise) = match (&self.model, embedded_model.filter(|_| self.scale == Scale::Small)) {
             (Some(path), _) => {
                 let model = Checkpoint::open(path)?;
+                if !model.has_optimisers() {
+                    eprintln!("warning: {} holds no optimiser state: every stage starts with a fresh one", path.display());
+                }
                 let noise = model.noise.clone();
                 (model.into_state(path, &hyper, self.seed)?, noise)
             }
@@ -285,6 +289,7 @@ impl ExperimentArgs {
             model: &self.model,
             classifier: &self.classifier,
             scale: self.scale,
+            size: self.size,
             settings: &settings,
             seed: self.seed,
         };
@@ -295,6 +300,8 @@ impl ExperimentArgs {
         let classes: Vec<String> = if self.classes.is_empty() { table.classes.iter().map(|c| c.to_string()).collect() } else { self.classes.clone() };
         let methods = if self.methods.is_empty() { Method::ALL.to_vec() } else { self.methods.clone() };
         let numbers = classes.iter().map(|c| class_of(&lab.classifier, c)).collect::<Result<Vec<_>>>()?;
+        // By their names, whatever they were called by.
+        let classes: Vec<String> = numbers.iter().map(|n| lab.classifier.config().classes[*n].clone()).collect();
         let mut outcomes = Vec::new();
         for (class, number) in classes.iter().zip(numbers) {
             let retrained = self.retrained(&lab, class)?;
@@ -324,7 +331,7 @@ impl ExperimentArgs {
     }
 
     /// The methods side by side on the same latents (Fig. 3 and 4), half of them latents that the original turns into the
-    /// class, and the extrapolation over γ (Fig. 1).
+    /// class, and, where there are adapted models, the extrapolation over γ (Fig. 1).
     fn figures(&self, task: &Task, generators: &[(Method, ParamSlab)]) -> Result<()> {
         let (lab, seed) = (task.lab, self.seed);
         let latents = draw_latents(&lab.generator, 16 * COLUMNS, seed, streams::SAMPLES);
@@ -342,7 +349,10 @@ impl ExperimentArgs {
         grid("methods.png", &rows)?;
         let names: Vec<&str> = std::iter::once("Original").chain(generators.iter().map(|(m, _)| m.name())).collect();
         atomic::write_bytes(&task.folder.join("methods.txt"), format!("rows of methods.png: {}\n", names.join(", ")).as_bytes())?;
-        let adapted = task.stage1()?.adapted;
+        if !generators.iter().any(|(m, _)| m.needs_adapted()) {
+            return Ok(());
+        }
+        let adapted = task.stage1(true)?.adapted;
         let away = GAMMAS.iter().map(|g| extrapolate(&lab.start, &adapted, *g)).collect::<Result<Vec<_>>>()?;
         grid("gamma.png", &away.iter().collect::<Vec<_>>())
     }

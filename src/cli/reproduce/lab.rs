@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::settings::{Settings, Strength, matched};
+use super::settings::{Settings, Strength};
 use crate::cli::demo::Watched;
 use crate::cli::evaluate::{Bench, Features, measure};
 use crate::cli::model::{check_feedback, read_feedback, write_feedback};
@@ -85,7 +85,7 @@ impl Method {
     }
 
     /// Whether it needs the adapted models.
-    fn is_repelled(self) -> bool {
+    pub fn needs_adapted(self) -> bool {
         matches!(self, Method::Extrapolation | Method::Nl2 | Method::Il2 | Method::El2 | Method::El2Given)
     }
 }
@@ -104,6 +104,9 @@ pub(super) struct Outcome {
     /// Under the experiment's protocol, to the real images without the class.
     pub fid: Option<f64>,
     pub ret_fid: Option<f64>,
+    /// That protocol, with the number of images.
+    #[serde(default)]
+    pub protocol: Option<String>,
     pub histogram: Vec<usize>,
 }
 
@@ -146,10 +149,11 @@ pub(super) type Generators = Vec<(Method, ParamSlab)>;
 /// Feedback, adapted models, and the strengths that they give.
 pub(super) struct Stage1 {
     pub feedback: Feedback,
+    /// None where no method is repelled.
     pub adapted: Vec<ParamSlab>,
     pub distance: Distance,
-    /// EL2, NL2, IL2.
-    pub kinds: [Kind; 3],
+    /// EL2, NL2, IL2, where there are adapted models.
+    pub kinds: Option<[Kind; 3]>,
 }
 
 impl Lab {
@@ -184,7 +188,7 @@ impl Lab {
     fn kinds(&self, adapted: &[ParamSlab]) -> Result<(Distance, [Kind; 3])> {
         match self.settings.strength {
             Strength::Given { distance, el2: (gamma, alpha), nl2, il2 } => Ok((distance, [Kind::El2 { gamma, alpha }, Kind::Nl2 { gamma: nl2 }, Kind::Il2 { gamma: il2 }])),
-            Strength::Matched(pulls) => Ok((Distance::L2, matched(pulls, self.initial_distance(adapted, Distance::L2)?))),
+            Strength::Matched(pulls) => Ok((Distance::L2, pulls.kinds(self.initial_distance(adapted, Distance::L2)?))),
         }
     }
 
@@ -207,13 +211,16 @@ impl Task<'_> {
         &self.lab.classifier.config().classes[self.class]
     }
 
-    /// Feedback and adapted models.
-    pub fn stage1(&self) -> Result<Stage1> {
+    /// Feedback, and adapted models where a method is `repelled`.
+    pub fn stage1(&self, repelled: bool) -> Result<Stage1> {
         atomic::create_folder(&self.folder)?;
         let feedback = self.feedback()?;
+        if !repelled {
+            return Ok(Stage1 { feedback, adapted: Vec::new(), distance: Distance::L2, kinds: None });
+        }
         let adapted = self.adapted(&feedback)?;
         let (distance, kinds) = self.lab.kinds(&adapted)?;
-        Ok(Stage1 { feedback, adapted, distance, kinds })
+        Ok(Stage1 { feedback, adapted, distance, kinds: Some(kinds) })
     }
 
     fn feedback(&self) -> Result<Feedback> {
@@ -263,12 +270,17 @@ impl Task<'_> {
     }
 
     /// The generator of each method; retraining has none where no reference is at hand.
-    pub fn generators(&self, methods: &[Method], stage1: &Stage1) -> Result<Generators> {
+    pub fn generators(&self, methods: &[Method]) -> Result<Generators> {
         let lab = self.lab;
         let methods: Vec<Method> = methods.iter().copied().filter(|m| *m != Method::Retraining || self.retrained.is_some()).collect();
+        let trains = methods.iter().any(|m| *m != Method::Retraining);
+        let stage1 = trains.then(|| self.stage1(methods.iter().any(|m| m.needs_adapted()))).transpose()?;
         let watch = Watched::new("unlearn", lab.settings.unlearn_iterations * methods.len() as u64);
         let slabs = lab.all(methods.len(), |device, i| {
             let file = self.file(&format!("{}.safetensors", methods[i].key()));
+            let (false, Some(stage1)) = (methods[i] == Method::Retraining, &stage1) else {
+                return Ok(self.retrained.expect("left out without one").clone());
+            };
             if file.exists() {
                 return Ok(Checkpoint::open(&file)?.g_ema);
             }
@@ -283,14 +295,15 @@ impl Task<'_> {
     fn generator(&self, method: Method, stage1: &Stage1, device: &Device, watch: &Watched) -> Result<ParamSlab> {
         let s = &self.lab.settings;
         let trained = Trained::default_of(&self.lab.original.config);
+        let kind = |i: usize| Some(stage1.kinds.expect("a method that is repelled has adapted models")[i]);
         match method {
-            Method::Retraining => Ok(self.retrained.expect("left out without one").clone()),
+            Method::Retraining => unreachable!("it is given"),
             Method::Extrapolation => extrapolate(&self.lab.start, &stage1.adapted, s.extrapolation),
             Method::PositivesOnly => self.unlearned(None, 0, stage1, device, watch),
-            Method::El2 => self.unlearned(Some(stage1.kinds[0]), 0, stage1, device, watch),
-            Method::El2Given => self.unlearned(Some(stage1.kinds[0]), s.given_fakes, stage1, device, watch),
-            Method::Nl2 => self.unlearned(Some(stage1.kinds[1]), 0, stage1, device, watch),
-            Method::Il2 => self.unlearned(Some(stage1.kinds[2]), 0, stage1, device, watch),
+            Method::El2 => self.unlearned(kind(0), 0, stage1, device, watch),
+            Method::El2Given => self.unlearned(kind(0), s.given_fakes, stage1, device, watch),
+            Method::Nl2 => self.unlearned(kind(1), 0, stage1, device, watch),
+            Method::Il2 => self.unlearned(kind(2), 0, stage1, device, watch),
             Method::Ewc => self.baseline(Baseline::Ewc { lambda: s.lambda, fisher: FisherSpec::default() }, stage1, device, watch),
             Method::L1 => self.baseline(Baseline::L1 { strength: s.l1 }, stage1, device, watch),
             Method::CfK => self.baseline(Baseline::CfK { trained }, stage1, device, watch),
@@ -341,10 +354,10 @@ impl Task<'_> {
             let mut outcome: Outcome = serde_json::from_str(&text).map_err(|e| Error::file(&file, format!("does not parse ({e}); remove it to measure again")))?;
             // A call that has Inception's weights, or a reference, completes what one without them measured.
             let missing = (outcome.fid.is_none() && self.real.is_some()) || (outcome.ret_fid.is_none() && reference.is_some());
-            if let Some(features) = self.features().filter(|_| missing) {
-                let bench = Bench { n: features.images.min(lab.settings.samples), ..lab.bench(self.class, self.run) };
+            if let Some(features) = self.features().filter(|_| missing || outcome.protocol != self.protocol()) {
+                let bench = Bench { n: features.images, ..lab.bench(self.class, self.run) };
                 let own = measure(&bench, name, slab, Some(features))?.inception;
-                (outcome.fid, outcome.ret_fid) = (distance(&own, self.real)?, distance(&own, reference)?);
+                (outcome.fid, outcome.ret_fid, outcome.protocol) = (distance(&own, self.real)?, distance(&own, reference)?, self.protocol());
                 save(&outcome)?;
             }
             return Ok(outcome);
@@ -364,6 +377,7 @@ impl Task<'_> {
             frechet: others.map(|o| measured.judged.frechet(&o)).transpose()?.flatten(),
             fid: distance(&measured.inception, self.real)?,
             ret_fid: distance(&measured.inception, reference)?,
+            protocol: self.protocol(),
             histogram: measured.judged.histogram,
         };
         save(&outcome)?;
@@ -374,6 +388,10 @@ impl Task<'_> {
         let lab = self.lab;
         let extractor = lab.extractor.as_ref().filter(|_| lab.settings.fid_runs.is_none_or(|runs| self.run < runs));
         extractor.map(|extractor| Features { extractor, batch: lab.batch, images: lab.settings.fid_images })
+    }
+
+    fn protocol(&self) -> Option<String> {
+        self.features().map(|f| format!("{}, {} images", f.extractor.protocol(), f.images))
     }
 
     /// Inception statistics of the retrained reference, for Ret-FID.
@@ -389,11 +407,8 @@ impl Task<'_> {
 
     /// Everything of the run: the original, then each method.
     pub fn outcomes(&self, methods: &[Method]) -> Result<(Vec<Outcome>, Generators)> {
-        let stage1 = match methods.iter().any(|m| m.is_repelled() || *m != Method::Retraining) {
-            true => self.stage1()?,
-            false => return Ok((Vec::new(), Vec::new())),
-        };
-        let generators = self.generators(methods, &stage1)?;
+        atomic::create_folder(&self.folder)?;
+        let generators = self.generators(methods)?;
         let original = self.outcome(None, &self.lab.start, None, None)?;
         let before = original.histogram[self.class];
         let reference = self.reference()?;

@@ -5,7 +5,9 @@ use serde::Serialize;
 
 use super::paper;
 use crate::training::Hyper;
-use crate::unlearning::repulsion::{Distance, Kind, SLOW_DECAY};
+use crate::unlearning::adapt::LAMBDA;
+use crate::unlearning::baselines::L1_STRENGTH;
+use crate::unlearning::repulsion::{Distance, Pulls};
 
 /// How large an experiment is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
@@ -47,18 +49,8 @@ impl Experiment {
 pub(super) enum Strength {
     /// Given numbers in a given distance.
     Given { distance: Distance, el2: (f64, f64), nl2: f64, il2: f64 },
-    /// By [`matched`], from the distance at the start.
+    /// From the distance at the start.
     Matched(Pulls),
-}
-
-/// How each loss pulls at the start of stage 2: the derivative of the loss by the squared distance.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub(super) struct Pulls {
-    pub el2: f64,
-    /// α of EL2 in units of 1/D₀.
-    pub alpha: f64,
-    pub nl2: f64,
-    pub il2: f64,
 }
 
 /// Numbers of one experiment.
@@ -93,18 +85,6 @@ pub(super) struct Settings {
     pub notes: Vec<[String; 3]>,
 }
 
-/// EL2, NL2 and IL2 that begin with given pulls; D₀ is the squared distance of the start to the adapted models.
-pub(super) fn matched(pulls: Pulls, d0: f64) -> [Kind; 3] {
-    [
-        Kind::el2_pulling(pulls.el2, pulls.alpha / d0, d0),
-        Kind::nl2_pulling(pulls.nl2),
-        Kind::il2_pulling(pulls.il2, d0),
-    ]
-}
-
-/// What `recant reproduce sweep` chose for digit 8: its rule looks at neither PUL nor real images.
-const SMALL_PULLS: Pulls = Pulls { el2: 1e-3, alpha: SLOW_DECAY, nl2: 6e-4, il2: 2e-3 };
-
 /// What the last row has besides the paper's method.
 const GIVEN_FAKES: (&str, &str) = (
     "last row: 5 of the 16 fakes in each of the discriminator's batches are marked negatives",
@@ -124,7 +104,7 @@ impl Settings {
     }
 
     fn small(experiment: Experiment) -> Settings {
-        let hyper = Hyper { ema_decay: 0.98, r1_weight: 1.0, ..Hyper::default() };
+        let (hyper, pulls) = (Hyper { ema_decay: 0.98, r1_weight: 1.0, ..Hyper::default() }, Pulls::CHOSEN);
         Settings {
             unlearn_lr: hyper.lr / 2.0,
             unlearn_ema: 0.9925,
@@ -136,10 +116,10 @@ impl Settings {
             pretrain_iterations: 20_000,
             mirror: experiment.mirrors(),
             retrain_iterations: 0,
-            strength: Strength::Matched(SMALL_PULLS),
+            strength: Strength::Matched(pulls),
             extrapolation: 1.0,
-            lambda: 5e8,
-            l1: 5e-5,
+            lambda: LAMBDA,
+            l1: L1_STRENGTH,
             samples: 5000,
             fid_images: 500,
             real_images: Some(2000),
@@ -155,7 +135,7 @@ impl Settings {
                 note("EMA 0.98 in stage 1, 0.9925 in stage 2", "ours", "the paper's half-life of 312 iterations would hardly move in so few; 5 % of the start remain after 400"),
                 note("distance: the plain squared norm", "paper", "equation 7; the official code weighs small tensors a million times higher"),
                 note(
-                    format!("pull at the start: EL2 {:e} with α = {}/D₀, NL2 {:e}, IL2 {:e}", SMALL_PULLS.el2, SMALL_PULLS.alpha, SMALL_PULLS.nl2, SMALL_PULLS.il2),
+                    format!("pull at the start: EL2 {:e} with α = {}/D₀, NL2 {:e}, IL2 {:e}", pulls.el2, pulls.alpha, pulls.nl2, pulls.il2),
                     "ours",
                     "`recant reproduce sweep` chose them, by a rule that sees neither PUL nor real images; the paper's strengths belong to its models",
                 ),
@@ -193,8 +173,8 @@ impl Settings {
             retrain_iterations: retrain,
             strength: Strength::Given { distance: Distance::Official, el2, nl2, il2 },
             extrapolation: 1.0,
-            lambda: 5e8,
-            l1: 5e-5,
+            lambda: LAMBDA,
+            l1: L1_STRENGTH,
             samples: 15_000,
             fid_images: if experiment == Experiment::CelebaHq { 20_000 } else { 10_000 },
             real_images: None,
@@ -225,7 +205,7 @@ mod tests {
     #[test]
     fn matched_losses_begin_with_the_same_pull() {
         for (pull, alpha, d0) in [(3e-4, 1.0, 2000.0), (1.0, 2.0, 0.5)] {
-            for kind in matched(Pulls { el2: pull, alpha, nl2: pull, il2: pull }, d0) {
+            for kind in (Pulls { el2: pull, alpha, nl2: pull, il2: pull }).kinds(d0) {
                 let slope = kind.checked().unwrap().slope(d0);
                 assert!((slope + pull).abs() < 1e-9 * pull, "{kind:?}: {slope}");
             }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::chart::{Curve, Point, pul_against_distance};
 use super::lab::{Lab, Outcome, Stage1, Task};
-use super::settings::{Experiment, Pulls, Scale, Settings, matched};
+use super::settings::{Experiment, Scale, Settings};
 use crate::cli::demo::{Embedded, Watched};
 use crate::cli::evaluate::Bench;
 use crate::cli::model::class_of;
@@ -28,7 +28,7 @@ use crate::models::stylegan2::Generator;
 use crate::nn::ParamSlab;
 use crate::ops::layout::gather_rows;
 use crate::training::checkpoint::{Checkpoint, save_generator};
-use crate::unlearning::repulsion::Kind;
+use crate::unlearning::repulsion::{Kind, Pulls};
 
 /// How much further than training without repulsion the images may go.
 const TOLERATED: f64 = 1.5;
@@ -127,10 +127,10 @@ impl Sweep {
         let mut all = vec![Setting { loss: "none", name: "positives only".into(), pull: 0.0, kind: None, key: "none".into() }];
         for &pull in &self.pulls {
             for &alpha in &self.alphas {
-                let [el2, ..] = matched(Pulls { el2: pull, alpha, nl2: pull, il2: pull }, d0);
+                let [el2, ..] = (Pulls { el2: pull, alpha, nl2: pull, il2: pull }).kinds(d0);
                 all.push(Setting { loss: "EL2", name: format!("pull {pull:e}, α {alpha}/D₀"), pull, kind: Some(el2), key: format!("el2_{pull:e}_{alpha}") });
             }
-            let [_, nl2, il2] = matched(Pulls { el2: pull, alpha: 1.0, nl2: pull, il2: pull }, d0);
+            let [_, nl2, il2] = (Pulls { el2: pull, alpha: 1.0, nl2: pull, il2: pull }).kinds(d0);
             for (loss, key, kind) in [("NL2", "nl2", nl2), ("IL2", "il2", il2)] {
                 all.push(Setting { loss, name: format!("pull {pull:e}"), pull, kind: Some(kind), key: format!("{key}_{pull:e}") });
             }
@@ -159,7 +159,7 @@ impl Sweep {
         let lab = self.lab(settings, devices)?;
         let class = class_of(&lab.classifier, &self.class)?;
         let task = Task { lab: &lab, class, run: 0, folder: self.out.clone(), real: None, retrained: None };
-        let stage1 = task.stage1()?;
+        let stage1 = task.stage1(true)?;
         let d0 = lab.initial_distance(&stage1.adapted, stage1.distance)?;
         println!("squared distance of the start to the adapted models: D₀ = {d0:.1}");
         let all = self.settings_of(d0);

@@ -1,5 +1,6 @@
 //! The discriminator: residual down-sampling blocks, minibatch standard deviation, two linear layers.
 
+use std::f64::consts::FRAC_1_SQRT_2;
 use std::sync::Arc;
 
 use super::as_activation;
@@ -78,24 +79,30 @@ impl Discriminator {
     fn block(&self, p: &Params, name: &str, x: &Var) -> Result<Var> {
         let y = conv_act(p, &format!("{name}.conv1.0.weight"), &format!("{name}.conv1.1.bias"), x, Conv2d::square(1, 1))?;
         let y = upfirdn2d(&y, &Upfirdn2d::new(&RESAMPLE_TAPS, 1, 1, [2, 2], 1.0))?;
-        let y = conv_act(p, &format!("{name}.conv2.1.weight"), &format!("{name}.conv2.2.bias"), &y, Conv2d::square(2, 0))?;
+        // The sum's 1/√2 lies in both branches, where it costs no pass: in the activation's gain, and in the weight.
+        let halved = Activation { gain: Activation::LEAKY_RELU.gain * FRAC_1_SQRT_2, ..Activation::LEAKY_RELU };
+        let y = conv_then(p, &format!("{name}.conv2.1.weight"), &format!("{name}.conv2.2.bias"), &y, Conv2d::square(2, 0), halved)?;
         // A blur followed by a 1×1 convolution with stride 2 is a blur that only makes every second pixel.
         let skip = upfirdn2d(x, &Upfirdn2d::new(&RESAMPLE_TAPS, 1, 2, [1, 1], 1.0))?;
         let w = p.get(&format!("{name}.skip.1.weight"));
-        let skip = conv2d(&skip, &equalised(w)?, Scales::NONE, Conv2d::square(1, 0))?;
-        scale(&add(&y, &skip)?, std::f64::consts::FRAC_1_SQRT_2)
+        let skip = conv2d(&skip, &equalised(w, FRAC_1_SQRT_2)?, Scales::NONE, Conv2d::square(1, 0))?;
+        add(&y, &skip)
     }
 }
 
-/// `w / √fan_in` for a weight `[C_out, k, k, C_in]`.
-fn equalised(w: &Var) -> Result<Var> {
+/// `gain · w / √fan_in` for a weight `[C_out, k, k, C_in]`.
+fn equalised(w: &Var, gain: f64) -> Result<Var> {
     let fan_in = w.value().len() / w.dim(0);
-    scale(w, 1.0 / (fan_in as f64).sqrt())
+    scale(w, gain / (fan_in as f64).sqrt())
+}
+
+fn conv_then(p: &Params, weight: &str, bias: &str, x: &Var, spec: Conv2d, act: Activation) -> Result<Var> {
+    let then = Epilogue { bias: Some(p.get(bias)), noise: None, act };
+    conv2d_act(x, &equalised(p.get(weight), 1.0)?, Scales::NONE, spec, then)
 }
 
 fn conv_act(p: &Params, weight: &str, bias: &str, x: &Var, spec: Conv2d) -> Result<Var> {
-    let then = Epilogue { bias: Some(p.get(bias)), noise: None, act: Activation::LEAKY_RELU };
-    conv2d_act(x, &equalised(p.get(weight))?, Scales::NONE, spec, then)
+    conv_then(p, weight, bias, x, spec, Activation::LEAKY_RELU)
 }
 
 /// Standard deviation over groups of up to four samples, averaged over pixels and channels, as one more channel

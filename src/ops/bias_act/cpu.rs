@@ -11,11 +11,36 @@ const WIDE: usize = 96;
 /// Elements that one task takes.
 const CHUNK: usize = 1 << 13;
 
+/// A number per pixel for ever, from a pixel on: maps of one image repeat over the batch. Without a division for each.
+struct Repeated<'a, T> {
+    values: &'a [T],
+    at: usize,
+}
+
+impl<'a, T: Scalar> Repeated<'a, T> {
+    /// From pixel `first` on.
+    #[inline(always)]
+    fn new(values: &'a [T], first: usize) -> Repeated<'a, T> {
+        Repeated { values, at: first % values.len().max(1) }
+    }
+
+    #[inline(always)]
+    fn next(&mut self) -> T {
+        let value = self.values[self.at];
+        self.at += 1;
+        if self.at == self.values.len() {
+            self.at = 0;
+        }
+        value
+    }
+}
+
 simd_dispatch! {
-    /// Pixels of `bias.len()` channels, in place; `shift` is what pixel `i` gets on all channels.
-    fn act_pixels<T: Scalar, F: Fn(usize) -> T>(out: &mut [T], bias: &[T], shift: F, up: T, down: T) {
-        for (i, o) in out.chunks_exact_mut(bias.len()).enumerate() {
-            let shift = shift(i);
+    /// Pixels of `bias.len()` channels, of which `first` is the first one's place in the map of `noise`, in place.
+    fn act_pixels<T: Scalar>(out: &mut [T], bias: &[T], noise: &[T], first: usize, strength: T, up: T, down: T) {
+        let mut noise = Repeated::new(noise, first);
+        for o in out.chunks_exact_mut(bias.len()) {
+            let shift = strength * noise.next();
             for (o, b) in o.iter_mut().zip(bias) {
                 let v = *o + (shift + *b);
                 *o = v * if v > T::ZERO { up } else { down };
@@ -58,15 +83,12 @@ impl<'a, T: Scalar> Finish<'a, T> {
     /// Whole pixels, of which the first value is element `at` of the tensor, in place.
     pub fn in_place(&self, out: &mut [T], at: usize) {
         let Finish { channels: c, ref bias, up, down, .. } = *self;
-        match self.noise {
-            None => {
-                let (wide, rest) = out.split_at_mut(out.len() / bias.len() * bias.len());
-                act_pixels(wide, bias, |_| T::ZERO, up, down);
-                act_pixels(rest, &bias[..c], |_| T::ZERO, up, down);
-            }
-            // Noise of one image repeats over the batch.
-            Some((n, s)) => act_pixels(out, bias, |i| s * n[(at / c + i) % n.len()], up, down),
-        }
+        let none = [T::ZERO];
+        let (noise, strength) = self.noise.unwrap_or((&none, T::ZERO));
+        let (wide, rest) = out.split_at_mut(out.len() / bias.len() * bias.len());
+        act_pixels(wide, bias, noise, at / c.max(1), strength, up, down);
+        // Fewer than a wide one: there is no noise.
+        act_pixels(rest, &bias[..c], &none, 0, strength, up, down);
     }
 
     /// Elements of whole pixels for one task.
@@ -105,18 +127,21 @@ const LANES: usize = 16;
 const SUMS: usize = 3;
 
 simd_dispatch! {
-    /// Writes `h` for whole pixels of `sums.len() / SUMS` channels and adds to their sums, `[SUMS, C]`; `noise` is that of
-    /// pixel `i`.
-    fn epilogue_grad_pixels<T: Scalar, F: Fn(usize) -> T>(h: &mut [T], g: &[T], y: &[T], noise: F, sums: &mut [T], up: T, down: T) {
+    /// Writes `h` for whole pixels of `sums.len() / SUMS` channels, from pixel `first` on, and adds to their sums,
+    /// `[SUMS, C]`.
+    fn epilogue_grad_pixels<T: Scalar>(h: &mut [T], g: &[T], y: &[T], noise: &[T], first: usize, sums: &mut [T], up: T, down: T) {
         let c = sums.len() / SUMS;
         let pixels = h.len() / c;
         let whole = c / LANES * LANES;
         for at in (0..whole).step_by(LANES) {
             let [mut plain, mut with_noise, mut with_output] = [[T::ZERO; LANES]; SUMS];
+            let mut noise = Repeated::new(noise, first);
             for i in 0..pixels {
-                let noise = noise(i);
-                let row = i * c + at..i * c + at + LANES;
-                let (h, g, y) = (&mut h[row.clone()], &g[row.clone()], &y[row]);
+                let noise = noise.next();
+                let row = i * c + at;
+                let lanes = |of: &[T]| -> [T; LANES] { of[row..row + LANES].try_into().expect("as many") };
+                let (g, y) = (lanes(g), lanes(y));
+                let h: &mut [T; LANES] = (&mut h[row..row + LANES]).try_into().expect("as many");
                 for lane in 0..LANES {
                     let v = g[lane] * if y[lane] > T::ZERO { up } else { down };
                     h[lane] = v;
@@ -131,10 +156,14 @@ simd_dispatch! {
                 }
             }
         }
+        if whole == c {
+            return;
+        }
+        let mut noise = Repeated::new(noise, first);
         let (plain, rest) = sums.split_at_mut(c);
         let (with_noise, with_output) = rest.split_at_mut(c);
-        for i in 0..if whole < c { pixels } else { 0 } {
-            let noise = noise(i);
+        for i in 0..pixels {
+            let noise = noise.next();
             for channel in whole..c {
                 let (g, y) = (g[i * c + channel], y[i * c + channel]);
                 let v = g * if y > T::ZERO { up } else { down };
@@ -152,7 +181,8 @@ pub fn epilogue_grad<T: Scalar>(g: &Tensor, y: &Tensor, then: Epilogue<Tensor>, 
     let (n, c) = (y.dim(0), y.dim(y.rank() - 1));
     let (grad, out_value) = (g.as_slice::<T>(), y.as_slice::<T>());
     let (up, down) = (T::from_f64(then.act.gain), T::from_f64(then.act.gain * then.act.slope));
-    let noise = then.noise.map(|(map, _)| map.as_slice::<T>());
+    let none = [T::ZERO];
+    let noise = then.noise.map_or(&none[..], |(map, _)| map.as_slice::<T>());
     let samples = if scale.is_some() { n } else { 1 };
     let mut h = stale_vec::<T>(grad.len());
     let mut sums = zero_vec::<T>(samples * SUMS * c);
@@ -167,12 +197,7 @@ pub fn epilogue_grad<T: Scalar>(g: &Tensor, y: &Tensor, then: Epilogue<Tensor>, 
             tasks.extend(of_sample.map(|(part, (h, sums))| (sample * pixels + part * per_part, h, sums)));
         }
         let one = |(first, h, sums): (usize, &mut [T], &mut [T])| {
-            let (g, y) = (&grad[first * c..], &out_value[first * c..]);
-            match noise {
-                None => epilogue_grad_pixels(h, g, y, |_| T::ZERO, sums, up, down),
-                // Noise of one image repeats over the batch.
-                Some(noise) => epilogue_grad_pixels(h, g, y, |i| noise[(first + i) % noise.len()], sums, up, down),
-            }
+            epilogue_grad_pixels(h, &grad[first * c..], &out_value[first * c..], noise, first, sums, up, down);
         };
         if grad.len() < PARALLEL_ELEMENTS {
             tasks.into_iter().for_each(one);

@@ -212,7 +212,7 @@ impl Hopper {
         if !(multiplies_bf16 && device.has_hopper_code() && aligned && sy.max(sx) <= Hopper::LARGEST_STRIDE) {
             return None;
         }
-        let chip = device.multiprocessors() as usize;
+        let chip = device.chip();
         // Channels of the columns, size of the map that boxes cover and their pixels, and tiles per column of tiles and box
         // (weight gradient: per column of tiles).
         let (channels, map, pixels, layers) = match direction {
@@ -222,6 +222,10 @@ impl Hopper {
             Direction::WeightGradSquared => return None,
         };
         let (boxes, count) = boxes([map[0], map[1], e.n], pixels);
+        // TMA has no maps of nothing.
+        if count == 0 {
+            return None;
+        }
         let widths = if channels > 128 { &[256, 128][..] } else { &[128] };
         let shares = widths.iter().flat_map(|&columns| {
             let tiles = layers * channels.div_ceil(columns);

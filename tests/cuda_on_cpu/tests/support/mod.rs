@@ -78,10 +78,19 @@ impl Gpu {
         self.stream.alloc_zeros(count).expect("device memory")
     }
 
-    /// Memory as the driver hands it out: not written yet.
+    /// Memory that nobody has written: all ones, which are NaN, as the emulator hands it out. A driver may hand out
+    /// zeros.
     pub fn uninitialised<T: DeviceRepr>(&self, count: usize) -> CudaSlice<T> {
         // SAFETY: a kernel writes every element before one is read; that it does is what the tests check.
-        unsafe { self.stream.alloc(count) }.expect("device memory")
+        let memory = unsafe { self.stream.alloc::<T>(count) }.expect("device memory");
+        if !cuda_on_cpu::is_emulated() {
+            let bytes = count * size_of::<T>();
+            // SAFETY: the memory holds the bytes.
+            unsafe { sys::cuMemsetD8Async(self.address(&memory), 0xff, bytes, self.stream.cu_stream()) }
+                .result()
+                .expect("device memory filled");
+        }
+        memory
     }
 
     pub fn download<T: DeviceRepr + Clone + Default>(&self, device: &CudaSlice<T>) -> Vec<T> {
