@@ -178,12 +178,13 @@ __device__ __forceinline__ T block_sum(T value) {
   return total;
 }
 
-// Stores what an output (gemm_tile.cuh) makes of two sums of neighbouring columns; in one access where `pairs`.
-template <typename Output, typename Row>
+// Stores what an output (gemm_tile.cuh) makes of two sums of neighbouring columns; in one access where `pairs`. kInside: so
+// it is, and both are inside.
+template <bool kInside = false, typename Output, typename Row>
 __device__ __forceinline__ void store_two(const Output& output, const Row& row, int column, int columns, bool pairs,
                                           float first, float second) {
   auto* to = output.data + row.at + column;
-  if (pairs && column < columns) {
+  if (kInside || (pairs && column < columns)) {
     store_pair(to, output.value(row, column, first), output.value(row, column + 1, second));
     return;
   }

@@ -248,12 +248,14 @@ __device__ __forceinline__ uint64_t descriptor(const bf16* tile, int k) {
     return ptx::smem_desc_sw128(tile) + k / 16 * 2;
 }
 
-template <int kColumns, typename Plan, typename Output, typename RowOf>
+// kWhole: the tile has all its columns, and they are stored by twos. Nothing depends on the column then, so that the pairs
+// follow one another without a branch.
+template <int kColumns, bool kWhole, typename Output, typename RowOf>
 __device__ __forceinline__ void store_sums(const Output& output, const float (&sums)[kColumns / 2], RowOf row_of,
                                            int column, int columns) {
   const int thread = int(threadIdx.x) % kWarpgroup, lane = thread % kWarp;
   const int first = int(threadIdx.x) / kWarpgroup * 64 - 64 + thread / kWarp * 16 + lane / 4;
-  const bool pairs = in_pairs(output, columns);
+  const bool pairs = kWhole || in_pairs(output, columns);
 #  pragma unroll
   for (int half = 0; half < 2; half++) {
     const int r = row_of(first + half * 8);
@@ -261,8 +263,8 @@ __device__ __forceinline__ void store_sums(const Output& output, const float (&s
     const auto out = output.row(r);
 #  pragma unroll
     for (int i = 0; i < kColumns / 8; i++)
-      store_two(output, out, column + i * 8 + lane % 4 * 2, columns, pairs, sums[i * 4 + half * 2],
-                sums[i * 4 + half * 2 + 1]);
+      store_two<kWhole>(output, out, column + i * 8 + lane % 4 * 2, columns, pairs, sums[i * 4 + half * 2],
+                        sums[i * 4 + half * 2 + 1]);
   }
 }
 
@@ -293,7 +295,10 @@ __device__ __forceinline__ void multiply_tiles(const Plan& plan, Stages<kColumns
     ptx::wgmma_wait<0>();
     if (steps > 0 && arrives) ptx::mbar_arrive(&s->empty[(place.at - 1) % kStages]);
     plan.store(tile, [&](const auto& output, auto row_of, int column, int columns) {
-      store_sums<kColumns, Plan>(output, sums, row_of, column, columns);
+      if (column + kColumns <= columns && in_pairs(output, columns))
+        store_sums<kColumns, true>(output, sums, row_of, column, columns);
+      else
+        store_sums<kColumns, false>(output, sums, row_of, column, columns);
     });
   }
 }

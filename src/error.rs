@@ -30,6 +30,8 @@ pub enum Error {
     Diverged { what: String, step: usize, problem: String },
     /// Ctrl-C: the state was saved at `resume` (if anywhere).
     Interrupted { resume: Option<PathBuf> },
+    /// A training that has no state to resume was stopped; a whole epoch's result is there.
+    Stopped { saved: PathBuf },
 }
 
 impl Error {
@@ -62,6 +64,7 @@ impl fmt::Display for Error {
             Error::Interrupted { resume: Some(path) } => {
                 write!(f, "interrupted; continue with --resume ({} holds the state)", path.display())
             }
+            Error::Stopped { saved } => write!(f, "interrupted; {} is what the last whole epoch left: go on from it with --from", saved.display()),
             Error::Interrupted { resume: None } => write!(f, "interrupted; nothing was saved yet"),
         }
     }

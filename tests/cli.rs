@@ -323,6 +323,19 @@ fn a_table_of_the_paper_and_its_resumption() {
     assert!(!folder.path("z").exists());
 }
 
+/// Retraining alone needs neither feedback nor adapted models, and is trained here.
+#[test]
+fn a_retrained_reference() {
+    let folder = Folder::new();
+    write_images(&folder);
+    let table = ["reproduce", "mnist", "--data", "npz:images.npz", "--classes", "1", "--methods", "retraining", "--out", "table", "--json"];
+    let found = json(folder.ok(&with(&table, &["--retrain-iterations", "2", "--samples", "60", "--runs", "1"])));
+    let methods: Vec<&serde_json::Value> = found["outcomes"].as_array().unwrap().iter().map(|o| &o["method"]).collect();
+    assert_eq!(methods, [&serde_json::Value::Null, &"retraining".into()]);
+    assert!(folder.path("table/retrained_1.safetensors").exists() && !folder.path("table/1/run_0/adapted_0.safetensors").exists());
+    folder.refused(&["reproduce", "mnist", "--classes", "1,1", "--out", "x"], &["--classes", "twice"]);
+}
+
 #[test]
 fn a_sweep_over_strengths_and_its_choice() {
     let folder = Folder::new();
@@ -505,7 +518,18 @@ fn a_run_is_not_overwritten() {
     let folder = trained();
     folder.refused(&train_args("run", "8", &[]), &["run", "--resume"]);
     folder.refused(&train_args("other", "8", &["--resume"]), &["other", "no run to resume"]);
-    folder.refused(&train_args("run", "8", &["--resume", "--lr", "0.1"]), &["--resume", "hyper"]);
+    folder.refused(&train_args("run", "8", &["--resume", "--lr", "0.1"]), &["--resume", "hyper.lr = 0.002, now it is 0.1"]);
+    // Nor are models that no run has left here.
+    std::fs::create_dir(folder.path("models")).unwrap();
+    std::fs::copy(folder.path("run/model.safetensors"), folder.path("models/model.safetensors")).unwrap();
+    folder.refused(&train_args("models", "8", &[]), &["models", "another --out"]);
+    // A run that was refused leaves a folder that can be used.
+    marks(&folder, 0..10);
+    folder.ok(&FEEDBACK);
+    folder.refused(&with(&ADAPT, &["--models", "1", "--fisher-samples", "5"]), &["--fisher-samples"]);
+    folder.ok(&with(&ADAPT, &["--models", "1", "--fisher-samples", "4"]));
+    // A result never replaces what the same call reads.
+    folder.refused(&["convert", "run/model.safetensors", "run/model.safetensors"], &["another file"]);
 }
 
 #[test]
@@ -574,7 +598,10 @@ fn marks_by_hand() {
     assert_eq!(shown.pixels.iter().step_by(3).copied().collect::<Vec<_>>(), bytes);
     std::fs::write(folder.path("undesired/notes.txt"), "").unwrap();
     folder.refused(&marks, &["undesired", "'notes'", "0 to 5"]);
-    folder.refused(&common, &["--classifier", "--show"]);
+    folder.refused(&common, &["--classifier", "--out"]);
+    let out = with(&common, &["--marks", "undesired", "--out"]);
+    folder.refused(&with(&out, &["feedback.txt"]), &["--out", ".npz"]);
+    folder.refused(&with(&out, &["nowhere/feedback.npz"]), &["nowhere", "create it first"]);
 }
 
 /// Moments that are to be restored must be there.
@@ -658,7 +685,7 @@ fn doctor_and_bench_describe_the_machine() {
     folder.refused(&["bench", "--batch", "6"], &["--batch", "multiple of 4"]);
     let profile = json(folder.ok(&["bench", "--device", "cpu", "--profile", "--batch", "4", "--json"]));
     let ops = profile["profiles"][0]["ops"].as_array().unwrap();
-    let convolution = ops.iter().find(|o| o["name"] == "conv2d").unwrap();
+    let convolution = ops.iter().find(|o| o["name"] == "conv2d_transpose").unwrap();
     assert!(convolution["gflops_per_second"].as_f64().unwrap() > 0.0 && convolution["share"].as_f64().unwrap() > 0.05, "{convolution}");
     folder.refused(&["bench", "--profile", "--what", "kernels"], &["--profile", "--what"]);
 }
@@ -809,7 +836,8 @@ fn runaway_and_poles_stop_with_the_last_good_model() {
     let folder = adapted();
     folder.refused(&with(&UNLEARN, &["--repulsion", "nl2", "--gamma", "1000", "--lr", "10"]), &["runs away", "--gamma"]);
     let original = ["unlearn", "--model", "run/model.safetensors", "--feedback", "feedback.npz", "--adapted", "run/model.safetensors", "--out", "pole", "--batch", "4"];
-    folder.refused(&with(&original, &["--repulsion", "il2"]), &["il2", "pole"]);
+    folder.refused(&with(&original, &["--repulsion", "il2", "--gamma", "1"]), &["il2", "pole"]);
+    folder.refused(&original, &["--adapted", "nothing can be repelled"]);
 }
 
 #[test]

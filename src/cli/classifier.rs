@@ -8,11 +8,12 @@ use clap::{Args, Subcommand, ValueEnum};
 use super::Global;
 use super::evaluate::collect_statistics;
 use super::model::{read_classifier, write_classifier};
-use super::output::{Progress, summary, table};
+use super::output::{Progress, refuse_overwriting, summary, table};
 use super::run_folder::stop_if_interrupted;
 use crate::data::dataset::{Dataset, Part, Source};
 use crate::data::mnist::Split;
 use crate::error::{Error, Result};
+use crate::io::atomic;
 use crate::models::classifier::{
     AFHQ, Architecture, Augment, CELEBA, Classifier, ClassifierConfig, Decision, Evaluation, LabelledImages, Labels, Optimizer, Preprocessing, Recipe, Schedule,
     Start, TrainProgress, evaluate, fine_tune, train,
@@ -260,6 +261,7 @@ impl TrainArgs {
 
     fn run(&self, global: &Global) -> Result<()> {
         let start = std::time::Instant::now();
+        refuse_overwriting(&self.out, &[])?;
         let device = global.open()?;
         let from = self.from.as_deref().map(Start::read).transpose()?;
         let known = match &from {
@@ -284,12 +286,19 @@ impl TrainArgs {
             }
         }
         let mut progress: Option<Progress> = None;
+        let (unfinished, mut saved) = (self.out.with_extension("unfinished.safetensors"), false);
         let mut report = |p: &TrainProgress| {
             let bar = progress.get_or_insert_with(|| Progress::new("classifier", 0, p.steps as u64));
             bar.at(p.step as u64, || format!("epoch {} loss {:.4}", p.epoch + 1, p.loss));
-            // An interrupted run leaves its last whole epoch.
-            p.epoch_done.map_or(Ok(()), |c| write_classifier(&self.out, c))?;
-            stop_if_interrupted()
+            // An interrupted run leaves its last whole epoch, beside what may be at its place.
+            if let Some(classifier) = p.epoch_done {
+                write_classifier(&unfinished, classifier)?;
+                saved = true;
+            }
+            match stop_if_interrupted() {
+                Err(_) if saved => Err(Error::Stopped { saved: unfinished.clone() }),
+                stopped => stopped,
+            }
         };
         let classifier = match &from {
             Some(from) => {
@@ -309,6 +318,7 @@ impl TrainArgs {
             bar.finish();
         }
         write_classifier(&self.out, &classifier)?;
+        atomic::remove(&unfinished)?;
         println!("trained on {} images: {}", data.len(), self.out.display());
         let held_out = match self.hold_out {
             true => Some(judged(&classifier, &all.part(Part::HeldOut), "held-out images")?),
@@ -373,6 +383,7 @@ impl StatsArgs {
     fn run(&self, global: &Global) -> Result<()> {
         let start = std::time::Instant::now();
         let device = global.open()?;
+        refuse_overwriting(&self.out, &[&self.data.classifier])?;
         let classifier = read_classifier(&self.data.classifier)?.to_device(&device)?;
         let data = self.data.data.read_at(Split::Train, Some(classifier.config().preprocessing.size))?.in_order_of(&classifier.config().classes);
         collect_statistics(&classifier, &data)?.write(&self.out)?;

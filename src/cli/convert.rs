@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::Global;
-use super::output::summary;
+use super::output::{refuse_overwriting, summary};
 use crate::error::{Error, Result};
 use crate::io::torch_file::{self, Item};
 use crate::nn::AdamState;
@@ -23,6 +23,7 @@ pub(crate) struct Convert {
 
 impl Convert {
     pub fn run(&self, global: &Global) -> Result<()> {
+        refuse_overwriting(&self.output, &[&self.input])?;
         let checkpoint = Checkpoint::open(&self.input)?;
         let parts: Vec<&str> = [("g_ema", true), ("g", checkpoint.g.is_some()), ("d", checkpoint.d.is_some())]
             .into_iter()

@@ -19,6 +19,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::io::{atomic, image, safetensors};
 use crate::metrics::class_statistics::ClassStatistics;
+use crate::metrics::pul::pul;
 use crate::models::classifier::Classifier;
 use crate::models::stylegan2::Generator;
 use crate::nn::ParamSlab;
@@ -161,6 +162,12 @@ impl Demo {
         println!("feedback: {negatives} of {} samples are negative", self.n);
         let seconds_feedback = watch.lap();
 
+        let bench = Bench { device: &device, g: &g, classifier: &embedded.classifier, class, n: self.evaluate, seed: self.seed };
+        let before = bench.judge("original", &original.g_ema)?;
+        // What cannot be evaluated is said before anything is trained.
+        pul(&before, &before, class)?;
+        let mut seconds_evaluate = watch.lap();
+
         let adapting = Trainer::new(&original.config, hyper);
         let adapted = self.adapt(&devices, &adapting, &original, &feedback, &adapt_spec)?;
         let seconds_adapt = watch.lap();
@@ -168,12 +175,10 @@ impl Demo {
         let states = self.unlearn(&devices, &unlearning, &original, &adapted, &feedback, &specs)?;
         let seconds_unlearn = watch.lap();
 
-        let bench = Bench { device: &device, g: &g, classifier: &embedded.classifier, class, n: self.evaluate, seed: self.seed };
-        let before = bench.judge("original", &original.g_ema)?;
         let after = bench.judge("unlearned", &states[0].g_ema)?;
         let without = bench.judge("ablation", &states[1].g_ema)?;
         let adaptation = bench.judge("adapted", &adapted[0])?;
-        let seconds_evaluate = watch.lap();
+        seconds_evaluate += watch.lap();
         let report = bench.report(&before, &after, Some(&embedded.statistics), begin.elapsed().as_secs_f64())?;
         let ablation = bench.report(&before, &without, Some(&embedded.statistics), 0.0)?;
 

@@ -26,7 +26,7 @@ pub(crate) struct Extrapolate {
     #[arg(long, required = true)]
     adapted: Vec<PathBuf>,
     /// Values of γ: 0 is the original, −1 the adapted models' mean
-    #[arg(long, value_delimiter = ',', allow_negative_numbers = true, default_value = "0,0.5,1,1.5,2")]
+    #[arg(long, value_delimiter = ',', allow_hyphen_values = true, default_value = "0,0.5,1,1.5,2")]
     gamma: Vec<f64>,
     /// Images per row of the figure (one row per γ, the same latents in each)
     #[arg(long, default_value_t = 12)]

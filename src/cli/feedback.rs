@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::model::{check_feedback, class_of, read_classifier, write_feedback};
-use super::output::{Progress, summary};
+use super::output::{Progress, refuse_overwriting, summary};
 use super::{Global, run_folder};
 use crate::error::{Error, Result};
 use crate::io::{atomic, image};
@@ -53,7 +53,7 @@ fn read_marks(path: &Path, n: usize) -> Result<Vec<bool>> {
             files.iter().map(|file| ("file".into(), stem(&file.path()))).filter(|(_, stem)| !stem.starts_with('.')).collect()
         }
         false => {
-            let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+            let text = String::from_utf8(crate::io::read(path)?).map_err(|_| Error::file(path, "is no text; give a folder of samples, or one index a line"))?;
             let lines = text.lines().map(str::trim).enumerate().filter(|(_, l)| !l.is_empty());
             lines.map(|(line, word)| (format!("line {}:", line + 1), word.to_string())).collect()
         }
@@ -71,6 +71,12 @@ fn read_marks(path: &Path, n: usize) -> Result<Vec<bool>> {
 impl FeedbackArgs {
     pub fn run(&self, global: &Global) -> Result<()> {
         let start = std::time::Instant::now();
+        if let Some(out) = &self.out {
+            if out.extension().is_none_or(|e| e != "npz") {
+                return Err(Error::config("--out", format!("{} must end in .npz", out.display())));
+            }
+            refuse_overwriting(out, &[&self.model])?;
+        }
         let device = global.open()?;
         let model = Checkpoint::open(&self.model)?;
         let g = Generator::new(model.config.clone());

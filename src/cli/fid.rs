@@ -31,6 +31,9 @@ pub(crate) enum PreparationName {
 }
 
 /// The Inception network and how it is asked, as options.
+/// Data are not brought to sides beyond this.
+const LARGEST_SIDE: usize = 1 << 13;
+
 #[derive(Args, Clone, Debug)]
 pub(crate) struct InceptionOptions {
     /// Inception weights: pt_inception-2015-12-05-6726825d.pth, or safetensors of the same names
@@ -337,6 +340,9 @@ impl Fid {
     fn size_of(&self, sides: &[Side]) -> Result<Option<usize>> {
         let models = sides.iter().filter_map(|s| if let Side::Model(path) = s { Some(path) } else { None });
         let sizes = models.map(|path| Ok(Checkpoint::open(path)?.config.size)).collect::<Result<Vec<_>>>()?;
+        if let Some(size) = self.size.filter(|size| !(1..=LARGEST_SIDE).contains(size)) {
+            return Err(Error::config("--size", format!("{size} must be from 1 to {LARGEST_SIDE} pixels")));
+        }
         Ok(self.size.or(sizes.first().copied()))
     }
 

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::data::dataset::LARGEST_VALUE;
 use crate::error::{Error, Result};
 use crate::io::npz::{self, Array, Arrays, Values};
 use crate::io::safetensors;
@@ -98,7 +99,14 @@ pub(super) fn read_feedback(path: &Path, size: usize) -> Result<Feedback> {
     if images.shape() != [n, 3, size, size] {
         return Err(Error::file(path, format!("images have shape {:?}; this model makes [n, 3, {size}, {size}]", images.shape())));
     }
+    // Generators make numbers around [-1, 1].
+    if images.as_slice::<f32>().iter().any(|v| v.is_nan() || v.abs() > LARGEST_VALUE) {
+        return Err(Error::file(path, format!("holds images with values beyond ±{LARGEST_VALUE}, or that are no numbers; they should be about from -1 to 1")));
+    }
     let marks = arrays["negative"].to_tensor().to_f64_vec();
+    if let Some(mark) = marks.iter().find(|m| **m != 0.0 && **m != 1.0) {
+        return Err(Error::file(path, format!("holds the mark {mark}; 'negative' is 1 for an undesired image and 0 for another, one for each")));
+    }
     if marks.len() != n {
         return Err(Error::file(path, format!("{} marks for {n} images", marks.len())));
     }

@@ -1,12 +1,14 @@
 //! What commands print: progress on standard error, results on standard output.
 
 use std::io::IsTerminal;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::Global;
+use crate::error::{Error, Result};
 
 /// A progress bar with rate and time left; plain lines, a few a minute, when standard error is no terminal.
 pub(super) struct Progress {
@@ -83,4 +85,20 @@ pub(super) fn table(rows: &[Vec<String>]) -> String {
         cells.collect::<Vec<_>>().join("  ")
     };
     rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// Refuses an output that is one of the inputs, or that cannot be written, before the work for it is done.
+pub(super) fn refuse_overwriting(out: &Path, inputs: &[&Path]) -> Result<()> {
+    let real = |path: &Path| std::fs::canonicalize(path).ok();
+    if real(out).is_some_and(|out| inputs.iter().any(|input| real(input).as_ref() == Some(&out))) {
+        return Err(Error::file(out, "is read by the same call; choose another file for the result"));
+    }
+    let folder = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !folder.is_dir() {
+        return Err(Error::file(out, "cannot be written: its folder does not exist; create it first"));
+    }
+    if out.is_dir() {
+        return Err(Error::file(out, "is a folder; give the path of a file"));
+    }
+    Ok(())
 }

@@ -39,23 +39,32 @@ pub(super) struct RunFolder {
 }
 
 impl RunFolder {
-    /// Creates the folder, or with `resume` opens it, and writes `config.json`. A folder that holds a run is not
-    /// touched without `resume`; one that is resumed must have been made with the same configuration, except for
-    /// `free` keys (the length of the run).
+    /// Creates the folder, or with `resume` opens it, and writes `config.json`. A folder that holds a run, or models of
+    /// something else, is not touched without `resume`; one that is resumed must have been made with the same
+    /// configuration, except for `free` keys (the length of the run). A run that has left nothing but its configuration
+    /// was refused or stopped at once, and may be begun again in any way.
     pub fn create(path: &Path, resume: bool, config: &impl Serialize, free: &[&str]) -> Result<RunFolder> {
         let file = path.join("config.json");
         let config = serde_json::to_value(config).expect("plain data");
-        if file.exists() {
+        let names: Vec<String> = match std::fs::read_dir(path) {
+            Ok(entries) => entries.filter_map(|e| Some(e.ok()?.file_name().to_string_lossy().into_owned())).collect(),
+            Err(_) => Vec::new(),
+        };
+        let logged = std::fs::metadata(path.join("metrics.jsonl")).is_ok_and(|m| m.len() > 0);
+        let begun = logged || names.iter().any(|name| name != "config.json" && name != "metrics.jsonl");
+        if !file.exists() && !resume && names.iter().any(|name| name.ends_with(".safetensors")) {
+            return Err(Error::file(path, "holds models already, which the run might replace; choose another --out"));
+        }
+        if file.exists() && begun {
             if !resume {
                 return Err(Error::file(path, "already holds a run; choose another --out, or continue it with --resume"));
             }
             let text = std::fs::read_to_string(&file).map_err(|e| Error::io(&file, e))?;
             let old: serde_json::Value = serde_json::from_str(&text).map_err(|e| Error::file(&file, format!("does not parse: {e}")))?;
-            if let Some(key) = first_difference(&old, &config, free) {
-                let show = |v: &serde_json::Value| v.get(&key).map_or("nothing".into(), |v| v.to_string());
-                return Err(Error::config("--resume", format!("the run was started with {key} = {}, now it is {}; use the same options", show(&old), show(&config))));
+            if let Some((key, before, now)) = first_difference(&old, &config, free) {
+                return Err(Error::config("--resume", format!("the run was started with {key} = {before}, now it is {now}; use the same options")));
             }
-        } else if resume {
+        } else if resume && !file.exists() {
             return Err(Error::file(path, "holds no run to resume (no config.json); leave out --resume"));
         }
         atomic::create_folder(path)?;
@@ -78,8 +87,16 @@ impl RunFolder {
     }
 }
 
-fn first_difference(old: &serde_json::Value, new: &serde_json::Value, free: &[&str]) -> Option<String> {
-    let (old, new) = (old.as_object()?, new.as_object()?);
-    let keys = old.keys().chain(new.keys()).filter(|k| !free.contains(&k.as_str()));
-    keys.into_iter().find(|k| old.get(*k) != new.get(*k)).cloned()
+/// The key of the first number or text in which two configurations differ, `spec.models`, and what it is in both.
+fn first_difference(old: &serde_json::Value, new: &serde_json::Value, free: &[&str]) -> Option<(String, String, String)> {
+    let (Some(a), Some(b)) = (old.as_object(), new.as_object()) else {
+        return (old != new).then(|| (String::new(), old.to_string(), new.to_string()));
+    };
+    let missing = serde_json::Value::Null;
+    let keys = a.keys().chain(b.keys()).filter(|k| !free.contains(&k.as_str()));
+    keys.into_iter().find_map(|key| {
+        let of = |map: &serde_json::Map<String, serde_json::Value>| map.get(key).unwrap_or(&missing).clone();
+        let (inner, before, now) = first_difference(&of(a), &of(b), &[])?;
+        Some((if inner.is_empty() { key.clone() } else { format!("{key}.{inner}") }, before, now))
+    })
 }

@@ -49,7 +49,7 @@ pub(crate) struct Sample {
     #[arg(long, requires = "crossover", requires = "latents")]
     latents2: Option<PathBuf>,
     /// First layer that takes the second latents
-    #[arg(long)]
+    #[arg(long, requires = "latents2")]
     crossover: Option<usize>,
     /// Noise maps: random, buffers (the model's own), or an npz with noise_0 …
     #[arg(long, default_value = "random")]
@@ -58,7 +58,7 @@ pub(crate) struct Sample {
     #[arg(long, default_value_t = 1.0)]
     truncation: f64,
     /// The mean style (.npy, [latent] or [1, latent]) instead of one of 4096 samples
-    #[arg(long)]
+    #[arg(long, requires = "truncation")]
     truncation_latent: Option<PathBuf>,
     /// Columns of a PNG grid (default: about a square)
     #[arg(long)]

@@ -201,6 +201,9 @@ impl Train {
             iterations: self.iterations,
             save_every: self.save_every,
         };
+        if self.iterations == 0 {
+            return Err(Error::config("--iterations", "0 leaves no model; use at least 1"));
+        }
         // Rank 0 writes for all.
         let mut folder = match place.as_ref().is_none_or(|p| p.rank == 0) {
             true => Some(RunFolder::create(&self.out, self.resume, &config, &["iterations", "save_every"])?),

@@ -118,6 +118,9 @@ fn read_npz(path: &Path, size: Option<usize>) -> Result<Dataset> {
             if v.iter().any(|v| !v.is_finite()) {
                 return Err(wrong("holds images with values that are not finite; save finite ones".into()));
             }
+            if v.iter().any(|v| v.abs() > LARGEST_VALUE) {
+                return Err(wrong(format!("holds images with values beyond ±{LARGEST_VALUE}, which are not about from -1 to 1; save them as {form}")));
+            }
             let mut bytes = vec![0; v.len()];
             if h * w > 0 {
                 bytes.par_chunks_exact_mut(c * h * w).zip(v.par_chunks_exact(c * h * w)).for_each(|(to, from)| {
@@ -175,6 +178,9 @@ pub enum Part {
     /// The other tenth.
     HeldOut,
 }
+
+/// A pixel of floating point beyond this is of another range, such as 0 to 255.
+pub const LARGEST_VALUE: f32 = 30.0;
 
 /// A label beyond this is a mistake, and would name as many classes.
 const MAX_CLASSES: u32 = 1 << 16;

@@ -76,6 +76,14 @@ impl ClassStatistics {
             if sigma.len() != mu.len() * mu.len() {
                 return Err(format!("sigma_{class} is not the square of mu_{class}"));
             }
+            let d = mu.len();
+            let usable = count >= 2 && mu.iter().chain(&sigma).all(|v| v.is_finite()) && (0..d).all(|i| sigma[i * d + i] >= 0.0);
+            if !usable {
+                return Err(format!("the statistics of class {class} are not those of at least two images: their numbers are not finite, or variances negative"));
+            }
+            if out.values().next().is_some_and(|other: &Statistics| other.dims() != d) {
+                return Err(format!("mu_{class} has another length than that of another class"));
+            }
             out.insert(class, Statistics { count: Some(count), mu, sigma });
         }
         if out.is_empty() { Err("holds no class statistics (count_0, mu_0, sigma_0 …)".into()) } else { Ok(ClassStatistics(out)) }

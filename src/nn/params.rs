@@ -185,6 +185,11 @@ impl ParamSlab {
         self.vars(Var::leaf)
     }
 
+    /// Whether all are numbers; of a slab on the host.
+    pub fn is_finite(&self) -> bool {
+        self.as_slice().iter().all(|v| v.is_finite())
+    }
+
     /// Those that `tracked` names as leaves, the others as constants.
     pub fn leaves_where(&self, tracked: &dyn Fn(&str) -> bool) -> Params {
         let mut segments = self.layout.segments().iter();

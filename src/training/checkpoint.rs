@@ -133,16 +133,21 @@ impl Checkpoint {
         let (g, d) = (section("g."), section("d."));
         let bare = || Some(without_module(all.clone())).filter(|t| t.contains_key("style.1.weight"));
         let ema = section("g_ema.").or_else(|| g.clone()).or_else(bare).ok_or("holds no StyleGAN2 generator (neither g_ema, nor g, nor a bare state_dict)")?;
-        let config = match declared {
-            Some(c) => c.checked().map_err(|e| e.to_string())?,
-            None => StyleGan2Config::infer(&ema)?,
-        };
+        // The parameters decide: nothing is allocated for what a file only says of itself.
+        let config = StyleGan2Config::infer(&ema)?;
+        if declared.is_some_and(|declared| declared != config) {
+            return Err(format!("its metadata {CONFIG} name another network than its parameters are of"));
+        }
         check_filters(&ema)?;
         let generator = Generator::new(config.clone());
         let discriminator = Discriminator::new(config.clone());
-        let read = |layout: &Arc<Layout>, t: &Option<BTreeMap<String, Tensor>>, what: &str| t.as_ref().map(|t| ParamSlab::from_torch(layout, t, what)).transpose();
+        let slab = |layout: &Arc<Layout>, t: &BTreeMap<String, Tensor>, what: &str| {
+            let slab = ParamSlab::from_torch(layout, t, what)?;
+            if slab.is_finite() { Ok(slab) } else { Err(format!("{what} holds values that are not finite numbers: its training has diverged")) }
+        };
+        let read = |layout: &Arc<Layout>, t: &Option<BTreeMap<String, Tensor>>, what: &str| t.as_ref().map(|t| slab(layout, t, what)).transpose();
         Ok(Checkpoint {
-            g_ema: ParamSlab::from_torch(generator.layout(), &ema, "g_ema")?,
+            g_ema: slab(generator.layout(), &ema, "g_ema")?,
             g: read(generator.layout(), &g, "g")?,
             d: read(discriminator.layout(), &d, "d")?,
             g_optim: None,
@@ -256,8 +261,7 @@ fn put(into: &mut BTreeMap<String, Tensor>, prefix: &str, tensors: BTreeMap<Stri
 
 /// Refuses to write what is not a number: it may not replace a good file.
 fn check_finite(path: &Path, step: u64, slab: &ParamSlab) -> Result<()> {
-    let values = slab.values().to_device(&Device::Cpu)?;
-    match values.as_slice::<f32>().iter().all(|v| v.is_finite()) {
+    match slab.to_device(&Device::Cpu)?.is_finite() {
         true => Ok(()),
         false => Err(Error::Diverged {
             what: "training".into(),

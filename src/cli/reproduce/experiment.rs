@@ -301,6 +301,9 @@ impl ExperimentArgs {
         let methods = if self.methods.is_empty() { Method::ALL.to_vec() } else { self.methods.clone() };
         let numbers = classes.iter().map(|c| class_of(&lab.classifier, c)).collect::<Result<Vec<_>>>()?;
         // By their names, whatever they were called by.
+        if let Some(twice) = numbers.iter().enumerate().find_map(|(i, n)| numbers[..i].contains(n).then_some(i)) {
+            return Err(Error::config("--classes", format!("names {} twice", classes[twice])));
+        }
         let classes: Vec<String> = numbers.iter().map(|n| lab.classifier.config().classes[*n].clone()).collect();
         let mut outcomes = Vec::new();
         for (class, number) in classes.iter().zip(numbers) {
@@ -364,11 +367,12 @@ fn trained(file: &Path, what: &str, data: &Dataset, network: &StyleGan2Config, s
     // The settings' EMA is that of the short stages.
     let hyper = &Hyper { ema_decay: Hyper::default().ema_decay, ..settings.hyper.clone() };
     let flip = if settings.mirror { Flip::Random } else { Flip::Never };
-    let state = match file.exists() {
+    // On the CPU the state is the same memory on its device, which has one owner while it is trained.
+    let mut state = match file.exists() {
         true => Checkpoint::open(file)?.into_state(file, hyper, seed)?,
         false => GanState::init(network, hyper, seed),
-    };
-    let mut state = state.to_device(device)?;
+    }
+    .to_device(device)?;
     let noise = default_noise(network);
     let trainer = Trainer::new(network, hyper.clone());
     let mut batches = DatasetBatches::new(data, hyper.batch, flip, seed, state.iteration)?;

@@ -41,10 +41,10 @@ pub(crate) struct Sweep {
     #[arg(long, default_value = "8")]
     class: String,
     /// Pulls at the start of stage 2 (the derivative of the loss by the squared distance)
-    #[arg(long, value_delimiter = ',', allow_negative_numbers = true, default_value = "1e-4,6e-4,1e-3,2e-3,3e-2")]
+    #[arg(long, value_delimiter = ',', allow_hyphen_values = true, default_value = "1e-4,6e-4,1e-3,2e-3,3e-2")]
     pulls: Vec<f64>,
     /// α of EL2 in units of 1/D₀, D₀ being the squared distance at the start
-    #[arg(long, value_delimiter = ',', allow_negative_numbers = true, default_value = "0.01,0.03,0.1,1")]
+    #[arg(long, value_delimiter = ',', allow_hyphen_values = true, default_value = "0.01,0.03,0.1,1")]
     alphas: Vec<f64>,
     /// Iterations of each adaptation
     #[arg(long)]

@@ -364,6 +364,9 @@ pub fn fine_tune(start: Classifier, data: LabelledImages, recipe: &Recipe, progr
     if recipe.batch == 0 {
         return Err(Error::config("--batch", "0 images per step; ask for at least 1"));
     }
+    if recipe.epochs == 0 {
+        return Err(Error::config("--epochs", "0 trains nothing; use at least 1"));
+    }
     let weights = recipe.balance.then(|| data.labels.class_weights(config.classes.len())).transpose()?;
     let mut state = recipe.optimizer.start(params.layout(), &params.values().device())?;
     if !(0.0..=1.0).contains(&recipe.mixup) {

@@ -8,6 +8,10 @@ use crate::tensor::Tensor;
 /// Image channels; MNIST too is three equal ones, as in the paper.
 pub const IMAGE_CHANNELS: usize = 3;
 
+/// Beyond these a number is a mistake, and would ask for more memory than there is.
+const WIDEST: usize = 1 << 14;
+const DEEPEST: usize = 64;
+
 /// Sizes of generator and discriminator.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct StyleGan2Config {
@@ -54,12 +58,12 @@ impl StyleGan2Config {
         if !self.size.is_power_of_two() || self.size < 8 || self.size > 4096 {
             return Err(Error::config("--size", format!("{} is not a power of two from 8 to 4096", self.size)));
         }
-        if self.latent == 0 || self.mapping_layers == 0 {
-            return Err(Error::config("--latent", "latent length and mapping layers must be at least 1"));
+        if !(1..=WIDEST).contains(&self.latent) || !(1..=DEEPEST).contains(&self.mapping_layers) {
+            return Err(Error::config("--latent, --mapping-layers", format!("must be from 1 to {WIDEST}, and from 1 to {DEEPEST}")));
         }
         let wanted: Vec<usize> = resolutions(self.size).collect();
-        if !self.channels.keys().copied().eq(wanted.iter().copied()) || self.channels.values().any(|c| *c == 0) {
-            return Err(Error::config("--channels", format!("needs one positive number for each of {wanted:?}")));
+        if !self.channels.keys().copied().eq(wanted.iter().copied()) || self.channels.values().any(|c| !(1..=WIDEST).contains(c)) {
+            return Err(Error::config("--channels", format!("needs one number from 1 to {WIDEST} for each of {wanted:?}")));
         }
         Ok(self)
     }
