@@ -276,6 +276,9 @@ impl TrainArgs {
         let size = self.size.map_or(known.map_or([network.default_size(); 2], |c| c.preprocessing.size), |s| s.0);
         let all = self.data.read_at(Split::Train, Some(size))?;
         let data = if self.hold_out { all.part(Part::Training) } else { all.clone() };
+        if self.hold_out && data.len() == all.len() {
+            return Err(Error::config("--hold-out", "no class has the ten images of which one is held out; leave it out, or give more"));
+        }
         let decision = if data.attributes.is_some() { Decision::Signs } else { Decision::Largest };
         let mut config = ClassifierConfig::new(network, data.class_names.clone(), decision, size);
         if let Some(known) = known {

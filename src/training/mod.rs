@@ -173,7 +173,8 @@ impl GanState {
     }
 }
 
-/// Streams of random numbers by use: two uses never share numbers, whatever the seeds.
+/// Streams of random numbers by use: two uses never share numbers, whatever the seeds. All trainings of one seed (of a model,
+/// the first adaptation of seed 0, stage 2) are one use: they see the same latents.
 pub mod streams {
     pub const INIT: u64 = 1;
     pub const TRAINING: u64 = 2;

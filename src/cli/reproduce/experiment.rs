@@ -164,6 +164,8 @@ impl ExperimentArgs {
             return Err(Error::config("--runs, --models, --feedback, --samples, --fid-images, --real-images", "must be at least 1 (samples and images at least 2)"));
         }
         s.hyper = s.hyper.checked()?;
+        // The last row's batches, too, before anything is trained.
+        Hyper { given_fakes: s.given_fakes, ..s.hyper.clone() }.checked()?;
         Ok(s)
     }
 
