@@ -2,7 +2,6 @@
 
 mod common;
 
-use std::path::PathBuf;
 
 use recant::data::mnist::{Mnist, Split};
 use recant::device::Device;
@@ -12,15 +11,6 @@ use recant::models::resnet::ResNet;
 use recant::ops::random::Random;
 use recant::tensor::{DType, Tensor};
 
-/// The folder of real data, or none with a line that says so.
-fn real_data(test: &str) -> Option<PathBuf> {
-    let folder = std::env::var_os("RECANT_DATA").map(PathBuf::from);
-    if folder.is_none() {
-        println!("skipped {test}: RECANT_DATA does not name the folder of real data");
-    }
-    folder
-}
-
 /// By way of PyTorch's file.
 fn official(folder: &std::path::Path) -> Classifier {
     Classifier::read(folder.join("lenet_mnist_official.pth")).unwrap()
@@ -28,7 +18,7 @@ fn official(folder: &std::path::Path) -> Classifier {
 
 #[test]
 fn the_official_lenet_says_what_it_said_in_pytorch() {
-    let Some(folder) = real_data("the_official_lenet_says_what_it_said_in_pytorch") else { return };
+    let Some(folder) = common::real_data("the_official_lenet_says_what_it_said_in_pytorch") else { return };
     let reference = common::npz("nets/lenet_mnist_first64.npz");
     let pixels = reference["images32"].to_f64_vec().iter().map(|v| *v as f32 / 127.5 - 1.0).collect();
     let said = official(&folder).judge(&Tensor::from_vec(&[64, 32, 32, 1], pixels)).unwrap();
@@ -38,7 +28,7 @@ fn the_official_lenet_says_what_it_said_in_pytorch() {
 
 #[test]
 fn the_official_lenet_on_all_test_digits() {
-    let Some(folder) = real_data("the_official_lenet_on_all_test_digits") else { return };
+    let Some(folder) = common::real_data("the_official_lenet_on_all_test_digits") else { return };
     let digits = Mnist::read(folder.join("mnist"), Split::Test).unwrap().resized(32);
     let labels: Vec<u32> = digits.labels.iter().map(|l| *l as u32).collect();
     let data = LabelledImages { pictures: &Pictures::from_bytes(digits.images, [32, 32, 1]), labels: Labels::Classes(&labels) };

@@ -15,7 +15,7 @@ use cuda_on_cpu::{orders, with_order};
 use half::bf16;
 use recant::autograd::{Var, mul, sum};
 use recant::device::cuda::{KERNELS, Workspace};
-use recant::device::{Device, Precision};
+use recant::device::{CudaDevice, Device, Precision};
 use recant::error::{Error, Result};
 use recant::losses::{path_length, r1_penalty};
 use recant::models::stylegan2::Styles;
@@ -521,11 +521,11 @@ fn convolutions_on_hopper() {
     let ampere = gpu::cuda_of((8, 0), Precision::Bf16);
     compare(&Device::Cuda(ampere.clone()), "on Ampere", &layers[0].inputs(), WHOLE, &|t| layers[0].run(t));
     compare(&Device::Cuda(ampere.clone()), "in bf16 on Ampere", &layers[0].inputs(), once, &|t| layers[0].run_stored(t, DType::Bf16));
-    // A real GPU is what it is.
-    for gpu in [&hopper, &ampere] {
-        let launches = gpu.launches().into_iter().filter(|(name, n)| name.contains("sm90") && *n > 0).count();
-        assert_eq!(launches, if gpu.compute_capability() == (9, 0) { 10 } else { 0 }, "of {:?}", gpu.compute_capability());
-    }
+    // A real GPU is what it is, whatever it was opened as.
+    let launched = |gpu: &CudaDevice| gpu.launches().into_iter().filter(|(name, n)| name.contains("sm90") && *n > 0).count();
+    let is_hopper = |gpu: &CudaDevice| gpu.compute_capability() == (9, 0);
+    assert_eq!(launched(&hopper), if is_hopper(&hopper) { 10 } else { 0 });
+    assert!(is_hopper(&ampere) || launched(&ampere) == 0);
 }
 
 /// TMA reads bf16 where it lies, but not at any element.

@@ -3,7 +3,6 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use common::hashed;
@@ -104,10 +103,7 @@ fn inception_equals_pytorch_fid() {
 
 #[test]
 fn inception_with_the_real_weights_equals_pytorch_fid() {
-    let Some(folder) = std::env::var_os("RECANT_DATA").map(PathBuf::from) else {
-        println!("skipped: RECANT_DATA does not name the folder of real data");
-        return;
-    };
+    let Some(folder) = common::real_data("inception_with_the_real_weights_equals_pytorch_fid") else { return };
     let file = recant::io::safetensors::read(folder.join("inception_2015_up_to_mixed_6e.safetensors")).unwrap();
     let net = Inception::from_torch(&file.tensors).unwrap();
     assert_eq!(net.last_block(), Block::D768);

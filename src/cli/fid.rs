@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
 
-use super::output::{Progress, summary};
+use super::output::{Progress, refuse_overwriting, summary};
 use super::{Global, run_folder};
 use crate::data::dataset::{Dataset, Source};
 use crate::data::mnist::{Mnist, Split, read_idx};
@@ -303,6 +303,10 @@ impl Fid {
     pub fn run(&self, global: &Global) -> Result<()> {
         let start = std::time::Instant::now();
         let device = global.open()?;
+        if let Some(file) = &self.save {
+            let inputs: Vec<&Path> = [Some(&self.a), self.b.as_ref()].into_iter().flatten().map(Path::new).collect();
+            refuse_overwriting(file, &inputs)?;
+        }
         if self.b.is_none() && self.save.is_none() {
             return Err(Error::config("B", "is missing: give two sets to compare, or --save for the statistics of one"));
         }

@@ -93,11 +93,13 @@ pub(crate) mod scratch {
         }
     }
 
-    /// The folder of real data for tests that want it, or none with a line that says so.
+    /// The folder of real data for tests that want it, or none with a line that says so: past the macros, whose output of
+    /// tests that pass nobody sees.
     pub(crate) fn real_data(test: &str) -> Option<PathBuf> {
+        use std::io::Write;
         let folder = std::env::var_os("RECANT_DATA").map(PathBuf::from);
         if folder.is_none() {
-            println!("skipped {test}: RECANT_DATA does not name the folder of real data");
+            let _ = writeln!(std::io::stderr(), "skipped {test}: RECANT_DATA does not name the folder of real data");
         }
         folder
     }
