@@ -160,7 +160,11 @@ fn leading_to(outputs: &[&Var], targets: &[&Var]) -> HashSet<u64> {
 
 /// Gradient of `Σ outputs` by targets where a missing dependence is a zero gradient: what an optimiser step takes.
 pub fn grad_or_zero(outputs: &[&Var], targets: &[&Var], order: Order) -> Result<Vec<Var>> {
-    let found = grad(outputs, targets, order)?;
+    or_zero(grad(outputs, targets, order)?, targets)
+}
+
+/// Gradients by targets, zeros where there is none.
+pub fn or_zero(found: Vec<Option<Var>>, targets: &[&Var]) -> Result<Vec<Var>> {
     found.into_iter().zip(targets).map(|(g, t)| g.map_or_else(|| rules::zeros_like(t), Ok)).collect()
 }
 

@@ -6,7 +6,7 @@ mod grad;
 pub mod gradcheck;
 mod rules;
 
-pub use grad::{Order, accumulate_squared_grads, grad, grad_or_zero, grad_seeded};
+pub use grad::{Order, accumulate_squared_grads, grad, grad_or_zero, grad_seeded, or_zero};
 pub use rules::*;
 
 use std::sync::Arc;

@@ -15,10 +15,10 @@ pub mod steps;
 pub use inputs::{BatchInputs, Inputs, PathInputs};
 pub use run::{Batches, DatasetBatches, Progress, TensorBatches, run};
 
-use parts::{Part, at_once, parts};
+use parts::{Cut, Part};
 use ranks::Ranks;
 
-use crate::autograd::{Order, Var, concat, scale};
+use crate::autograd::{Order, Var, grad_or_zero, grad_seeded, or_zero, scale};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::losses::{discriminator_loss, generator_loss, path_lengths, path_penalty, r1_penalty};
@@ -309,7 +309,7 @@ impl Trainer {
     /// read, so it can be recorded. The iterations of `state` are not counted.
     fn queue(&self, state: &mut GanState, inputs: &Inputs, regulariser: &dyn Regulariser) -> Result<Measured> {
         let shared = self.shared(state, inputs, regulariser)?;
-        let d = self.discriminator_step(state, inputs, shared.as_ref())?;
+        let d = self.discriminator_step(state, inputs, shared.as_deref())?;
         let r1 = inputs.r1.then(|| self.r1_step(state, &inputs.real)).transpose()?;
         let (g, sum) = self.generator_step(state, inputs, shared, regulariser)?;
         let (path, path_sum) = inputs.path.as_ref().map(|path| self.path_step(state, path, regulariser)).transpose()?.unzip();
@@ -320,15 +320,18 @@ impl Trainer {
         self.ranks.as_ref().map_or(0, Ranks::rank)
     }
 
-    /// All parts of a batch whose images meet in groups of `members`.
-    fn parts(&self, n: usize, members: usize) -> Vec<Part> {
-        let at_once = self.hyper.at_once.unwrap_or_else(|| at_once(self.generator.config()));
-        parts(n, members, at_once, self.ranks.as_ref().map_or(1, Ranks::world))
+    /// How a batch whose images meet in groups of `members` goes through the networks.
+    fn cut(&self, device: &Device, n: usize, members: usize) -> Cut {
+        let ranks = self.ranks.as_ref().map_or(1, Ranks::world);
+        match self.hyper.at_once {
+            Some(images) => Cut::of(n, members, images, ranks),
+            None => Cut::by_size(self.generator.config(), device, n, members, ranks),
+        }
     }
 
     /// This rank's parts of a batch that D sees.
-    fn own_parts(&self, n: usize) -> Vec<Part> {
-        self.parts(n, Discriminator::group(n)).into_iter().filter(|p| p.owner == self.rank()).collect()
+    fn own_parts(&self, device: &Device, n: usize) -> Cut {
+        self.cut(device, n, Discriminator::group(n)).owned_by(self.rank())
     }
 
     /// The whole batch's loss and gradients, of this rank's parts of them.
@@ -347,30 +350,27 @@ impl Trainer {
         Ok((next(&loss)?, grads))
     }
 
-    fn generate(&self, p: &Params, batch: &BatchInputs, part: &Part) -> Result<Var> {
-        self.generator.forward(p, &part.of_styles(&batch.styles)?, &part.of_noise(&batch.noise)?)
-    }
-
-    /// The fakes of both steps, where they are the same. A batch in parts makes each twice: between the steps the graphs of
-    /// all parts would be in memory.
-    fn shared(&self, state: &GanState, inputs: &Inputs, regulariser: &dyn Regulariser) -> Result<Option<Shared>> {
-        match &self.own_parts(inputs.real.dim(0))[..] {
-            [part] if inputs.d.is_none() && part.is_whole() => {
-                let params = state.g.leaves_where(&|name| regulariser.trains(name));
-                let images = self.generate(&params, &inputs.g, part)?;
-                Ok(Some(Shared { params, images }))
-            }
-            _ => Ok(None),
+    /// The fakes of both steps, where they are the same, a graph for each part. Parts of which only one graph may exist at a
+    /// time make theirs twice.
+    fn shared(&self, state: &GanState, inputs: &Inputs, regulariser: &dyn Regulariser) -> Result<Option<Vec<Shared>>> {
+        let cut = self.own_parts(&state.device(), inputs.real.dim(0));
+        if inputs.d.is_some() || self.ranks.is_some() || !cut.is_held_at_once() {
+            return Ok(None);
         }
+        let params = leaves_of(&state.g, regulariser, &cut);
+        let made = |i: usize| generate(&self.generator, &params[i], &inputs.g, &cut.parts[i]);
+        let images = steps::each(cut.parts.len(), cut.side_by_side, &made)?;
+        Ok(Some(params.into_iter().zip(images).map(|(params, images)| Shared { params, images }).collect()))
     }
 
-    fn discriminator_step(&self, state: &mut GanState, inputs: &Inputs, shared: Option<&Shared>) -> Result<Tensor> {
-        let (g, parts) = (state.g.constants(), self.own_parts(inputs.real.dim(0)));
+    fn discriminator_step(&self, state: &mut GanState, inputs: &Inputs, shared: Option<&[Shared]>) -> Result<Tensor> {
+        let (g, cut) = (state.g.constants(), self.own_parts(&state.device(), inputs.real.dim(0)));
         let n = inputs.generated();
-        let of = |batch: &BatchInputs, part: &Part| Ok(self.generate(&g, batch, part)?.value().clone());
-        let made: Box<dyn Fn(&Part) -> Result<Tensor> + '_> = match (shared, &inputs.d) {
+        let (generator, discriminator) = (&self.generator, &self.discriminator);
+        let of = |batch: &BatchInputs, part: &Part| Ok(generate(generator, &g, batch, part)?.value().clone());
+        let made: Box<dyn Fn(&Part) -> Result<Tensor> + Sync + '_> = match (shared, &inputs.d) {
             (Some(shared), _) => {
-                let images = shared.images.value().rows(0, n)?;
+                let images = cut.in_order(&shared.iter().map(|s| s.images.value()).collect::<Vec<_>>())?.rows(0, n)?;
                 Box::new(move |part| part.of(&images))
             }
             (None, Some(batch)) => Box::new(|part| of(batch, part)),
@@ -379,15 +379,16 @@ impl Trainer {
                 Box::new(move |part| of(&batch, part))
             }
         };
-        let (loss, grads) = self.whole(steps::in_parts(&state.d, &|_| true, &shares(&parts), &mut |i, p| {
-            let part = &parts[i];
+        let params = cut.parts.iter().map(|_| state.d.leaves()).collect();
+        let (loss, grads) = self.whole(steps::in_parts(params, &cut, &|i, p| {
+            let part = &cut.parts[i];
             let fake = match &inputs.given_fakes {
                 None => made(part)?,
-                Some(given) => part.of_made_and_given(n, &made, given)?,
+                Some(given) => part.of_made_and_given(n, &*made, given)?,
             };
             let both = Var::constant(layout::concat(&[&part.of(&inputs.real)?, &fake], 0)?);
             drop(fake);
-            discriminator_loss(&self.discriminator.forward(p, &both, 2)?)
+            discriminator_loss(&discriminator.forward(p, &both, 2)?)
         })?)?;
         state.d_optim.step(&mut state.d, None, &grads, Pull::None)?;
         Ok(loss)
@@ -395,23 +396,28 @@ impl Trainer {
 
     fn r1_step(&self, state: &mut GanState, real: &Tensor) -> Result<Tensor> {
         let weight = self.hyper.r1_weight / 2.0 * self.hyper.r1_every as f64;
-        let parts = self.own_parts(real.dim(0));
-        let (loss, grads) = self.whole(steps::in_parts(&state.d, &|_| true, &shares(&parts), &mut |i, p| {
-            let real = Var::leaf(parts[i].of(real)?);
-            scale(&r1_penalty(&self.discriminator.forward(p, &real, 1)?, &real)?, weight)
+        let (discriminator, cut) = (&self.discriminator, self.own_parts(&state.device(), real.dim(0)));
+        let params = cut.parts.iter().map(|_| state.d.leaves()).collect();
+        let (loss, grads) = self.whole(steps::in_parts(params, &cut, &|i, p| {
+            let real = Var::leaf(cut.parts[i].of(real)?);
+            scale(&r1_penalty(&discriminator.forward(p, &real, 1)?, &real)?, weight)
         })?)?;
         state.d_optim.step(&mut state.d, None, &grads, Pull::None)?;
         steps::unweighted(loss, weight)
     }
 
-    fn generator_step(&self, state: &mut GanState, inputs: &Inputs, shared: Option<Shared>, regulariser: &dyn Regulariser) -> Result<(Tensor, Option<Sum>)> {
-        let d = state.d.constants();
-        let judged = |fake: &Var| generator_loss(&self.discriminator.forward(&d, fake, 1)?);
+    fn generator_step(&self, state: &mut GanState, inputs: &Inputs, shared: Option<Vec<Shared>>, regulariser: &dyn Regulariser) -> Result<(Tensor, Option<Sum>)> {
+        let (d, cut) = (state.d.constants(), self.own_parts(&state.device(), inputs.real.dim(0)));
+        let (generator, discriminator) = (&self.generator, &self.discriminator);
+        let judged = |fake: &Var| generator_loss(&discriminator.forward(&d, fake, 1)?);
         let found = match shared {
-            Some(Shared { params, images }) => steps::of_loss(&judged(&images)?, &params)?,
+            Some(shared) => {
+                let (params, images): (Vec<Params>, Vec<Var>) = shared.into_iter().map(|s| (s.params, s.images)).unzip();
+                steps::in_parts(params, &cut, &|i, _| judged(&images[i]))?
+            }
             None => {
-                let parts = self.own_parts(inputs.real.dim(0));
-                steps::in_parts(&state.g, &|name| regulariser.trains(name), &shares(&parts), &mut |i, p| judged(&self.generate(p, &inputs.g, &parts[i])?))?
+                let params = leaves_of(&state.g, regulariser, &cut);
+                steps::in_parts(params, &cut, &|i, p| judged(&generate(generator, p, &inputs.g, &cut.parts[i])?))?
             }
         };
         let (loss, grads) = self.whole(found)?;
@@ -421,66 +427,80 @@ impl Trainer {
         Ok((loss, sum))
     }
 
-    /// Path lengths of one part of the batch.
-    fn lengths(&self, p: &Params, inputs: &PathInputs, part: &Part, order: Order) -> Result<Var> {
-        let ws = self.generator.styles(p, &part.of_styles(&inputs.batch.styles)?)?;
-        let images = self.generator.synthesis(p, &ws, &part.of_noise(&inputs.batch.noise)?)?;
-        path_lengths(&images, &ws, &part.of(&inputs.y)?, order)
-    }
-
-    /// The lengths of each part's images, as numbers; other ranks' come from them.
-    fn known_lengths(&self, state: &GanState, inputs: &PathInputs, parts: &[Part]) -> Result<Vec<Var>> {
-        let leaves = state.g.leaves();
-        let lengths = |part: &Part| match part.owner == self.rank() {
-            true => Ok(self.lengths(&leaves, inputs, part, Order::Last)?.detach().value().clone()),
-            false => Tensor::full_on(&[part.len(), 1], 0.0, DType::F32, &inputs.y.device()),
-        };
-        let mut known = parts.iter().map(lengths).collect::<Result<Vec<_>>>()?;
-        if let Some(ranks) = &self.ranks {
-            let all = ranks.sum(layout::concat(&known.iter().collect::<Vec<_>>(), 0)?)?;
-            let mut at = 0;
-            for (lengths, part) in known.iter_mut().zip(parts) {
-                *lengths = all.rows(at, part.len())?;
-                at += part.len();
-            }
-        }
-        Ok(known.into_iter().map(Var::constant).collect())
-    }
-
     fn path_step(&self, state: &mut GanState, inputs: &PathInputs, regulariser: &dyn Regulariser) -> Result<(Tensor, Option<Sum>)> {
         let weight = self.hyper.path_weight * self.hyper.path_every as f64;
         // Images have nothing to do with each other here; one rank alone cuts them as D's where they can be cut so.
         let n = inputs.y.dim(0);
         let together = self.ranks.is_none() && Discriminator::accepts_batch(n);
-        let parts = self.parts(n, if together { Discriminator::group(n) } else { 1 });
-        let own: Vec<usize> = (0..parts.len()).filter(|i| parts[*i].owner == self.rank()).collect();
-        // The penalty mixes the lengths of all images. Of several parts, the lengths are taken first, and each part then
-        // contributes its own, differentiable, beside the others' numbers.
-        let known = if parts.len() == 1 { Vec::new() } else { self.known_lengths(state, inputs, &parts)? };
-        let mut of_batch = None;
-        let (loss, grads) = steps::in_parts(&state.g, &|name| regulariser.trains(name), &vec![1.0; own.len()], &mut |k, p| {
-            let here = own[k];
-            let lengths = self.lengths(p, inputs, &parts[here], Order::Differentiable)?;
-            let all: Vec<&Var> = (0..parts.len()).map(|j| if j == here { &lengths } else { &known[j] }).collect();
-            let path = path_penalty(&if all.len() == 1 { lengths.clone() } else { concat(&all, 0)? }, &state.mean_path_length)?;
-            of_batch = Some((path.penalty.value().clone(), path.running_mean));
-            scale(&path.penalty, weight)
-        })?;
-        let (_, grads) = self.whole((loss, grads))?;
-        let (penalty, running_mean) = of_batch.expect("a batch has a part");
+        let cut = self.cut(&state.device(), n, if together { Discriminator::group(n) } else { 1 });
+        let own = cut.owned_by(self.rank());
+        let found = {
+            let params = leaves_of(&state.g, regulariser, &own);
+            let lengths = |i: usize, order: Order| lengths(&self.generator, &params[i], inputs, &own.parts[i], order);
+            // The penalty mixes the lengths of all images. Where only one graph may exist at a time, each is made again for its
+            // gradients.
+            let graphs = match own.is_held_at_once() {
+                true => Some(steps::each(own.parts.len(), own.side_by_side, &|i| lengths(i, Order::Differentiable))?),
+                false => None,
+            };
+            let known = match &graphs {
+                Some(graphs) => graphs.iter().map(|g| g.value().clone()).collect(),
+                None => steps::each(own.parts.len(), false, &|i| Ok(lengths(i, Order::Last)?.value().clone()))?,
+            };
+            let all = Var::leaf(self.all_lengths(&cut, known)?);
+            let path = path_penalty(&all, &state.mean_path_length)?;
+            let seeds = grad_or_zero(&[&scale(&path.penalty, weight)?], &[&all], Order::Last)?.remove(0);
+            let grads = steps::sum_of_parts(own.parts.len(), own.side_by_side, &|i| {
+                let part = &own.parts[i];
+                let lengths = match &graphs {
+                    Some(graphs) => graphs[i].clone(),
+                    None => lengths(i, Order::Differentiable)?,
+                };
+                let seed = Var::constant(seeds.value().rows(part.first, part.len())?);
+                let targets = params[i].all();
+                or_zero(grad_seeded(&[&lengths], &[seed], &targets, Order::Last)?, &targets)
+            })?;
+            (grads, path.penalty.value().clone(), path.running_mean)
+        };
+        let (grads, penalty, running_mean) = found;
+        let (_, grads) = self.whole((penalty.clone(), grads))?;
         state.mean_path_length.assign(&running_mean)?;
         let ema = Some((&mut state.g_ema, self.hyper.ema_decay));
         let sum = state.g_optim.step(&mut state.g, ema, &grads, regulariser.path_pull())?;
         Ok((penalty, sum))
     }
+
+    /// The lengths `[n, 1]` of all parts, one after the other: this rank's own, and others' from them.
+    fn all_lengths(&self, cut: &Cut, own: Vec<Tensor>) -> Result<Tensor> {
+        let Some(ranks) = &self.ranks else { return layout::concat(&own.iter().collect::<Vec<_>>(), 0) };
+        let device = own[0].device();
+        let mut own = own.into_iter();
+        let all = cut.parts.iter().map(|part| match part.owner == self.rank() {
+            true => Ok(own.next().expect("lengths of each part")),
+            false => Tensor::full_on(&[part.len(), 1], 0.0, DType::F32, &device),
+        });
+        ranks.sum(layout::concat(&all.collect::<Result<Vec<_>>>()?.iter().collect::<Vec<_>>(), 0)?)
+    }
 }
 
-/// Generated images, with G's parameters that gradients will be taken by.
+/// Path lengths of one part of a batch.
+fn lengths(generator: &Generator, p: &Params, inputs: &PathInputs, part: &Part, order: Order) -> Result<Var> {
+    let ws = generator.styles(p, &part.of_styles(&inputs.batch.styles)?)?;
+    let images = generator.synthesis(p, &ws, &part.of_noise(&inputs.batch.noise)?)?;
+    path_lengths(&images, &ws, &part.of(&inputs.y)?, order)
+}
+
+fn generate(generator: &Generator, p: &Params, batch: &BatchInputs, part: &Part) -> Result<Var> {
+    generator.forward(p, &part.of_styles(&batch.styles)?, &part.of_noise(&batch.noise)?)
+}
+
+/// G's parameters for each part's graph.
+fn leaves_of(g: &ParamSlab, regulariser: &dyn Regulariser, cut: &Cut) -> Vec<Params> {
+    cut.parts.iter().map(|_| g.leaves_where(&|name| regulariser.trains(name))).collect()
+}
+
+/// Generated images of a part, with G's parameters that gradients will be taken by.
 struct Shared {
     params: Params,
     images: Var,
-}
-
-fn shares(parts: &[Part]) -> Vec<f64> {
-    parts.iter().map(|p| p.share).collect()
 }

@@ -1,7 +1,9 @@
 //! Batches in parts, for networks whose graph of a whole batch would not fit into memory: the gradients are those of the
 //! whole batch (up to the order of sums), because a loss is a mean over images that meet only in the groups of the
-//! minibatch standard deviation, and no group is torn apart.
+//! minibatch standard deviation, and no group is torn apart. On the CPU small networks see a batch in two parts at the same
+//! time: their ops are too short to be cut among threads without loss.
 
+use crate::device::Device;
 use crate::error::Result;
 use crate::models::stylegan2::{StyleGan2Config, Styles};
 use crate::ops::layout::{concat, gather_rows};
@@ -13,10 +15,17 @@ const GRAPH_BYTES: usize = 4 << 30;
 /// Maps that D's graph keeps at each resolution: outputs of three convolutions, two activations, a blur, a sum.
 const MAPS: usize = 7;
 
+/// Bytes of an image's maps up to which halves of a batch go side by side on the CPU, each on one thread as long as the other is
+/// busy. Two threads then take 0.5 times as long as one where ops cut among them take 0.66 (demo's widths, 1.4 MB).
+const SIDE_BY_SIDE_BYTES: usize = 4 << 20;
+
 /// Some of a batch's images.
+#[derive(Clone)]
 pub(super) struct Part {
     indices: Vec<usize>,
     whole: bool,
+    /// Images of the parts before it.
+    pub first: usize,
     /// Weight of its mean in the batch's.
     pub share: f64,
     /// The rank that takes it through the networks.
@@ -27,11 +36,6 @@ impl Part {
     /// Number of images.
     pub fn len(&self) -> usize {
         self.indices.len()
-    }
-
-    /// Whether it is the batch.
-    pub fn is_whole(&self) -> bool {
-        self.whole
     }
 
     pub fn of(&self, t: &Tensor) -> Result<Tensor> {
@@ -47,7 +51,7 @@ impl Part {
         let rows = match (made.is_empty(), rest.is_empty()) {
             (true, _) => return given,
             (_, true) => return make(self),
-            _ => [make(&Part { whole: self.whole, share: self.share, owner: self.owner, indices: made })?, given?],
+            _ => [make(&Part { indices: made, ..*self })?, given?],
         };
         gather_rows(&concat(&[&rows[0], &rows[1]], 0)?, &order)
     }
@@ -62,17 +66,63 @@ impl Part {
     }
 }
 
-/// Images of one graph where nobody says it: as many whole groups as the estimate allows, real and fake ones together.
-pub(super) fn at_once(config: &StyleGan2Config) -> usize {
+/// How a batch goes through the networks.
+pub(super) struct Cut {
+    pub parts: Vec<Part>,
+    /// All parts at the same time, or one after the other.
+    pub side_by_side: bool,
+}
+
+impl Cut {
+    /// Parts of about `at_once` images, one after the other. `members`, `ranks`: as for `parts`.
+    pub fn of(n: usize, members: usize, at_once: usize, ranks: usize) -> Cut {
+        Cut { parts: parts(n, members, at_once, ranks), side_by_side: false }
+    }
+
+    /// By the networks' size. It does not depend on the number of threads, so neither do the results.
+    pub fn by_size(config: &StyleGan2Config, device: &Device, n: usize, members: usize, ranks: usize) -> Cut {
+        let (image, of_rank) = (image_bytes(config), n / ranks);
+        // As many whole groups as memory allows, real and fake images together.
+        let at_once = (GRAPH_BYTES / (2 * image)).max(1);
+        let small = matches!(device, Device::Cpu) && at_once >= of_rank && image <= SIDE_BY_SIDE_BYTES;
+        if small {
+            let half = (of_rank / members).div_ceil(2) * members;
+            return Cut { side_by_side: half < of_rank, ..Cut::of(n, members, half, ranks) };
+        }
+        Cut::of(n, members, at_once, ranks)
+    }
+
+    /// The parts of one rank.
+    pub fn owned_by(&self, rank: usize) -> Cut {
+        Cut { parts: self.parts.iter().filter(|p| p.owner == rank).cloned().collect(), ..*self }
+    }
+
+    /// Whether the graphs of all parts exist at the same time.
+    pub fn is_held_at_once(&self) -> bool {
+        self.side_by_side || self.parts.len() == 1
+    }
+
+    /// The batch's rows `[n, …]` of those of all of its parts.
+    pub fn in_order(&self, of_parts: &[&Tensor]) -> Result<Tensor> {
+        if let [whole] = of_parts {
+            return Ok((*whole).clone());
+        }
+        let mut places: Vec<(usize, usize)> = self.parts.iter().flat_map(|p| &p.indices).copied().zip(0..).collect();
+        places.sort();
+        gather_rows(&concat(of_parts, 0)?, &places.into_iter().map(|(_, at)| at).collect::<Vec<_>>())
+    }
+}
+
+/// Bytes of the maps that D's graph keeps of one image.
+fn image_bytes(config: &StyleGan2Config) -> usize {
     let map = |r: usize| 4 * r * r * config.channels_at(r);
-    let image: usize = (config.blocks().chain([4])).map(map).sum::<usize>() * MAPS;
-    (GRAPH_BYTES / (2 * image)).max(1)
+    (config.blocks().chain([4])).map(map).sum::<usize>() * MAPS
 }
 
 /// Cuts a batch of `n` into parts of about `at_once` images, as many for each of `ranks`. Images of one group stay
 /// together: within a batch image b belongs to group b mod (n / members), and a part's images are ordered so that the
 /// same rule finds the same groups.
-pub(super) fn parts(n: usize, members: usize, at_once: usize, ranks: usize) -> Vec<Part> {
+fn parts(n: usize, members: usize, at_once: usize, ranks: usize) -> Vec<Part> {
     assert!(n.is_multiple_of(members * ranks), "{n} images in groups of {members} for {ranks} ranks: none may be left over");
     let groups = n / members;
     let of_rank = groups / ranks;
@@ -81,7 +131,7 @@ pub(super) fn parts(n: usize, members: usize, at_once: usize, ranks: usize) -> V
         .flat_map(|owner| (owner * of_rank..(owner + 1) * of_rank).step_by(per_part).map(move |first| (owner, first..(first + per_part).min((owner + 1) * of_rank))))
         .map(|(owner, chosen)| {
             let indices: Vec<usize> = (0..members).flat_map(|m| chosen.clone().map(move |g| m * groups + g)).collect();
-            Part { whole: indices.len() == n, share: indices.len() as f64 / n as f64, owner, indices }
+            Part { whole: indices.len() == n, first: chosen.start * members, share: indices.len() as f64 / n as f64, owner, indices }
         })
         .collect()
 }
@@ -129,7 +179,9 @@ mod tests {
 
     #[test]
     fn large_networks_take_few_images() {
-        assert!(at_once(&StyleGan2Config::mnist()) >= 64);
-        assert_eq!(parts(16, 4, at_once(&StyleGan2Config::config_f_256()), 1).len(), 4);
+        let of = |config: StyleGan2Config, n| Cut::by_size(&config, &Device::Cpu, n, 4, 1);
+        assert_eq!(of(StyleGan2Config::mnist(), 64).parts.len(), 1);
+        let large = of(StyleGan2Config::config_f_256(), 16);
+        assert_eq!((large.parts.len(), large.side_by_side), (4, false));
     }
 }
