@@ -113,6 +113,33 @@ fn hull(a: std::ops::Range<isize>, b: std::ops::Range<isize>) -> std::ops::Range
     }
 }
 
+/// Copies what `reads` covers of an image `[h, w, c]`, with zeros outside of it, times `scale` `[c]`.
+fn fill_window<T: Scalar>(to: &mut [T], image: &[T], [h, w, c]: [usize; 3], [ys, xs]: [std::ops::Range<isize>; 2], scale: Option<&[T]>) {
+    // Columns of the input that are read, and where they lie in a row of the copy.
+    let from = xs.start.clamp(0, w as isize);
+    let end = xs.end.clamp(from, w as isize);
+    let (left, width) = ((from - xs.start) as usize * c, (end - from) as usize * c);
+    for (y, to) in ys.zip(to.chunks_exact_mut((xs.len() * c).max(1))) {
+        if y < 0 || y >= h as isize || width == 0 {
+            to.fill(T::ZERO);
+            continue;
+        }
+        let source = &image[(y as usize * w + from as usize) * c..][..width];
+        to[..left].fill(T::ZERO);
+        to[left + width..].fill(T::ZERO);
+        match scale {
+            None => to[left..left + width].copy_from_slice(source),
+            Some(s) => {
+                for (to, from) in to[left..left + width].chunks_exact_mut(c).zip(source.chunks_exact(c)) {
+                    for ((to, from), s) in to.iter_mut().zip(from).zip(s) {
+                        *to = *from * *s;
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// What a part reads of the input: either the input itself, or a copy with zeros around it and the scale applied.
 struct Window<'a, T: Scalar> {
     copy: Vec<T>,
@@ -137,31 +164,9 @@ impl<'a, T: Scalar> Window<'a, T> {
         let mut copy = stale_vec::<T>(images.len() * rows * row + slack);
         let used = copy.len() - slack;
         copy[used..].fill(T::ZERO);
-        // Columns of the input that are read, and where they lie in a row of the copy.
-        let from = xs.start.clamp(0, w as isize);
-        let to = xs.end.clamp(from, w as isize);
-        let (left, width) = ((from - xs.start) as usize * c, (to - from) as usize * c);
-        for (i, image) in copy[..used].chunks_exact_mut((rows * row).max(1)).enumerate() {
+        for (i, to) in copy[..used].chunks_exact_mut((rows * row).max(1)).enumerate() {
             let scale = scale.map(|s| &s[(images.start + i) * c..][..c]);
-            for (y, to) in ys.clone().zip(image.chunks_exact_mut(row)) {
-                if y < 0 || y >= h as isize || width == 0 {
-                    to.fill(T::ZERO);
-                    continue;
-                }
-                let source = &whole[((i * h + y as usize) * w + from as usize) * c..][..width];
-                to[..left].fill(T::ZERO);
-                to[left + width..].fill(T::ZERO);
-                match scale {
-                    None => to[left..left + width].copy_from_slice(source),
-                    Some(s) => {
-                        for (to, from) in to[left..left + width].chunks_exact_mut(c).zip(source.chunks_exact(c)) {
-                            for ((to, from), s) in to.iter_mut().zip(from).zip(s) {
-                                *to = *from * *s;
-                            }
-                        }
-                    }
-                }
-            }
+            fill_window(to, &whole[i * h * w * c..][..h * w * c], [h, w, c], [ys.clone(), xs.clone()], scale);
         }
         Window { copy, whole: &[], image: rows * row, row, origin: [ys.start, xs.start] }
     }

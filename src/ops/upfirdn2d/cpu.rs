@@ -4,7 +4,7 @@
 use rayon::prelude::*;
 
 use super::Upfirdn2d;
-use crate::device::cpu::{PARALLEL_ELEMENTS, simd_dispatch, stale_vec};
+use crate::device::cpu::{PARALLEL_ELEMENTS, pieces, simd_dispatch, stale_vec};
 use crate::ops::bias_act::Epilogue;
 use crate::ops::bias_act::cpu::Finish;
 use crate::tensor::{Scalar, Tensor};
@@ -26,11 +26,11 @@ pub(crate) fn axis_table<T: Scalar>(spec: &Upfirdn2d, axis: usize, input: usize,
         .collect()
 }
 
-/// `out = Σ coefficient · row`, rows of `out.len()` elements at `index · out.len()` of `src`.
+/// `out = Σ coefficient · row`, rows of `out.len()` elements at `index · pitch` of `src`.
 #[inline(always)]
-fn weighted_rows<T: Scalar>(out: &mut [T], src: &[T], terms: &[(usize, T)]) {
+fn weighted_rows<T: Scalar>(out: &mut [T], src: &[T], pitch: usize, terms: &[(usize, T)]) {
     let n = out.len();
-    let row = |i: usize| &src[i * n..][..n];
+    let row = |i: usize| &src[i * pitch..][..n];
     match *terms {
         [] => out.fill(T::ZERO),
         [(i, p)] => {
@@ -59,12 +59,31 @@ fn weighted_rows<T: Scalar>(out: &mut [T], src: &[T], terms: &[(usize, T)]) {
     }
 }
 
+/// Neighbouring output pixels with the same coefficients, of inputs that move along with them: one loop over all of them,
+/// because their channels lie together.
+struct Stretch<T> {
+    pixels: usize,
+    terms: Vec<(usize, T)>,
+}
+
+/// A table cut into stretches.
+fn stretches<T: Scalar>(table: Vec<Vec<(usize, T)>>) -> Vec<Stretch<T>> {
+    let mut all: Vec<Stretch<T>> = Vec::new();
+    for terms in table {
+        match all.last_mut() {
+            Some(last) if terms.len() == last.terms.len() && terms.iter().zip(&last.terms).all(|(a, b)| a.0 == b.0 + last.pixels && a.1 == b.1) => last.pixels += 1,
+            _ => all.push(Stretch { pixels: 1, terms }),
+        }
+    }
+    all
+}
+
 simd_dispatch! {
-    /// One output row: `line = Σ rows`, then each pixel of `out` from pixels of `line`.
-    fn output_row<T: Scalar>(out: &mut [T], line: &mut [T], image: &[T], rows: &[(usize, T)], columns: &[Vec<(usize, T)>], c: usize) {
-        weighted_rows(line, image, rows);
-        for (o, terms) in out.chunks_exact_mut(c).zip(columns) {
-            weighted_rows(o, line, terms);
+    /// One output row: `line = Σ rows`, then the pixels of `out` from pixels of `line`, `c` values each.
+    fn output_row<T: Scalar>(out: &mut [T], line: &mut [T], image: &[T], rows: &[(usize, T)], columns: &[Stretch<T>], c: usize) {
+        weighted_rows(line, image, line.len(), rows);
+        for (out, stretch) in pieces(out, columns.iter().map(|s| s.pixels * c)).zip(columns) {
+            weighted_rows(out, line, c, &stretch.terms);
         }
     }
 }
@@ -73,7 +92,7 @@ pub fn upfirdn2d<T: Scalar>(x: &Tensor, spec: &Upfirdn2d, [n, oh, ow, c]: [usize
     let (h, w) = (x.dim(1), x.dim(2));
     let src = x.as_slice::<T>();
     let rows = axis_table::<T>(spec, 0, h, oh, spec.gain);
-    let columns = axis_table::<T>(spec, 1, w, ow, 1.0);
+    let columns = stretches(axis_table::<T>(spec, 1, w, ow, 1.0));
     let mut out = stale_vec::<T>(n * oh * ow * c);
     if out.is_empty() {
         return Tensor::from_vec(&[n, oh, ow, c], out);

@@ -467,13 +467,13 @@ axes! {
     };
     Bt, 6 to 6: |d, k| {
         // The polynomial (x − 1/2)(x + 2) of the last two finite points, shifted.
-        let [q0, q1] = [d[1].mul_add(k(1.5), d[0].mul_add(k(-1.0), d[2])), d[2].mul_add(k(1.5), d[1].mul_add(k(-1.0), d[3]))];
-        let [q2, q3] = [d[3].mul_add(k(1.5), d[2].mul_add(k(-1.0), d[4])), d[4].mul_add(k(1.5), d[3].mul_add(k(-1.0), d[5]))];
-        let (even, odd) = (d[2].mul_add(k(-1.0), d[4]), d[1].mul_add(k(-1.0), d[3]));
-        [q0.mul_add(k(-1.0), q2), q2.add(q1), q1.mul_add(k(-1.0), q2), odd.mul_add(k(2.0), even), odd.mul_add(k(-0.5), even), q1.mul_add(k(-1.0), q3)]
+        let (even, odd) = (d[4].sub(d[2]), d[3].sub(d[1]));
+        let [q0, q1] = [d[1].mul_add(k(1.5), d[2].sub(d[0])), d[2].mul_add(k(1.5), odd)];
+        let [q2, q3] = [d[3].mul_add(k(1.5), even), d[4].mul_add(k(1.5), d[5].sub(d[3]))];
+        [q2.sub(q0), q2.add(q1), q2.sub(q1), odd.mul_add(k(2.0), even), odd.mul_add(k(-0.5), even), q3.sub(q1)]
     };
     At, 6 to 4: |m, k| {
-        let (sum, difference) = (m[1].add(m[2]), m[2].mul_add(k(-1.0), m[1]));
+        let (sum, difference) = (m[1].add(m[2]), m[1].sub(m[2]));
         [
             m[0].add(sum).add(m[3].add(m[4])),
             m[3].mul_add(k(0.5), m[4].mul_add(k(-2.0), difference)),
@@ -485,10 +485,10 @@ axes! {
         let (even, odd) = (g[0].add(g[2]), g[1].add(g[3]));
         let half = g[1].mul_add(k(0.5), g[2].mul_add(k(0.25), g[3].mul_add(k(0.125), g[0])));
         let minus_two = g[1].mul_add(k(-2.0), g[2].mul_add(k(4.0), g[3].mul_add(k(-8.0), g[0])));
-        [g[0], even.add(odd), odd.mul_add(k(-1.0), even), half, minus_two, g[3]]
+        [g[0], even.add(odd), even.sub(odd), half, minus_two, g[3]]
     };
     Gt, 6 to 3: |p, k| {
-        let (sum, difference) = (p[1].add(p[2]), p[2].mul_add(k(-1.0), p[1]));
+        let (sum, difference) = (p[1].add(p[2]), p[1].sub(p[2]));
         [
             p[4].mul_add(k(1.0 / 15.0), p[3].mul_add(k(-16.0 / 15.0), difference.mul_add(k(1.0 / 3.0), p[0]))),
             p[4].mul_add(k(-2.0 / 15.0), p[3].mul_add(k(-8.0 / 15.0), sum.mul(k(1.0 / 3.0)))),

@@ -10,7 +10,7 @@
 use rayon::prelude::*;
 
 use super::tile::{self, Columns, Gather, Outer, Pixels, Rows, Tiles, Transform, Winograd, line_width, outer_slack, panel_width, transform, transform_slack};
-use super::{Direct, Extent, Map, Part, Phase, SERIAL_MACS, Window, parts, sum_of_parts};
+use super::{Direct, Extent, Map, Part, Phase, SERIAL_MACS, fill_window, parts, sum_of_parts};
 use crate::device::cpu::{Isa, pieces, recycle, stale_vec};
 use crate::tensor::Scalar;
 
@@ -40,7 +40,7 @@ const PASS_TILES: usize = 128;
 const GROUP_CHANNELS: usize = 96;
 /// Weight gradient: pairs of channels up to which a chunk of tiles has sums of its own, and chunks.
 const FEW_WEIGHTS: usize = 64 * 64;
-const CHUNKS: usize = 16;
+const CHUNKS: usize = 8;
 
 /// How a map is cut into tiles, the same along both axes.
 pub struct Scheme {
@@ -98,6 +98,14 @@ impl Scheme {
     fn weight_of(&self, plane: usize) -> usize {
         let along = |point: usize| point.min(WEIGHTS - 1);
         along(plane / self.points()) * WEIGHTS + along(plane % self.points())
+    }
+
+    /// The planes that a transformed weight belongs to.
+    fn planes_of(&self, weight: usize) -> impl Iterator<Item = usize> {
+        let points = self.points();
+        let along = |weight: usize| if weight + 1 < WEIGHTS { weight..weight + 1 } else { weight..points };
+        let columns = along(weight % WEIGHTS);
+        along(weight / WEIGHTS).flat_map(move |row| columns.clone().map(move |column| row * points + column))
     }
 
     /// Outputs of a tile along an axis.
@@ -353,16 +361,27 @@ impl<T: Scalar + Tiles> Source<'_, T> {
 
     /// Planes of a part's tiles, `columns` per tile row, to `[plane, tile, channel]`.
     fn planes(&self, isa: Isa, part: &Part, columns: usize, to: &mut [T]) {
-        let (c, [reach, points]) = (self.size[2], self.of.sizes());
-        let at = |axis: usize, tile: usize| self.start[axis] + (tile * self.step) as isize;
-        let reads = |axis: usize, tiles: std::ops::Range<usize>| at(axis, tiles.start)..at(axis, tiles.end - 1) + reach as isize;
-        let reads = [reads(0, part.rows.clone()), reads(1, 0..columns)];
-        let window = Window::new(self.values, self.size, self.scale, &part.images, reads, transform_slack::<T>(c));
+        let ([h, w, c], [reach, points]) = (self.size, self.of.sizes());
         let plane = to.len() / (points * points);
         let to_pitch = [points * plane, plane];
+        // A window that reaches over the border, with zeros there.
+        let mut window = Vec::new();
         for (tile, (i, y, x)) in places(part, columns).enumerate() {
-            let from = &window.values()[window.at(i - part.images.start, at(0, y), at(1, x), c)..];
-            let job = Transform { of: self.of, from, from_pitch: [window.row, c], to_pitch, channels: c, keep: [points; 2], scale: None };
+            let at = |axis: usize, tile: usize| self.start[axis] + (tile * self.step) as isize;
+            let [ys, xs] = [at(0, y), at(1, x)].map(|start| start..start + reach as isize);
+            let first = (i * h * w) as isize + ys.start * w as isize + xs.start;
+            let last = first + ((reach - 1) * (w + 1)) as isize;
+            let inside = ys.start >= 0 && ys.end <= h as isize && xs.start >= 0 && xs.end <= w as isize;
+            let (from, from_pitch) = if inside && last as usize * c + c + transform_slack::<T>(c) <= self.values.len() {
+                (&self.values[first as usize * c..], [w * c, c])
+            } else {
+                window.resize(reach * reach * c + transform_slack::<T>(c), T::ZERO);
+                fill_window(&mut window[..reach * reach * c], &self.values[i * h * w * c..][..h * w * c], self.size, [ys, xs], None);
+                (&window[..], [reach * c, c])
+            };
+            // A transform is linear, so the scale may come afterwards.
+            let scale = self.scale.map(|s| &s[i * c..][..c]);
+            let job = Transform { of: self.of, from, from_pitch, to_pitch, channels: c, keep: [points; 2], scale };
             transform(isa, &job, &mut to[tile * self.pitch()..]);
         }
     }
@@ -442,7 +461,7 @@ impl<T: Scalar + Tiles> Products<'_, T> {
     #[allow(clippy::too_many_arguments)]
     fn add(&self, pixels: &mut Pixels, parts: &[Part], [input, grad]: [&[T]; 2], weight: usize, first: usize, mut accumulate: bool, sums: &mut [T]) {
         let c_in = self.sources[0].size[2];
-        for plane in (0..self.scheme.planes()).filter(|plane| self.scheme.weight_of(*plane) == weight) {
+        for plane in self.scheme.planes_of(weight) {
             let (mut start, mut todo) = ([0, 0], parts);
             while !todo.is_empty() {
                 pixels.clear(self.sources[0].pitch(), self.sources[1].pitch());
