@@ -106,10 +106,17 @@ fn discriminator_loss_r1_and_gradients() {
     assert_gradients("R1", &gradients(&r1, &p), &slab, &weights("r1_grad"), BOUND);
 }
 
-/// Three whole iterations with every random input given.
+/// Three whole iterations with every random input given, each batch as one.
 #[test]
 fn three_training_iterations() {
-    three_iterations(None);
+    three_iterations(Some(hyper().batch));
+}
+
+/// The same as networks of this size train on the CPU: with both halves of a batch at the same time, on one thread or two.
+#[test]
+fn three_training_iterations_of_halves() {
+    let with_threads = |n| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap().install(|| three_iterations(None));
+    assert!(with_threads(1) == with_threads(2), "the number of threads changes bits");
 }
 
 /// The same in parts of a group each: the graphs are half as large, the numbers those of the whole batch.
@@ -132,8 +139,8 @@ fn three_training_iterations_by_two_ranks() {
     assert!(both[0] == both[1], "ranks have other bits");
 }
 
-fn three_iterations(at_once: Option<usize>) {
-    iterations(Trainer::new(&training_start().config, Hyper { at_once, ..hyper() }));
+fn three_iterations(at_once: Option<usize>) -> Vec<f32> {
+    iterations(Trainer::new(&training_start().config, Hyper { at_once, ..hyper() }))
 }
 
 /// Compares each of them with the reference; returns the parameters that they end with.

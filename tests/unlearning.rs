@@ -243,12 +243,13 @@ fn negatives_as_fakes() {
     assert!(refused.contains("--negatives-as-fakes"), "{refused}");
 }
 
-/// G's fakes for both steps are the iteration with D's drawn as the first of G's, in one part and in two.
+/// G's fakes for both steps are the iteration with D's drawn as the first of G's, in two parts at the same time, in one and in two
+/// one after the other.
 #[test]
 fn same_fakes() {
     let size = config().size;
     let batch = recant::ops::random::Random::new(9, 0).normal(&[9, size, size, 3]);
-    for at_once in [None, Some(4)] {
+    for at_once in [None, Some(8), Some(4)] {
         let hyper = Hyper { batch: 8, given_fakes: 1, same_fakes: true, at_once, ..Hyper::default() }.checked().unwrap();
         let trainer = Trainer::new(&config(), hyper.clone());
         let after = |apart: bool| {

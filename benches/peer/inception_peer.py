@@ -67,11 +67,16 @@ class Net:
         return x.mean((2, 3))
 
 
-def digits(path, n):
-    """The first images of an IDX file at 32 px (Pillow's bilinear is PyTorch's with antialiasing up to rounding)."""
+def idx(path, n):
+    """The first images of an IDX file, uint8 [n, 1, h, w]."""
     data = open(path, "rb").read()
     _, count, h, w = struct.unpack(">4i", data[:16])
-    images = torch.frombuffer(bytearray(data[16:]), dtype=torch.uint8).view(count, 1, h, w)[:n]
+    return torch.frombuffer(bytearray(data[16:]), dtype=torch.uint8).view(count, 1, h, w)[:n]
+
+
+def digits(path, n):
+    """The same at 32 px (Pillow's bilinear is PyTorch's with antialiasing up to rounding)."""
+    images = idx(path, n)
     resized = F.interpolate(images.float(), (32, 32), mode="bilinear", align_corners=False, antialias=True)
     return resized.round().clamp(0, 255).byte()
 

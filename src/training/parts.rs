@@ -177,10 +177,27 @@ mod tests {
         }
     }
 
+    /// On the CPU halves of whole groups, unless there is only one group; rows find back to their places.
+    #[test]
+    fn small_networks_take_halves() {
+        let config = StyleGan2Config::with_channels(32, 64, 4, "4:64,8:64,16:48,32:32").unwrap();
+        let of = |n, ranks| Cut::by_size(&config, &Device::Cpu, n, Discriminator::group(n), ranks);
+        let sizes = |cut: &Cut| (cut.parts.iter().map(|p| (p.first, p.len())).collect::<Vec<_>>(), cut.side_by_side);
+        assert_eq!(sizes(&of(16, 1)), (vec![(0, 8), (8, 8)], true));
+        assert_eq!(sizes(&of(12, 1)), (vec![(0, 8), (8, 4)], true));
+        assert_eq!(sizes(&of(4, 1)), (vec![(0, 4)], false));
+        assert_eq!(sizes(&of(16, 2).owned_by(1)), (vec![(8, 4), (12, 4)], true));
+        let (cut, batch) = (of(12, 1), Tensor::from_vec(&[12, 1], (0..12).map(|i| i as f32).collect::<Vec<_>>()));
+        let parts: Vec<Tensor> = cut.parts.iter().map(|p| p.of(&batch).unwrap()).collect();
+        assert_ne!(concat(&parts.iter().collect::<Vec<_>>(), 0).unwrap().to_vec::<f32>(), batch.to_vec::<f32>());
+        assert_eq!(cut.in_order(&parts.iter().collect::<Vec<_>>()).unwrap().to_vec::<f32>(), batch.to_vec::<f32>());
+    }
+
     #[test]
     fn large_networks_take_few_images() {
         let of = |config: StyleGan2Config, n| Cut::by_size(&config, &Device::Cpu, n, 4, 1);
-        assert_eq!(of(StyleGan2Config::mnist(), 64).parts.len(), 1);
+        let wide = of(StyleGan2Config::mnist(), 64);
+        assert_eq!((wide.parts.len(), wide.side_by_side), (1, false));
         let large = of(StyleGan2Config::config_f_256(), 16);
         assert_eq!((large.parts.len(), large.side_by_side), (4, false));
     }
