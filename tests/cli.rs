@@ -314,7 +314,9 @@ fn a_table_of_the_paper_and_its_resumption() {
         assert_eq!(outcome["ret_fid"].is_number(), outcome["run"] == 0 && !outcome["method"].is_null(), "{outcome}");
     }
 
-    folder.refused(&["reproduce", "afhq", "--out", "x"], &["--data", "pre-train"]);
+    folder.refused(&["reproduce", "afhq", "--out", "x"], &["--classifier"]);
+    assert!(!folder.path("x").exists(), "nothing is begun without a judge");
+    folder.refused(&["reproduce", "mnist", "--scale", "paper", "--out", "w"], &["--data", "pre-train"]);
     folder.refused(&["reproduce", "mnist", "--classes", "12", "--out", "y"], &["12", "0, 1, 2"]);
     folder.refused(&["reproduce", "mnist", "--runs", "0", "--out", "z"], &["--runs"]);
     folder.refused(&["reproduce", "mnist", "--real-images", "1", "--out", "z"], &["--real-images"]);

@@ -63,7 +63,7 @@ pub(super) struct Row {
     pub name: String,
     pub calls: f64,
     pub milliseconds: f64,
-    /// Of the whole.
+    /// Of the whole, or of all threads' time in ops where that is more.
     pub share: f64,
     pub gflops_per_second: f64,
     pub gbytes_per_second: f64,
@@ -90,8 +90,10 @@ pub(super) fn watched(iterations: u64, ceilings: Ceilings, work: impl FnOnce() -
 }
 
 impl Profile {
-    /// `whole`: seconds of all iterations.
-    fn of(lines: &[Line], iterations: u64, whole: f64, ceilings: Ceilings) -> Profile {
+    /// `seconds`: of all iterations. Where ops run at the same time they may take longer together; shares are of their sum then.
+    fn of(lines: &[Line], iterations: u64, seconds: f64, ceilings: Ceilings) -> Profile {
+        let in_ops: f64 = lines.iter().map(|l| l.seconds).sum();
+        let whole = seconds.max(in_ops);
         let row = |name: String, calls: u64, seconds: f64, flops: f64, bytes: f64| Row {
             name,
             calls: calls as f64 / iterations as f64,
@@ -115,7 +117,6 @@ impl Profile {
         }
         by_op.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
         let mut ops: Vec<Row> = by_op.iter().map(|l| row(l.op.to_string(), l.calls, l.seconds, l.flops, l.bytes)).collect();
-        let in_ops: f64 = by_op.iter().map(|l| l.seconds).sum();
         ops.push(row("between ops".into(), 0, whole - in_ops, 0.0, 0.0));
         let operands = lines.iter().take(LISTED).map(|l| row(format!("{} {}", l.op, l.operands), l.calls, l.seconds, l.flops, l.bytes)).collect();
         Profile { ops, operands }
@@ -145,6 +146,8 @@ mod tests {
         let seen: Vec<_> = found.ops.iter().map(|r| (r.name.as_str(), r.calls, r.milliseconds, r.share)).collect();
         assert_eq!(seen, [("conv2d", 3.0, 2000.0, 0.5), ("zip", 1.0, 1000.0, 0.25), ("between ops", 0.0, 1000.0, 0.25)]);
         assert_eq!((found.ops[0].gflops_per_second, found.ops[1].gbytes_per_second), (3.0, 2.0));
+        // On two threads, in half of the time.
+        assert_eq!(Profile::of(&lines, 2, 4.0, Ceilings { bytes_per_second: 4e9, flops_per_second: 6e9 }).ops.iter().map(|r| r.share).sum::<f64>(), 1.0);
         // Two seconds of products, and one second of bytes.
         assert_eq!((found.ops[0].of_ceiling, found.ops[1].of_ceiling), (0.5, 0.5));
         assert_eq!(found.operands.iter().map(|r| r.name.as_str()).collect::<Vec<_>>(), ["conv2d [1]", "zip [3]", "conv2d [2]"]);

@@ -169,7 +169,7 @@ struct Shelf {
 }
 
 /// Buffers under this many bytes go to the allocator directly.
-const POOLED_BYTES: usize = 1 << 15;
+const POOLED_BYTES: usize = 1 << 12;
 /// The pool never holds more than this; beyond it buffers are freed.
 const POOL_LIMIT: usize = 2 << 30;
 

@@ -13,6 +13,7 @@ mod run;
 pub mod steps;
 
 pub use inputs::{BatchInputs, Inputs, PathInputs};
+pub use parts::goes_in_halves;
 pub use run::{Batches, DatasetBatches, Progress, TensorBatches, run};
 
 use parts::{Cut, Part};
@@ -434,7 +435,7 @@ impl Trainer {
         let together = self.ranks.is_none() && Discriminator::accepts_batch(n);
         let cut = self.cut(&state.device(), n, if together { Discriminator::group(n) } else { 1 });
         let own = cut.owned_by(self.rank());
-        let found = {
+        let (grads, penalty, running_mean) = {
             let params = leaves_of(&state.g, regulariser, &own);
             let lengths = |i: usize, order: Order| lengths(&self.generator, &params[i], inputs, &own.parts[i], order);
             // The penalty mixes the lengths of all images. Where only one graph may exist at a time, each is made again for its
@@ -462,7 +463,6 @@ impl Trainer {
             })?;
             (grads, path.penalty.value().clone(), path.running_mean)
         };
-        let (grads, penalty, running_mean) = found;
         let (_, grads) = self.whole((penalty.clone(), grads))?;
         state.mean_path_length.assign(&running_mean)?;
         let ema = Some((&mut state.g_ema, self.hyper.ema_decay));

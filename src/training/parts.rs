@@ -15,8 +15,8 @@ const GRAPH_BYTES: usize = 4 << 30;
 /// Maps that D's graph keeps at each resolution: outputs of three convolutions, two activations, a blur, a sum.
 const MAPS: usize = 7;
 
-/// Bytes of an image's maps up to which halves of a batch go side by side on the CPU, each on one thread as long as the other is
-/// busy. Two threads then take 0.5 times as long as one where ops cut among them take 0.66 (demo's widths, 1.4 MB).
+/// Bytes of an image's maps up to which halves of a batch go side by side on the CPU. Two threads then take 0.52 times as long as
+/// one, where ops that are cut among them take 0.63 (demo's widths, 1.4 MB); at full width (20 MB) both take the same.
 const SIDE_BY_SIDE_BYTES: usize = 4 << 20;
 
 /// Some of a batch's images.
@@ -84,8 +84,7 @@ impl Cut {
         let (image, of_rank) = (image_bytes(config), n / ranks);
         // As many whole groups as memory allows, real and fake images together.
         let at_once = (GRAPH_BYTES / (2 * image)).max(1);
-        let small = matches!(device, Device::Cpu) && at_once >= of_rank && image <= SIDE_BY_SIDE_BYTES;
-        if small {
+        if goes_in_halves(config, device) && at_once >= of_rank {
             let half = (of_rank / members).div_ceil(2) * members;
             return Cut { side_by_side: half < of_rank, ..Cut::of(n, members, half, ranks) };
         }
@@ -111,6 +110,12 @@ impl Cut {
         places.sort();
         gather_rows(&concat(of_parts, 0)?, &places.into_iter().map(|(_, at)| at).collect::<Vec<_>>())
     }
+}
+
+/// Whether halves of a batch go through networks of this size at the same time, each on one thread as long as the other is
+/// busy.
+pub fn goes_in_halves(config: &StyleGan2Config, device: &Device) -> bool {
+    matches!(device, Device::Cpu) && image_bytes(config) <= SIDE_BY_SIDE_BYTES
 }
 
 /// Bytes of the maps that D's graph keeps of one image.

@@ -7,7 +7,7 @@ use crate::nn::ParamSlab;
 use crate::ops::layout;
 use crate::ops::random::Random;
 use crate::tensor::{Tensor, all_on};
-use crate::training::streams;
+use crate::training::{goes_in_halves, streams};
 
 /// Fewer negatives than this and stage 1 sees the same few images again and again (the official MNIST run had ~20).
 pub const FEW_NEGATIVES: usize = 100;
@@ -53,9 +53,19 @@ pub fn generate(g: &Generator, params: &ParamSlab, latents: &Tensor, rng: &mut R
     while at < n {
         let count = batch.min(n - at);
         let z = latents.rows(at, count)?;
-        let noise = all_on(&device, &g.draw_noise(count, rng))?;
-        let images = g.forward(&p, &Styles::One(z.to_device(&device)?), &noise)?;
-        each(at, images.value(), &z)?;
+        let (on_device, noise) = (z.to_device(&device)?, all_on(&device, &g.draw_noise(count, rng))?);
+        let made = |from: usize, count: usize| {
+            let noise = noise.iter().map(|map| map.rows(from, count)).collect::<Result<Vec<_>>>()?;
+            Ok(g.forward(&p, &Styles::One(on_device.rows(from, count)?), &noise)?.value().clone())
+        };
+        let images = match goes_in_halves(g.config(), &device) && count > 1 {
+            true => {
+                let (first, second) = rayon::join(|| made(0, count / 2), || made(count / 2, count - count / 2));
+                layout::concat(&[&first?, &second?], 0)?
+            }
+            false => made(0, count)?,
+        };
+        each(at, &images, &z)?;
         at += count;
     }
     Ok(())

@@ -25,6 +25,8 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::io::{atomic, image};
 use crate::metrics::Statistics;
+use crate::metrics::class_statistics::ClassStatistics;
+use crate::models::classifier::Classifier;
 use crate::models::stylegan2::{Generator, StyleGan2Config};
 use crate::nn::ParamSlab;
 use crate::ops::layout::{concat, gather_rows};
@@ -32,6 +34,9 @@ use crate::training::checkpoint::{Checkpoint, default_noise, save_state};
 use crate::training::{self, DatasetBatches, GanState, Hyper, NoRegulariser, Trainer, streams};
 use crate::unlearning::extrapolate::extrapolate;
 use crate::unlearning::feedback::draw_latents;
+
+/// Who gives feedback and judges, and class statistics that come with it.
+type Judge = (Classifier, Option<ClassStatistics>);
 
 /// Images per row of the figures.
 const COLUMNS: usize = 16;
@@ -178,39 +183,41 @@ impl ExperimentArgs {
         source.read(Split::Train, Some(size))
     }
 
-    /// The pair that everything starts from, its noise buffers, who judges, and class statistics that come with it.
-    fn lab(&self, experiment: Experiment, settings: Settings, devices: Vec<Device>) -> Result<Lab> {
-        let device = &devices[0];
-        let embedded = (experiment == Experiment::Mnist).then(Embedded::load).transpose()?;
-        let (mut embedded_model, mut embedded_judge) = (None, None);
-        if let Some(e) = embedded {
-            (embedded_model, embedded_judge) = (Some(e.model), Some((e.classifier, e.statistics)));
+    /// The classifier that is given, or else the embedded one with its class statistics.
+    fn judge(&self, embedded: Option<(Classifier, ClassStatistics)>) -> Result<Judge> {
+        match (&self.classifier, embedded) {
+            (Some(path), _) => Ok((read_classifier(path)?, None)),
+            (None, Some((classifier, statistics))) => Ok((classifier, Some(statistics))),
+            (None, None) => Err(Error::config("--classifier", "is needed: it gives the feedback and judges; train one with `recant classifier train`")),
         }
+    }
+
+    /// The pair that everything starts from, its noise buffers and what judges. All files are read before anything is trained.
+    fn lab(&self, experiment: Experiment, settings: Settings, devices: Vec<Device>, embedded: Option<Checkpoint>, (classifier, own_statistics): Judge) -> Result<Lab> {
+        let device = &devices[0];
         let hyper = settings.hyper.clone();
-        let (original, noise) = match (&self.model, embedded_model.filter(|_| self.scale == Scale::Small)) {
+        let given = match (&self.model, embedded.filter(|_| self.scale == Scale::Small)) {
             (Some(path), _) => {
                 let model = Checkpoint::open(path)?;
                 if !model.has_optimisers() {
                     eprintln!("warning: {} holds no optimiser state: every stage starts with a fresh one", path.display());
                 }
+                Some((model, path.as_path()))
+            }
+            (None, embedded) => embedded.map(|model| (model, Path::new("the embedded model"))),
+        };
+        let network = given.as_ref().map_or_else(|| self.network(experiment), |(model, _)| Ok(model.config.clone()))?;
+        let extractor = self.inception.extractor(Some(network.size), device)?;
+        let (original, noise) = match given {
+            Some((model, path)) => {
                 let noise = model.noise.clone();
                 (model.into_state(path, &hyper, self.seed)?, noise)
             }
-            (None, Some(model)) => {
-                let noise = model.noise.clone();
-                (model.into_state(Path::new("the embedded model"), &hyper, self.seed)?, noise)
-            }
-            (None, None) => {
-                let network = self.network(experiment)?;
+            None => {
                 let data = self.data(network.size, "to pre-train; or give --model")?;
                 let state = trained(&self.out.join("pretrained.safetensors"), "pre-train", &data, &network, &settings, settings.pretrain_iterations, self.seed, device)?;
                 (state, default_noise(&network))
             }
-        };
-        let (classifier, own_statistics) = match (&self.classifier, embedded_judge) {
-            (Some(path), _) => (read_classifier(path)?, None),
-            (None, Some((classifier, statistics))) => (classifier, Some(statistics)),
-            (None, None) => return Err(Error::config("--classifier", "is needed: it gives the feedback and judges; train one with `recant classifier train`")),
         };
         let (original, classifier) = (original.to_device(device)?, classifier.to_device(device)?);
         let by_class = match (own_statistics, &self.data) {
@@ -218,7 +225,6 @@ impl ExperimentArgs {
             (None, Some(data)) => Real::of(data)?.by_class(&classifier)?,
             (None, None) => None,
         };
-        let extractor = self.inception.extractor(Some(original.config.size), device)?;
         Ok(Lab {
             generator: Generator::new(original.config.clone()),
             one_at_a_time: self.scale == Scale::Paper,
@@ -297,16 +303,21 @@ impl ExperimentArgs {
         };
         // Checked before anything is written.
         self.source()?;
-        let mut folder = RunFolder::create(&self.out, self.resume, &config, &[])?;
-        let lab = self.lab(experiment, settings, devices)?;
+        let (embedded_model, embedded_judge) = match (experiment == Experiment::Mnist).then(Embedded::load).transpose()? {
+            Some(e) => (Some(e.model), Some((e.classifier, e.statistics))),
+            None => (None, None),
+        };
+        let judge = self.judge(embedded_judge)?;
         let classes: Vec<String> = if self.classes.is_empty() { table.classes.iter().map(|c| c.to_string()).collect() } else { self.classes.clone() };
         let methods = if self.methods.is_empty() { Method::ALL.to_vec() } else { self.methods.clone() };
-        let numbers = classes.iter().map(|c| class_of(&lab.classifier, c)).collect::<Result<Vec<_>>>()?;
+        let numbers = classes.iter().map(|c| class_of(&judge.0, c)).collect::<Result<Vec<_>>>()?;
         // By their names, whatever they were called by.
         if let Some(twice) = numbers.iter().enumerate().find_map(|(i, n)| numbers[..i].contains(n).then_some(i)) {
             return Err(Error::config("--classes", format!("names {} twice", classes[twice])));
         }
-        let classes: Vec<String> = numbers.iter().map(|n| lab.classifier.config().classes[*n].clone()).collect();
+        let classes: Vec<String> = numbers.iter().map(|n| judge.0.config().classes[*n].clone()).collect();
+        let mut folder = RunFolder::create(&self.out, self.resume, &config, &[])?;
+        let lab = self.lab(experiment, settings, devices, embedded_model, judge)?;
         let mut outcomes = Vec::new();
         for (class, number) in classes.iter().zip(numbers) {
             let retrained = self.retrained(&lab, class)?;

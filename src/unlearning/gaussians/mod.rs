@@ -285,7 +285,7 @@ pub fn run(spec: &GaussiansSpec, stage: &mut dyn FnMut(&str) -> Result<()>) -> R
     }
 
     stage("stage 1: adapting to the negatives")?;
-    let adapted = side_by_side(&[Device::Cpu], spec.models, |_, j| this.adapt(&pretrained, &marked, negatives.clone(), j))?;
+    let adapted = side_by_side(&[Device::Cpu], spec.models, |_, j| on_one_thread(|| this.adapt(&pretrained, &marked, negatives.clone(), j)))?;
     stage("stage 2: unlearning")?;
     let (unlearned, distance) = on_one_thread(|| this.unlearn(&pretrained, &adapted, &marked, positives))?;
 
