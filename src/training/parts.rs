@@ -15,8 +15,8 @@ const GRAPH_BYTES: usize = 4 << 30;
 /// Maps that D's graph keeps at each resolution: outputs of three convolutions, two activations, a blur, a sum.
 const MAPS: usize = 7;
 
-/// Bytes of an image's maps up to which halves of a batch go side by side on the CPU. Two threads then take 0.52 times as long as
-/// one, where ops that are cut among them take 0.63 (demo's widths, 1.4 MB); at full width (20 MB) both take the same.
+/// Bytes of an image's maps up to which halves of a batch go side by side on the CPU. Two threads then take 0.54 times as long as
+/// one, where ops that are cut among them take 0.66 (demo's widths, 1.4 MB); at full width (20 MB) both take the same.
 const SIDE_BY_SIDE_BYTES: usize = 4 << 20;
 
 /// Some of a batch's images.

@@ -192,7 +192,8 @@ impl ExperimentArgs {
         }
     }
 
-    /// The pair that everything starts from, its noise buffers and what judges. All files are read before anything is trained.
+    /// The pair that everything starts from, its noise buffers and what judges. The model and Inception's weights are read before
+    /// anything is trained.
     fn lab(&self, experiment: Experiment, settings: Settings, devices: Vec<Device>, embedded: Option<Checkpoint>, (classifier, own_statistics): Judge) -> Result<Lab> {
         let device = &devices[0];
         let hyper = settings.hyper.clone();
