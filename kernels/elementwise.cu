@@ -17,12 +17,12 @@
 #include "common.cuh"
 
 enum MapKind : int32_t {
-  kAffine = 0,  // a x + b
-  kSquare = 1,
-  kSqrt = 2,
-  kRsqrt = 3,
-  kReciprocal = 4,
-  kPower = 5,  // x^a
+  kAffine = 0,      // a x + b
+  kSquare = 1,      // a (x + b)^2
+  kSqrt = 2,        // a (x + b)^0.5
+  kRsqrt = 3,       // a (x + b)^-0.5
+  kReciprocal = 4,  // a (x + b)^-1
+  kPower = 5,       // a (x + b)^c
   kExp = 6,
   kLog = 7,
   kSigmoid = 8,
@@ -34,9 +34,9 @@ enum MapKind : int32_t {
 struct MapParams {
   int32_t count;
   MapKind kind;
-  float a, b;
+  float a, b, c;
 };
-static_assert(sizeof(MapParams) == 16, "keep in step with src/ops/elementwise/cuda.rs");
+static_assert(sizeof(MapParams) == 20, "keep in step with src/ops/elementwise/cuda.rs");
 
 enum ZipKind : int32_t { kAdd = 0, kSubtract = 1, kMultiply = 2 };
 
@@ -96,14 +96,14 @@ __device__ __forceinline__ void map_by(const T* x, T* y, int count, F f) {
 template <typename T>
 __device__ __forceinline__ void map(const T* x, T* y, const MapParams& p) {
   dependent_launch();
-  const float a = p.a, b = p.b;
+  const float a = p.a, b = p.b, c = p.c;
   switch (p.kind) {
     case kAffine: return map_by(x, y, p.count, [=](float v) { return fmaf(v, a, b); });
-    case kSquare: return map_by(x, y, p.count, [](float v) { return v * v; });
-    case kSqrt: return map_by(x, y, p.count, [](float v) { return sqrtf(v); });
-    case kRsqrt: return map_by(x, y, p.count, [](float v) { return 1.0f / sqrtf(v); });
-    case kReciprocal: return map_by(x, y, p.count, [](float v) { return 1.0f / v; });
-    case kPower: return map_by(x, y, p.count, [=](float v) { return powf(v, a); });
+    case kSquare: return map_by(x, y, p.count, [=](float v) { return a * ((v + b) * (v + b)); });
+    case kSqrt: return map_by(x, y, p.count, [=](float v) { return a * sqrtf(v + b); });
+    case kRsqrt: return map_by(x, y, p.count, [=](float v) { return a / sqrtf(v + b); });
+    case kReciprocal: return map_by(x, y, p.count, [=](float v) { return a / (v + b); });
+    case kPower: return map_by(x, y, p.count, [=](float v) { return a * powf(v + b, c); });
     case kExp: return map_by(x, y, p.count, [](float v) { return expf(v); });
     case kLog: return map_by(x, y, p.count, [](float v) { return logf(v); });
     case kSigmoid: return map_by(x, y, p.count, [](float v) { return 1.0f / (1.0f + expf(-v)); });

@@ -1,19 +1,20 @@
 // Product of two matrices, either of them read transposed.
-//   c[m,n] = sum_k A[m,k] B[k,n]      A = a or a^T, B = b or b^T
+//   c[m,n] = alpha sum_k A[m,k] B[k,n]      A = a or a^T, B = b or b^T
 // A long sum over few outputs is cut into parts (blockIdx.z): part q is c[q,m,n], and reduce.cu adds the parts.
 //
 // Threads: one block per 64 x 64 outputs and part; see gemm_tile.cuh.
 // Cost: 2 M N K FLOP; at least 4 (M K + K N + M N) bytes. The engine's products (a batch of latents times a square
 // weight) are bound by reading the weight.
-// Numerics: f32, k ascending within a part.
+// Numerics: f32, k ascending within a part; alpha multiplies the part's sum.
 // Launched by src/ops/matmul/cuda.rs.
 #include "gemm_tile.cuh"
 
 struct MatmulParams {
   int32_t m, n, k;
   int32_t part;  // of k
+  float alpha;
 };
-static_assert(sizeof(MatmulParams) == 16, "keep in step with src/ops/matmul/cuda.rs");
+static_assert(sizeof(MatmulParams) == 20, "keep in step with src/ops/matmul/cuda.rs");
 
 // Row r of the operand holds elements (r, k). kRowMajor: k is contiguous, else r is.
 template <bool kRowMajor>
@@ -42,9 +43,10 @@ struct MatrixOutput {
   };
   float* data;
   int columns;
+  float alpha;
 
   __device__ __forceinline__ Row row(int r) const { return {int64_t(r) * columns}; }
-  __device__ __forceinline__ float value(const Row&, int, float sum) const { return sum; }
+  __device__ __forceinline__ float value(const Row&, int, float sum) const { return alpha * sum; }
 };
 
 template <bool kRowMajorA, bool kRowMajorB>
@@ -55,7 +57,7 @@ __device__ __forceinline__ void matmul(const float* a, const float* b, float* c,
   WideTile tile;
   tile.multiply(MatrixOperand<kRowMajorA>{a, p.m, p.k}, MatrixOperand<kRowMajorB>{b, p.n, p.k}, row, column, begin,
                 end);
-  tile.store(MatrixOutput{c + int64_t(blockIdx.z) * p.m * p.n, p.n}, row, column, p.m, p.n);
+  tile.store(MatrixOutput{c + int64_t(blockIdx.z) * p.m * p.n, p.n, p.alpha}, row, column, p.m, p.n);
 }
 
 // n: as it lies, t: transposed; first a, then b.

@@ -22,9 +22,9 @@ use recant::models::stylegan2::Styles;
 use recant::nn::Params;
 use recant::ops::bias_act::{Activation, Epilogue, bias_act, bias_act_grad};
 use recant::ops::conv2d::{Conv2d, WeightGrad, conv2d, conv2d_act, conv2d_transpose, conv2d_weight_grad, conv2d_weight_grad_squared};
-use recant::ops::elementwise::{Map, Zip, cast, channel_scale, map, saturate, zip};
+use recant::ops::elementwise::{Map, Power, Zip, cast, channel_scale, map, saturate, zip};
 use recant::ops::layout::{concat, pad, permute, slice};
-use recant::ops::matmul::{Read, matmul};
+use recant::ops::matmul::{Read, matmul, matmul_scaled};
 use recant::ops::optimizer::{Adam, Pull, RepulsionLoss, Resident, Slabs, accumulate_squares, adam_step, ewc, weighted_squared_distance};
 use recant::ops::random::Random;
 use recant::ops::reduce::{broadcast_to, channel_dot, sum_to};
@@ -108,11 +108,11 @@ fn launches_overlap_where_the_code_waits() {
 fn elementwise() {
     let device = gpu::device();
     let (x, p) = (normal(1, &[3, 5, 7]), positive(2, &[3, 5, 7]));
-    let maps = [Map::Affine { scale: -1.5, shift: 0.25 }, Map::Powf(2.0), Map::Powf(1.0), Map::Exp, Map::Sigmoid, Map::Tanh, Map::Softplus];
+    let maps = [Map::Affine { scale: -1.5, shift: 0.25 }, Map::Power(Power::of(2.0)), Map::Power(Power::of(1.0)), Map::Exp, Map::Sigmoid, Map::Tanh, Map::Softplus];
     for f in maps {
         compare(&device, &format!("{f:?}"), std::slice::from_ref(&x), FUNCTION, &|t| map(&t[0], f));
     }
-    for f in [Map::Powf(0.5), Map::Powf(-0.5), Map::Powf(-1.0), Map::Powf(1.7), Map::Log] {
+    for f in [Map::Power(Power::of(0.5)), Map::Power(Power::of(-0.5)), Map::Power(Power::of(-1.0)), Map::Power(Power::of(1.7)), Map::Power(Power { gain: -2.0, shift: 0.3, exponent: -0.5 }), Map::Power(Power { gain: 0.5, shift: 0.3, exponent: 1.7 }), Map::Log] {
         compare(&device, &format!("{f:?}"), std::slice::from_ref(&p), FUNCTION, &|t| map(&t[0], f));
     }
     compare(&device, "saturate", std::slice::from_ref(&x), FUNCTION, &|t| saturate(&t[0], 0.5, 0.5));
@@ -234,6 +234,8 @@ fn matrices() {
             compare(&device, &format!("matmul {m} {n} {k} {ra:?} {rb:?}"), &inputs, Tolerance::sum_of(k), &|t| matmul(&t[0], ra, &t[1], rb));
         }
     }
+    let inputs = [normal(1, &[3, 600]), normal(2, &[5, 600])];
+    compare(&device, "matmul, scaled", &inputs, Tolerance::sum_of(600), &|t| matmul_scaled(-0.3, &t[0], Read::Plain, &t[1], Read::Transposed));
     compare(&device, "matmul without terms", &[normal(1, &[4, 0]), normal(2, &[0, 3])], EXACT, &|t| matmul(&t[0], Read::Plain, &t[1], Read::Plain));
 }
 

@@ -1,7 +1,8 @@
 //! Path-length regularisation (StyleGAN2 §3.2, as rosinality computes it).
 
-use crate::autograd::{Order, Var, add, broadcast_to, grad_seeded, mean, powf, reshape, scale, square, sub, sum_to, zeros_like};
+use crate::autograd::{Order, Var, add, broadcast_to, grad_seeded, mean, power, reshape, scale, square, sub, sum_to, zeros_like};
 use crate::error::Result;
+use crate::ops::elementwise::Power;
 use crate::tensor::Tensor;
 
 /// What one evaluation gives.
@@ -36,7 +37,7 @@ pub fn path_lengths(images: &Var, ws: &[Var], y: &Tensor, order: Order) -> Resul
         });
     }
     let energy = energy.expect("a generator has style layers");
-    powf(&scale(&energy, 1.0 / ws.len() as f64)?, 0.5)
+    power(&energy, Power { gain: (ws.len() as f64).sqrt().recip(), shift: 0.0, exponent: 0.5 })
 }
 
 /// The penalty of the lengths of a batch; `running_mean` `[1]`: of the steps before.

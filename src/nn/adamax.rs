@@ -8,7 +8,7 @@ use crate::autograd::Var;
 use crate::device::Device;
 use crate::error::Result;
 use crate::ops::bias_act::{Activation, bias_act};
-use crate::ops::elementwise::{Map, Zip, map, zip};
+use crate::ops::elementwise::{Map, Power, Zip, map, zip};
 use crate::ops::layout::concat;
 use crate::tensor::Tensor;
 
@@ -83,7 +83,7 @@ impl AdamaxState {
         // max(a, b) = b + relu(a − b)
         let excess = zip(&scaled(self.infinity_norm.values(), beta2)?, &size, Zip::Sub)?;
         let u = zip(&size, &positive(&excess)?, Zip::Add)?;
-        let step = scaled(&zip(&m, &map(&u, Map::Powf(-1.0))?, Zip::Mul)?, rate)?;
+        let step = scaled(&zip(&m, &map(&u, Map::Power(Power::of(-1.0)))?, Zip::Mul)?, rate)?;
         let moved = zip(params.values(), &step, Zip::Sub)?;
         *params.values_mut() = moved;
         *self.first_moment.values_mut() = m;

@@ -3,15 +3,18 @@
 use std::collections::BTreeMap;
 
 use super::Params;
-use crate::autograd::{Scales, Var, add_scalar, bias_act, broadcast_to, channel_dot, channel_scale, conv2d, conv2d_act, mean_to, mul, powf, reshape, scale, sub};
+use crate::autograd::{Scales, Var, bias_act, broadcast_to, channel_dot, channel_scale, conv2d, conv2d_act, mean_to, mul, power, reshape, scale, sub};
 use crate::error::Result;
 use crate::ops::bias_act::{Activation, Epilogue};
 use crate::ops::conv2d::Conv2d;
+use crate::ops::elementwise::Power;
 use crate::ops::random::Random;
 use crate::tensor::Tensor;
 
 /// PyTorch's and torchvision's default.
 pub const EPS: f64 = 1e-5;
+/// What a variance becomes: `1 / sqrt(v + eps)`.
+const RSQRT: Power = Power { gain: 1.0, shift: EPS, exponent: -0.5 };
 /// Share of a batch in the running statistics, PyTorch's default.
 pub const MOMENTUM: f64 = 0.1;
 
@@ -97,7 +100,7 @@ pub fn batch_norm_train(x: &Var, affine: Affine, act: Activation) -> Result<(Var
     let mean = reshape(&mean_to(&flat, &[1, 1, c])?, &[c])?;
     let centred = bias_act(&flat, Some(&scale(&mean, -1.0)?), None, Activation::LINEAR)?;
     let var = scale(&channel_dot(&centred, &centred)?, 1.0 / rows.max(1) as f64)?;
-    let factor = mul(&powf(&add_scalar(&var, EPS)?, -0.5)?, &reshape(affine.gamma, &[1, c])?)?;
+    let factor = mul(&power(&var, RSQRT)?, &reshape(affine.gamma, &[1, c])?)?;
     let y = bias_act(&channel_scale(&centred, &factor)?, Some(affine.beta), None, act)?;
     let unbiased = scale(&var.detach(), rows as f64 / rows.saturating_sub(1).max(1) as f64)?;
     let moments = Moments { mean: mean.value().clone(), var: unbiased.value().reshape(&[c])? };
@@ -123,7 +126,7 @@ pub fn batch_norm_eval(x: &Var, affine: Affine, stats: [&Var; 2], act: Activatio
 
 /// Factor and shift per channel that normalisation with running statistics amounts to.
 fn folded(affine: Affine, [mean, var]: [&Var; 2]) -> Result<(Var, Var)> {
-    let factor = mul(&powf(&add_scalar(var, EPS)?, -0.5)?, affine.gamma)?;
+    let factor = mul(&power(var, RSQRT)?, affine.gamma)?;
     let shift = sub(affine.beta, &mul(mean, &factor)?)?;
     Ok((factor, shift))
 }

@@ -3,7 +3,7 @@
 use super::{Case, Tolerance, normal, positive};
 use recant::autograd::{self, Var};
 use recant::error::Result;
-use recant::ops::elementwise::{Map, Zip, channel_scale, map, saturate, zip};
+use recant::ops::elementwise::{Map, Power, Zip, channel_scale, map, saturate, zip};
 use recant::tensor::DType;
 
 const SMALL: &[usize] = &[3, 2, 5];
@@ -22,13 +22,34 @@ type ZipCase = (Zip, fn(f64, f64) -> f64, VarZip);
 fn maps() -> Vec<MapCase> {
     vec![
         ("scale", Map::Affine { scale: -1.7, shift: 0.0 }, |x| -1.7 * x, |v| autograd::scale(v, -1.7), ROUNDED),
-        ("shift", Map::Affine { scale: 1.0, shift: 0.3 }, |x| x + 0.3, |v| autograd::add_scalar(v, 0.3), ROUNDED),
-        ("square", Map::Powf(2.0), |x| x * x, |v| autograd::powf(v, 2.0), LIBRARY),
-        ("power 1", Map::Powf(1.0), |x| x, |v| autograd::powf(v, 1.0), Tolerance::EXACT),
-        ("square root", Map::Powf(0.5), f64::sqrt, |v| autograd::powf(v, 0.5), LIBRARY),
-        ("inverse square root", Map::Powf(-0.5), |x| 1.0 / x.sqrt(), |v| autograd::powf(v, -0.5), LIBRARY),
-        ("inverse", Map::Powf(-1.0), |x| 1.0 / x, |v| autograd::powf(v, -1.0), LIBRARY),
-        ("power 2.3", Map::Powf(2.3), |x| x.powf(2.3), |v| autograd::powf(v, 2.3), LIBRARY),
+        ("shift", Map::Affine { scale: 1.0, shift: 0.3 }, |x| x + 0.3, |v| autograd::power(v, Power { gain: 1.0, shift: 0.3, exponent: 1.0 }), ROUNDED),
+        ("square", Map::Power(Power::of(2.0)), |x| x * x, |v| autograd::power(v, Power::of(2.0)), LIBRARY),
+        ("power 1", Map::Power(Power::of(1.0)), |x| x, |v| autograd::power(v, Power::of(1.0)), Tolerance::EXACT),
+        ("square root", Map::Power(Power::of(0.5)), f64::sqrt, |v| autograd::power(v, Power::of(0.5)), LIBRARY),
+        ("inverse square root", Map::Power(Power::of(-0.5)), |x| 1.0 / x.sqrt(), |v| autograd::power(v, Power::of(-0.5)), LIBRARY),
+        ("inverse", Map::Power(Power::of(-1.0)), |x| 1.0 / x, |v| autograd::power(v, Power::of(-1.0)), LIBRARY),
+        ("power 2.3", Map::Power(Power::of(2.3)), |x| x.powf(2.3), |v| autograd::power(v, Power::of(2.3)), LIBRARY),
+        (
+            "power 2 of a sum, scaled",
+            Map::Power(Power { gain: -1.5, shift: 0.4, exponent: 2.0 }),
+            |x| -1.5 * (x + 0.4).powi(2),
+            |v| autograd::power(v, Power { gain: -1.5, shift: 0.4, exponent: 2.0 }),
+            LIBRARY,
+        ),
+        (
+            "inverse square root of a sum, scaled",
+            Map::Power(Power { gain: 0.7, shift: 0.2, exponent: -0.5 }),
+            |x| 0.7 / (x + 0.2).sqrt(),
+            |v| autograd::power(v, Power { gain: 0.7, shift: 0.2, exponent: -0.5 }),
+            LIBRARY,
+        ),
+        (
+            "power 0.3 of a sum, scaled",
+            Map::Power(Power { gain: 2.0, shift: 0.2, exponent: 0.3 }),
+            |x| 2.0 * (x + 0.2).powf(0.3),
+            |v| autograd::power(v, Power { gain: 2.0, shift: 0.2, exponent: 0.3 }),
+            LIBRARY,
+        ),
         ("exp", Map::Exp, f64::exp, autograd::exp, LIBRARY),
         ("log", Map::Log, f64::ln, autograd::log, LIBRARY),
         ("sigmoid", Map::Sigmoid, |x| 1.0 / (1.0 + (-x).exp()), autograd::sigmoid, LIBRARY),
@@ -39,7 +60,7 @@ fn maps() -> Vec<MapCase> {
 
 /// Functions that are linear are their own adjoint here.
 fn linear(f: Map) -> bool {
-    matches!(f, Map::Affine { shift: 0.0, .. }) || f == Map::Powf(1.0)
+    matches!(f, Map::Affine { shift: 0.0, .. }) || f == Map::Power(Power::of(1.0))
 }
 
 fn zips() -> Vec<ZipCase> {
@@ -69,7 +90,7 @@ pub fn cases() -> Vec<Case> {
     for (name, f, reference, on_vars, tolerance) in maps() {
         for shape in [SMALL, LARGE, &[0, 2]] {
             // Positive, so that powers and logarithms exist; both signs for the rest.
-            let x = if matches!(f, Map::Powf(_) | Map::Log) { positive(0, shape) } else { normal(0, shape) };
+            let x = if matches!(f, Map::Power(_) | Map::Log) { positive(0, shape) } else { normal(0, shape) };
             let case = Case::new(
                 format!("map {name} {shape:?}"),
                 vec![x],

@@ -2,7 +2,7 @@
 
 use super::{Case, Tolerance, normal};
 use recant::autograd;
-use recant::ops::matmul::{Read, matmul};
+use recant::ops::matmul::{Read, matmul, matmul_scaled};
 
 fn case([m, n, k]: [usize; 3], ra: Read, rb: Read) -> Case {
     let shape = |r: Read, rows: usize, cols: usize| if r == Read::Plain { [rows, cols] } else { [cols, rows] };
@@ -25,11 +25,26 @@ fn case([m, n, k]: [usize; 3], ra: Read, rb: Read) -> Case {
     .on_vars(move |v| autograd::matmul(&v[0], ra, &v[1], rb))
 }
 
+/// The same with a factor.
+fn scaled_case([m, n, k]: [usize; 3], ra: Read, rb: Read) -> Case {
+    const ALPHA: f64 = -0.3;
+    let Case { inputs, reference, .. } = case([m, n, k], ra, rb);
+    Case::new(
+        format!("matmul {m}x{k}x{n} {ra:?} {rb:?}, scaled"),
+        inputs,
+        move |t| matmul_scaled(ALPHA, &t[0], ra, &t[1], rb),
+        move |t| reference(t).into_iter().map(|v| ALPHA * v).collect(),
+        Tolerance::sum_of(k),
+    )
+    .on_vars(move |v| autograd::matmul_scaled(ALPHA, &v[0], ra, &v[1], rb))
+}
+
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for ra in [Read::Plain, Read::Transposed] {
         for rb in [Read::Plain, Read::Transposed] {
             cases.extend([[1, 1, 1], [3, 5, 4], [0, 3, 2], [17, 33, 65], [300, 64, 40], [64, 300, 130], [9000, 1, 3]].map(|s| case(s, ra, rb)));
+            cases.extend([[3, 5, 4], [17, 33, 65], [300, 64, 40], [9000, 1, 3]].map(|s| scaled_case(s, ra, rb)));
         }
     }
     cases

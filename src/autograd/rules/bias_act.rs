@@ -1,7 +1,7 @@
 //! Bias, noise and activation. The activation is piecewise linear, so `bias_act_grad` is its own derivative, and the
 //! saved output only selects a branch.
 
-use super::{broadcast_to, cast, channel_dot, mul, powf, reshape, sub, sum, sum_to};
+use super::{broadcast_to, cast, channel_dot, inverse, mul, reshape, sub, sum, sum_to};
 use crate::autograd::{Io, Rule, Var};
 use crate::error::Result;
 use crate::ops::bias_act::{self as ops, Activation, Epilogue};
@@ -95,7 +95,7 @@ fn of_scale(g: &Var, y: &Var, between: &Var, then: Epilogue<Var>, scale: &Var) -
         let noise = broadcast_to(&cast(noise, between.dtype())?, between.shape())?;
         dot = sub(&dot, &times(&per_sample(&mul(between, &noise)?)?, strength, [1, 1])?)?;
     }
-    mul(&dot, &powf(scale, -1.0)?)
+    mul(&dot, &inverse(scale)?)
 }
 
 impl Rule for BiasActRule {

@@ -1,7 +1,7 @@
 //! The scaled convolution family: derivatives of one trilinear form, so each op's rule is made of the others.
 
 use super::bias_act::{Back, BiasActRule};
-use super::{channel_dot, channel_scale, mul, powf};
+use super::{channel_dot, channel_scale, inverse, mul};
 use crate::autograd::{Gradients, Io, Rule, Var};
 use crate::error::Result;
 use crate::ops::bias_act::Epilogue;
@@ -69,7 +69,7 @@ fn scaled_operand(operand: &Var, scale: Option<&Var>, need: (bool, bool), u: imp
 /// Gradient of a scale that multiplies the result `y`, from the gradient `g` of `y`.
 fn result_scale(g: &Var, y: &Var, scale: Option<&Var>, need: bool) -> Result<Option<Var>> {
     match scale {
-        Some(s) if need => Ok(Some(mul(&channel_dot(g, y)?, &powf(s, -1.0)?)?)),
+        Some(s) if need => Ok(Some(mul(&channel_dot(g, y)?, &inverse(s)?)?)),
         _ => Ok(None),
     }
 }

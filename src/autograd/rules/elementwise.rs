@@ -3,7 +3,7 @@
 use super::grads;
 use crate::autograd::{Io, Rule, Var};
 use crate::error::Result;
-use crate::ops::elementwise::{self as ops, Map, Zip};
+use crate::ops::elementwise::{self as ops, Map, Power, Zip};
 use crate::tensor::{DType, Tensor};
 
 struct MapRule(Map);
@@ -16,10 +16,9 @@ impl Rule for MapRule {
         let x = &io.inputs[0];
         grads![need[0] => match self.0 {
             Map::Affine { scale: by, .. } => scale(g, by)?,
-            Map::Powf(2.0) => mul(g, &scale(x, 2.0)?)?,
-            Map::Powf(p) => mul(g, &scale(&powf(x, p - 1.0)?, p)?)?,
+            Map::Power(p) => mul(g, &power(x, Power { gain: p.gain * p.exponent, exponent: p.exponent - 1.0, ..p })?)?,
             Map::Exp => mul(g, io.output)?,
-            Map::Log => mul(g, &powf(x, -1.0)?)?,
+            Map::Log => mul(g, &inverse(x)?)?,
             Map::Sigmoid => mul(g, &sub(io.output, &square(io.output)?)?)?,
             Map::Tanh => sub(g, &mul(g, &square(io.output)?)?)?,
             Map::Softplus => mul(g, &sigmoid(x)?)?,
@@ -39,19 +38,22 @@ pub fn scale(x: &Var, by: f64) -> Result<Var> {
     map(x, Map::Affine { scale: by, shift: 0.0 })
 }
 
-/// `x + shift`
-pub fn add_scalar(x: &Var, shift: f64) -> Result<Var> {
-    map(x, Map::Affine { scale: 1.0, shift })
-}
-
-/// `x^p`
-pub fn powf(x: &Var, p: f64) -> Result<Var> {
-    map(x, Map::Powf(p))
+/// `gain · (x + shift)^exponent`
+pub fn power(x: &Var, p: Power) -> Result<Var> {
+    match p.exponent {
+        1.0 => map(x, Map::Affine { scale: p.gain, shift: p.gain * p.shift }),
+        _ => map(x, Map::Power(p)),
+    }
 }
 
 /// `x²`
 pub fn square(x: &Var) -> Result<Var> {
-    powf(x, 2.0)
+    power(x, Power::of(2.0))
+}
+
+/// `1 / x`
+pub fn inverse(x: &Var) -> Result<Var> {
+    power(x, Power::of(-1.0))
 }
 
 /// `e^x`

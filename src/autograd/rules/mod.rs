@@ -13,7 +13,7 @@ pub use bias_act::{bias_act, bias_act_grad};
 pub use conv2d::{Scales, conv2d, conv2d_act, conv2d_transpose, conv2d_weight_grad};
 pub use elementwise::*;
 pub use layout::*;
-pub use matmul::matmul;
+pub use matmul::{matmul, matmul_scaled};
 pub use pool2d::{avg_pool2d, avg_pool2d_transpose, gather_taps, max_pool2d, scatter_taps};
 pub use reduce::*;
 pub use upfirdn2d::{upfirdn2d, upfirdn2d_act};

@@ -1,8 +1,9 @@
 //! Sums and broadcasts, each the derivative of the other; `channel_dot` and `channel_scale` likewise.
 
-use super::{add_scalar, cast, channel_scale, grads, scale, square, sub};
+use super::{cast, channel_scale, grads, power, scale, square, sub};
 use crate::autograd::{Io, Rule, Var};
 use crate::error::Result;
+use crate::ops::elementwise::Power;
 use crate::ops::reduce as ops;
 
 struct SumToRule;
@@ -83,5 +84,7 @@ pub fn mean_to(x: &Var, shape: &[usize]) -> Result<Var> {
 /// Biased standard deviation over the dimensions that are 1 in `shape`: `sqrt(mean((x − mean)²) + eps)`.
 pub fn std_to(x: &Var, shape: &[usize], eps: f64) -> Result<Var> {
     let centred = sub(x, &broadcast_to(&mean_to(x, shape)?, x.shape())?)?;
-    super::powf(&add_scalar(&mean_to(&square(&centred)?, shape)?, eps)?, 0.5)
+    let squares = sum_to(&square(&centred)?, shape)?;
+    let n = x.value().len() as f64 / squares.value().len().max(1) as f64;
+    power(&squares, Power { gain: n.sqrt().recip(), shift: eps * n, exponent: 0.5 })
 }

@@ -6,8 +6,7 @@ use std::sync::Arc;
 use super::as_activation;
 use super::config::{IMAGE_CHANNELS, StyleGan2Config};
 use crate::autograd::{
-    Scales, Var, add, add_scalar, alias, cast, concat, conv2d_act, conv2d_transpose, matmul, powf, reshape, scale, slice, square, sub, sum_to, upfirdn2d,
-    upfirdn2d_act,
+    Scales, Var, add, alias, cast, channel_dot, conv2d_act, conv2d_transpose, matmul, power, reshape, scale, slice, square, sub, sum_to, upfirdn2d, upfirdn2d_act,
 };
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -15,7 +14,8 @@ use crate::nn::layers::{equal_linear, pixel_norm};
 use crate::nn::params::{Init, Layout, Params};
 use crate::ops::bias_act::{Activation, Epilogue};
 use crate::ops::conv2d::Conv2d;
-use crate::ops::layout::gather_rows;
+use crate::ops::elementwise::Power;
+use crate::ops::layout::{concat, gather_rows};
 use crate::ops::matmul::Read;
 use crate::ops::random::Random;
 use crate::ops::upfirdn2d::{RESAMPLE_TAPS, Upfirdn2d};
@@ -86,19 +86,18 @@ fn modulated<'a>(p: &'a Params, prefix: &str) -> Modulated<'a> {
 impl Modulated<'_> {
     /// The style times the weight's 1/√fan_in, `[N, C_in]`: equalised learning rate costs no pass over the weight.
     fn input_scale(&self, w: &Var, fan_in: usize) -> Result<Var> {
-        let style = equal_linear(w, self.modulation_weight, self.modulation_bias, 1.0, Activation::LINEAR)?;
-        scale(&style, 1.0 / (fan_in as f64).sqrt())
+        let scaled = Activation { gain: 1.0 / (fan_in as f64).sqrt(), ..Activation::LINEAR };
+        equal_linear(w, self.modulation_weight, self.modulation_bias, 1.0, scaled)
     }
 
     /// `rsqrt(Σ_i a² Σ_k w² + eps)`, `[N, C_out]`; `energy` is `Σ_k w²` with `C_out` where `read` expects it.
     fn demodulation(a: &Var, energy: &Var, read: Read) -> Result<Var> {
-        powf(&add_scalar(&matmul(&square(a)?, Read::Plain, energy, read)?, DEMOD_EPS)?, -0.5)
+        power(&matmul(&square(a)?, Read::Plain, energy, read)?, Power { gain: 1.0, shift: DEMOD_EPS, exponent: -0.5 })
     }
 
     /// `Σ_k w²` of a weight `[D, k_h, k_w, E]` as `[D, E]`.
     fn energy(&self) -> Result<Var> {
-        let (d, e) = (self.weight.dim(0), self.weight.dim(3));
-        reshape(&sum_to(&square(self.weight)?, &[d, 1, 1, e])?, &[d, e])
+        channel_dot(self.weight, self.weight)
     }
 
     /// 3×3 with demodulation, same size, and what follows. `x` `[N, H, W, C_in]`, `w` `[N, latent]`.
@@ -163,6 +162,11 @@ impl Generator {
         Ok(x)
     }
 
+    /// `mapping` of two batches of latents in one pass, `[2 N, latent]`.
+    fn mapping_of_both(&self, p: &Params, z1: &Tensor, z2: &Tensor) -> Result<Var> {
+        self.mapping(p, &Var::constant(concat(&[z1, z2], 0)?))
+    }
+
     /// The style of each layer, `style_layers()` entries of `[N, latent]`, each its own node: gradients by layer.
     pub fn styles(&self, p: &Params, styles: &Styles) -> Result<Vec<Var>> {
         let layers = self.config.style_layers();
@@ -172,15 +176,13 @@ impl Generator {
                 Ok((0..layers).map(|_| alias(&w)).collect())
             }
             Styles::Mixed { z1, z2, crossover } => {
-                let w1 = self.mapping(p, &Var::constant(z1.clone()))?;
-                let w2 = self.mapping(p, &Var::constant(z2.clone()))?;
+                let (n, both) = (z1.dim(0), self.mapping_of_both(p, z1, z2)?);
+                let (w1, w2) = (slice(&both, 0, 0, n)?, slice(&both, 0, n, n)?);
                 Ok((0..layers).map(|i| alias(if i < *crossover { &w1 } else { &w2 })).collect())
             }
             Styles::Chosen { z1, z2, choice } => {
-                let w1 = self.mapping(p, &Var::constant(z1.clone()))?;
-                let w2 = self.mapping(p, &Var::constant(z2.clone()))?;
-                let (n, latent) = (w1.dim(0), w1.dim(1));
-                let both = reshape(&concat(&[&w1, &w2], 0)?, &[2, n * latent])?;
+                let (n, latent) = (z1.dim(0), z1.dim(1));
+                let both = reshape(&self.mapping_of_both(p, z1, z2)?, &[2, n * latent])?;
                 // Products with one and zero: the chosen style, bit for bit.
                 let all = matmul(&Var::constant(choice.clone()), Read::Plain, &both, Read::Plain)?;
                 (0..layers).map(|i| reshape(&slice(&all, 0, i, 1)?, &[n, latent])).collect()

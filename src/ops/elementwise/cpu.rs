@@ -1,6 +1,6 @@
 //! Host implementation: one pass, vectorised by the compiler for AVX2 and for the baseline.
 
-use super::{Map, Zip};
+use super::{Map, Power, Zip};
 use crate::device::cpu::{for_chunks, simd_dispatch, stale_vec};
 use crate::tensor::{Scalar, Tensor};
 
@@ -47,20 +47,32 @@ pub fn map<T: Scalar>(x: &Tensor, f: Map) -> Tensor {
             let (scale, shift) = (T::from_f64(scale), T::from_f64(shift));
             pass(x, |v: T| v * scale + shift)
         }
-        Map::Powf(2.0) => pass(x, |v: T| v * v),
-        Map::Powf(1.0) => x.clone(),
-        Map::Powf(0.5) => pass(x, |v: T| v.sqrt()),
-        Map::Powf(-0.5) => pass(x, |v: T| one / v.sqrt()),
-        Map::Powf(-1.0) => pass(x, |v: T| one / v),
-        Map::Powf(p) => {
-            let p = T::from_f64(p);
-            pass(x, |v: T| v.powf(p))
-        }
+        Map::Power(p) => power::<T>(x, p),
         Map::Exp => pass(x, |v: T| v.exp()),
         Map::Log => pass(x, |v: T| v.ln()),
         Map::Sigmoid => pass(x, |v: T| one / (one + (-v).exp())),
         Map::Tanh => pass(x, |v: T| v.tanh()),
         Map::Softplus => pass(x, |v: T| if v > T::ZERO { v + (-v).exp().ln_1p() } else { v.exp().ln_1p() }),
+    }
+}
+
+/// Roots, squares and inverses without the library's function.
+fn power<T: Scalar>(x: &Tensor, p: Power) -> Tensor {
+    let (gain, shift) = (T::from_f64(p.gain), T::from_f64(p.shift));
+    match p.exponent {
+        _ if p == Power::of(1.0) => x.clone(),
+        1.0 => pass(x, |v: T| gain * (v + shift)),
+        2.0 => pass(x, |v: T| {
+            let v = v + shift;
+            gain * (v * v)
+        }),
+        0.5 => pass(x, |v: T| gain * (v + shift).sqrt()),
+        -0.5 => pass(x, |v: T| gain / (v + shift).sqrt()),
+        -1.0 => pass(x, |v: T| gain / (v + shift)),
+        exponent => {
+            let exponent = T::from_f64(exponent);
+            pass(x, |v: T| gain * (v + shift).powf(exponent))
+        }
     }
 }
 

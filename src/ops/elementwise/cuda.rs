@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Map, Zip};
+use super::{Map, Power, Zip};
 use crate::device::CudaDevice;
 use crate::device::cuda::{Grid, Param};
 use crate::error::Result;
@@ -16,8 +16,9 @@ struct MapParams {
     kind: i32,
     a: f32,
     b: f32,
+    c: f32,
 }
-const _: () = assert!(size_of::<MapParams>() == 16, "keep in step with kernels/elementwise.cu");
+const _: () = assert!(size_of::<MapParams>() == 20, "keep in step with kernels/elementwise.cu");
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -37,20 +38,26 @@ struct ChannelScaleParams {
 const _: () = assert!(size_of::<ChannelScaleParams>() == 12, "keep in step with kernels/elementwise.cu");
 
 /// The kernel's kind of a map and its numbers, with the CPU's special cases.
-fn kind(f: Map) -> (i32, f32, f32) {
-    match f {
-        Map::Affine { scale, shift } => (0, scale as f32, shift as f32),
-        Map::Powf(2.0) => (1, 0.0, 0.0),
-        Map::Powf(0.5) => (2, 0.0, 0.0),
-        Map::Powf(-0.5) => (3, 0.0, 0.0),
-        Map::Powf(-1.0) => (4, 0.0, 0.0),
-        Map::Powf(p) => (5, p as f32, 0.0),
-        Map::Exp => (6, 0.0, 0.0),
-        Map::Log => (7, 0.0, 0.0),
-        Map::Sigmoid => (8, 0.0, 0.0),
-        Map::Tanh => (9, 0.0, 0.0),
-        Map::Softplus => (10, 0.0, 0.0),
-    }
+fn kind(f: Map) -> (i32, [f32; 3]) {
+    let (kind, numbers) = match f {
+        Map::Affine { scale, shift } => (0, [scale, shift, 0.0]),
+        Map::Power(Power { gain, shift, exponent }) => {
+            let kind = match exponent {
+                2.0 => 1,
+                0.5 => 2,
+                -0.5 => 3,
+                -1.0 => 4,
+                _ => 5,
+            };
+            (kind, [gain, shift, exponent])
+        }
+        Map::Exp => (6, [0.0; 3]),
+        Map::Log => (7, [0.0; 3]),
+        Map::Sigmoid => (8, [0.0; 3]),
+        Map::Tanh => (9, [0.0; 3]),
+        Map::Softplus => (10, [0.0; 3]),
+    };
+    (kind, numbers.map(|v| v as f32))
 }
 
 /// Between f32 and bf16.
@@ -64,19 +71,19 @@ pub fn cast(device: &CudaDevice, x: &Tensor, dtype: DType) -> Result<Tensor> {
 }
 
 pub fn map(device: &CudaDevice, x: &Tensor, f: Map) -> Result<Tensor> {
-    if f == Map::Powf(1.0) {
+    if f == Map::Power(Power::of(1.0)) {
         return Ok(x.clone());
     }
     launch_map(device, x, kind(f))
 }
 
 pub fn saturate(device: &CudaDevice, x: &Tensor, scale: f64, shift: f64) -> Result<Tensor> {
-    launch_map(device, x, (11, scale as f32, shift as f32))
+    launch_map(device, x, (11, [scale as f32, shift as f32, 0.0]))
 }
 
-fn launch_map(device: &CudaDevice, x: &Tensor, (kind, a, b): (i32, f32, f32)) -> Result<Tensor> {
+fn launch_map(device: &CudaDevice, x: &Tensor, (kind, [a, b, c]): (i32, [f32; 3])) -> Result<Tensor> {
     let y = Tensor::uninitialised_cuda_of(x.shape(), x.dtype(), device)?;
-    let params = Param(MapParams { count: x.len() as i32, kind, a, b });
+    let params = Param(MapParams { count: x.len() as i32, kind, a, b, c });
     // SAFETY: the parameters of the map entries in kernels/elementwise.cu; x and y hold `count` elements.
     unsafe { device.launch(by_dtype!(x.dtype(), "map"), Grid::strided(x.len()), &[&x.cuda_pointer(), &y.cuda_pointer(), &params])? };
     Ok(y)

@@ -13,14 +13,28 @@ use crate::tensor::{DType, Tensor};
 pub enum Map {
     /// `scale · x + shift`
     Affine { scale: f64, shift: f64 },
-    /// `x^p`
-    Powf(f64),
+    Power(Power),
     Exp,
     Log,
     Sigmoid,
     Tanh,
     /// `log(1 + e^x)`, stable at both ends.
     Softplus,
+}
+
+/// `gain · (x + shift)^exponent`
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Power {
+    pub gain: f64,
+    pub shift: f64,
+    pub exponent: f64,
+}
+
+impl Power {
+    /// `x^exponent`
+    pub const fn of(exponent: f64) -> Power {
+        Power { gain: 1.0, shift: 0.0, exponent }
+    }
 }
 
 /// Functions of two values.

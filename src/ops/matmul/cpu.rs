@@ -11,8 +11,8 @@ use crate::tensor::{Scalar, Tensor};
 const PARALLEL_MACS: usize = 1 << 18;
 const ROWS_PER_BLOCK: usize = 128;
 
-/// `c[m, n] = a · b` for row-major `c`; strides in elements.
-pub fn gemm_strided<T: Scalar>(c: &mut [T], a: &[T], a_strides: [usize; 2], b: &[T], b_strides: [usize; 2], [m, n, k]: [usize; 3]) {
+/// `c[m, n] = alpha · a · b` for row-major `c`; strides in elements.
+fn gemm_strided<T: Scalar>(c: &mut [T], alpha: T, a: &[T], a_strides: [usize; 2], b: &[T], b_strides: [usize; 2], [m, n, k]: [usize; 3]) {
     assert_eq!(c.len(), m * n);
     if m == 0 || n == 0 || k == 0 {
         return;
@@ -38,7 +38,7 @@ pub fn gemm_strided<T: Scalar>(c: &mut [T], a: &[T], a_strides: [usize; 2], b: &
                 b_strides[1] as isize,
                 b_strides[0] as isize,
                 T::ZERO,
-                T::ONE,
+                alpha,
                 false,
                 false,
                 false,
@@ -55,23 +55,24 @@ pub fn gemm_strided<T: Scalar>(c: &mut [T], a: &[T], a_strides: [usize; 2], b: &
 }
 
 simd_dispatch! {
-    /// `c[i] = Σ_j a[i, j] · b[j]`
-    fn dots_of_three<T: Scalar>(c: &mut [T], a: &[[T; 3]], b: [T; 3]) {
+    /// `c[i] = alpha · Σ_j a[i, j] · b[j]`
+    fn dots_of_three<T: Scalar>(c: &mut [T], alpha: T, a: &[[T; 3]], b: [T; 3]) {
         for (c, row) in c.iter_mut().zip(a) {
-            *c = row[0] * b[0] + row[1] * b[1] + row[2] * b[2];
+            *c = alpha * (row[0] * b[0] + row[1] * b[1] + row[2] * b[2]);
         }
     }
 }
 
-pub fn matmul<T: Scalar>(a: &Tensor, ra: Read, b: &Tensor, rb: Read, [m, n, k]: [usize; 3]) -> Tensor {
+pub fn matmul<T: Scalar>(alpha: f64, a: &Tensor, ra: Read, b: &Tensor, rb: Read, [m, n, k]: [usize; 3]) -> Tensor {
+    let alpha = T::from_f64(alpha);
     let mut c = zero_vec::<T>(m * n);
     // Colours to grey: a matrix product spends most of its time on packing.
     if let (1, Read::Plain, Ok(b)) = (n, ra, <&[T; 3]>::try_from(b.as_slice::<T>())) {
         let rows = a.as_slice::<T>().as_chunks::<3>().0;
-        for_chunks(&mut c, 1 << 12, |at, c| dots_of_three(c, &rows[at..], *b));
+        for_chunks(&mut c, 1 << 12, |at, c| dots_of_three(c, alpha, &rows[at..], *b));
         return Tensor::from_vec(&[m, n], c);
     }
     let strides = |r: Read, rows: usize, cols: usize| if r == Read::Plain { [cols, 1] } else { [1, rows] };
-    gemm_strided(&mut c, a.as_slice::<T>(), strides(ra, m, k), b.as_slice::<T>(), strides(rb, k, n), [m, n, k]);
+    gemm_strided(&mut c, alpha, a.as_slice::<T>(), strides(ra, m, k), b.as_slice::<T>(), strides(rb, k, n), [m, n, k]);
     Tensor::from_vec(&[m, n], c)
 }

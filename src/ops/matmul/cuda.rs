@@ -16,8 +16,9 @@ struct MatmulParams {
     n: i32,
     k: i32,
     part: i32,
+    alpha: f32,
 }
-const _: () = assert!(size_of::<MatmulParams>() == 16, "keep in step with kernels/matmul.cu");
+const _: () = assert!(size_of::<MatmulParams>() == 20, "keep in step with kernels/matmul.cu");
 
 /// Rows and columns of outputs per block, threads per block: WideTile in kernels/gemm_tile.cuh.
 const WIDE: [usize; 2] = [64, 64];
@@ -38,10 +39,10 @@ pub(crate) fn parts_of(blocks: usize, k: usize) -> (usize, usize) {
     (part, k.div_ceil(part).max(1))
 }
 
-pub fn matmul(device: &CudaDevice, a: &Tensor, ra: Read, b: &Tensor, rb: Read, [m, n, k]: [usize; 3]) -> Result<Tensor> {
+pub fn matmul(device: &CudaDevice, alpha: f64, a: &Tensor, ra: Read, b: &Tensor, rb: Read, [m, n, k]: [usize; 3]) -> Result<Tensor> {
     let (part, parts) = parts_of(m.div_ceil(WIDE[0]) * n.div_ceil(WIDE[1]), k);
     let c = Tensor::uninitialised_cuda(&[parts, m, n], device)?;
-    let params = Param(MatmulParams { m: m as i32, n: n as i32, k: k as i32, part: part as i32 });
+    let params = Param(MatmulParams { m: m as i32, n: n as i32, k: k as i32, part: part as i32, alpha: alpha as f32 });
     let kernel = match (ra, rb) {
         (Read::Plain, Read::Plain) => "matmul_nn_f32",
         (Read::Plain, Read::Transposed) => "matmul_nt_f32",

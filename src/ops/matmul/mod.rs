@@ -25,6 +25,11 @@ impl Read {
 
 /// `op(a) · op(b)`: `[M, K] · [K, N] -> [M, N]` after transposition.
 pub fn matmul(a: &Tensor, ra: Read, b: &Tensor, rb: Read) -> Result<Tensor> {
+    matmul_scaled(1.0, a, ra, b, rb)
+}
+
+/// `alpha · op(a) · op(b)`; the factor multiplies each finished sum.
+pub fn matmul_scaled(alpha: f64, a: &Tensor, ra: Read, b: &Tensor, rb: Read) -> Result<Tensor> {
     if a.rank() != 2 || b.rank() != 2 {
         return Err(Error::shape("matmul", format!("{:?} and {:?}: two matrices", a.shape(), b.shape())));
     }
@@ -34,5 +39,5 @@ pub fn matmul(a: &Tensor, ra: Read, b: &Tensor, rb: Read) -> Result<Tensor> {
         return Err(Error::shape("matmul", format!("{:?} ({ra:?}) times {:?} ({rb:?})", a.shape(), b.shape())));
     }
     same_kind("matmul", &[a, b])?;
-    on_device!("matmul", &[a, b], 2 * m * n * k, T => cpu::matmul::<T>(a, ra, b, rb, [m, n, k]), d => cuda::matmul(&d, a, ra, b, rb, [m, n, k]))
+    on_device!("matmul", &[a, b], 2 * m * n * k, T => cpu::matmul::<T>(alpha, a, ra, b, rb, [m, n, k]), d => cuda::matmul(&d, alpha, a, ra, b, rb, [m, n, k]))
 }

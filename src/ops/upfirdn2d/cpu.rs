@@ -4,7 +4,7 @@
 use rayon::prelude::*;
 
 use super::Upfirdn2d;
-use crate::device::cpu::{PARALLEL_ELEMENTS, pieces, simd_dispatch, stale_vec};
+use crate::device::cpu::{PARALLEL_ELEMENTS, pieces, prefetch, simd_dispatch, stale_vec};
 use crate::ops::bias_act::Epilogue;
 use crate::ops::bias_act::cpu::Finish;
 use crate::tensor::{Scalar, Tensor};
@@ -81,6 +81,10 @@ fn stretches<T: Scalar>(table: Vec<Vec<(usize, T)>>) -> Vec<Stretch<T>> {
 simd_dispatch! {
     /// One output row: `line = Σ rows`, then the pixels of `out` from pixels of `line`, `c` values each.
     fn output_row<T: Scalar>(out: &mut [T], line: &mut [T], image: &[T], rows: &[(usize, T)], columns: &[Stretch<T>], c: usize) {
+        if let Some((last, _)) = rows.last() {
+            let next = (last + 1) * line.len();
+            prefetch(image.get(next..next + line.len()).unwrap_or_default());
+        }
         weighted_rows(line, image, line.len(), rows);
         for (out, stretch) in pieces(out, columns.iter().map(|s| s.pixels * c)).zip(columns) {
             weighted_rows(out, line, c, &stretch.terms);

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::tile::{self, Columns, Gather, Outer, Pixels, Rows, Tiles, Transform, Winograd, line_width, outer_slack, panel_width, transform, transform_slack};
 use super::{Direct, Extent, Map, Part, Phase, SERIAL_MACS, fill_window, parts, sum_of_parts};
-use crate::device::cpu::{Isa, pieces, recycle, stale_vec};
+use crate::device::cpu::{Isa, pieces, prefetch, recycle, stale_vec};
 use crate::tensor::Scalar;
 
 /// Transformed weights along an axis.
@@ -41,6 +41,9 @@ const GROUP_CHANNELS: usize = 96;
 /// Weight gradient: pairs of channels up to which a chunk of tiles has sums of its own, and chunks.
 const FEW_WEIGHTS: usize = 64 * 64;
 const CHUNKS: usize = 8;
+
+/// Tiles ahead of the one that is transformed of which the inputs are asked for.
+const AHEAD: usize = 2;
 
 /// How a map is cut into tiles, the same along both axes.
 pub struct Scheme {
@@ -379,6 +382,12 @@ impl<T: Scalar + Tiles> Source<'_, T> {
                 fill_window(&mut window[..reach * reach * c], &self.values[i * h * w * c..][..h * w * c], self.size, [ys, xs], None);
                 (&window[..], [reach * c, c])
             };
+            // What the next tiles read and this one does not.
+            if inside {
+                for row in from.chunks(w * c).take(reach) {
+                    prefetch(row.get(AHEAD * self.step * c..(AHEAD + 1) * self.step * c).unwrap_or_default());
+                }
+            }
             // A transform is linear, so the scale may come afterwards.
             let scale = self.scale.map(|s| &s[i * c..][..c]);
             let job = Transform { of: self.of, from, from_pitch, to_pitch, channels: c, keep: [points; 2], scale };
