@@ -30,7 +30,7 @@
 //!   exist only at the border: `nn::params::Layout` knows both for every parameter.
 //! - The op set is closed under differentiation: a rule returns `Var`s made by other ops, so R1 and path length are
 //!   calls of `grad` on results of `grad`. A gradient that nobody asked for is not computed.
-//! - On a GPU of `Precision::Bf16` StyleGAN2's activations are bf16 (`models::stylegan2` casts them, and back). An op that
+//! - With `Precision::Bf16` StyleGAN2's activations are bf16 (`models::stylegan2` casts them, and back). An op that
 //!   takes bf16 computes in f32 and rounds what it stores; parameters, their gradients and sums stay f32.
 //! - `ops` knows nothing of gradients, nothing below `cli` prints, training does not know metrics.
 //! - A network's parameters are one slab; Adam, EMA, EWC and repulsion are one pass over it (`ops::optimizer`).

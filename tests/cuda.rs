@@ -254,22 +254,26 @@ fn case_lists() {
     assert!(run > 50, "{run} cases were small enough");
 }
 
-/// Every op that takes activations of bf16 is the f32 op, rounded once; every other one says that it does not take them.
+/// Every op that takes activations of bf16 is the f32 op, rounded once; every other one says that it does not take them. On the
+/// CPU as on a GPU.
 #[test]
 fn case_lists_in_bf16() {
+    [gpu::device(), Device::Cpu].iter().for_each(lists_in_bf16);
+}
+
+fn lists_in_bf16(device: &Device) {
     const LARGEST: usize = 30_000;
-    let device = gpu::device();
     let (mut run, mut refused) = (0, 0);
     for (family, cases) in families() {
         for case in cases.iter().filter(|c| c.inputs.iter().map(Tensor::len).sum::<usize>() <= LARGEST) {
             let name = format!("{} in bf16", case.name);
             let inputs: Vec<Tensor> = case.inputs.iter().map(rounded).collect();
             if let Some(of) = case.bf16 {
-                compare_stored(&device, &name, &inputs, of, &*case.run);
+                compare_stored(device, &name, &inputs, of, &*case.run);
                 run += 1;
                 continue;
             }
-            let mut there = all_on(&device, &case.inputs_as(DType::F32));
+            let mut there = all_on(device, &case.inputs_as(DType::F32));
             there.iter_mut().for_each(|t| *t = cast(t, DType::Bf16).unwrap());
             let refusal = (case.run)(&there).map(|_| ()).unwrap_err();
             assert!(matches!(refusal, Error::Unsupported { .. }) && refusal.to_string().contains("bf16"), "{family}, {name}: {refusal}");
@@ -279,14 +283,17 @@ fn case_lists_in_bf16() {
     assert!(run > 50 && refused > 10, "{run} cases were run, {refused} refused");
 }
 
-/// Rounding to nearest, ties to even, as the `half` crate has it; where tensors of bf16 can be.
+/// Rounding to nearest, ties to even, as the `half` crate has it.
 #[test]
 fn casts() {
-    let device = gpu::device();
+    [gpu::device(), Device::Cpu].iter().for_each(casts_on);
+}
+
+fn casts_on(device: &Device) {
     let bits = |t: &Tensor| t.to_vec::<f32>().into_iter().map(f32::to_bits).collect::<Vec<_>>();
     let special = [0.0, -0.0, 1.0, 1.00390625, 1.01171875, 3.4e38, f32::MAX, f32::INFINITY, f32::NEG_INFINITY, 1e-40, -1e-45, 2.0_f32.powi(-134), f32::NAN];
     let values: Vec<f32> = special.into_iter().chain(normal(1, &[1000]).to_f64_vec().into_iter().map(|v| v as f32)).collect();
-    let there = Tensor::from_slice(&[values.len()], &values).to_device(&device).unwrap();
+    let there = Tensor::from_slice(&[values.len()], &values).to_device(device).unwrap();
     for first in [0, 1] {
         let part = there.segment(first, &[values.len() - first]).unwrap();
         let got = cast(&part, DType::Bf16).unwrap();
@@ -304,14 +311,16 @@ fn casts() {
         assert_eq!(bits(&copy), bits(&view));
         assert!(copy.assign(&wide).is_err());
     }
-    let threes = Tensor::full_on(&[3, 1], 3.0, DType::Bf16, &device).unwrap();
+    let threes = Tensor::full_on(&[3, 1], 3.0, DType::Bf16, device).unwrap();
     assert_eq!((threes.dtype(), threes.to_vec::<f32>()), (DType::Bf16, vec![3.0; 3]));
-    // Nowhere else, and not beside f32.
+    // Not of f64, and not beside f32.
     let here = Tensor::zeros(&[3, 1], DType::F32);
-    for refused in [cast(&here, DType::Bf16), cast(&here, DType::F64), Tensor::full_on(&[1], 0.0, DType::Bf16, &Device::Cpu), Tensor::full_on(&[1], 0.0, DType::F64, &device)] {
-        assert!(matches!(&refused, Err(e @ Error::Unsupported { .. }) if !e.to_string().contains('\n')), "{refused:?}");
+    let refused = cast(&here.to_device(device).unwrap(), DType::F64);
+    assert!(matches!(&refused, Err(e @ Error::Unsupported { .. }) if !e.to_string().contains('\n')), "{refused:?}");
+    if *device != Device::Cpu {
+        assert!(matches!(Tensor::full_on(&[1], 0.0, DType::F64, device), Err(Error::Unsupported { .. })));
     }
-    let mixed = zip(&threes, &here.to_device(&device).unwrap(), Zip::Add).unwrap_err().to_string();
+    let mixed = zip(&threes, &here.to_device(device).unwrap(), Zip::Add).unwrap_err().to_string();
     assert!(mixed.contains("Bf16 and F32"), "{mixed}");
 }
 

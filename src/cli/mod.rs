@@ -53,7 +53,8 @@ pub(crate) struct Global {
     /// Where to run: auto, cpu, cuda or cuda:N
     #[arg(long, global = true, default_value = "auto")]
     device: Choice,
-    /// How convolutions multiply on a GPU (default: f32; doctor and bench go through all)
+    /// How convolutions multiply on a GPU (default: f32; doctor and bench go through all). With --device cpu, bf16 rounds as a
+    /// GPU would, to see what that does to a result
     #[arg(long, global = true, value_enum)]
     precision: Option<Precision>,
     /// Threads on the CPU (default: all cores)

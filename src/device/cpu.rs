@@ -4,7 +4,7 @@ pub(crate) mod lanes;
 
 use std::any::TypeId;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
@@ -148,6 +148,35 @@ macro_rules! simd_dispatch {
     };
 }
 pub(crate) use simd_dispatch;
+
+/// Whether the CPU rounds to bf16 where a GPU of `Precision::Bf16` does.
+static ROUNDS: AtomicBool = AtomicBool::new(false);
+
+/// From now on the convolutions of this process round what they multiply, and StyleGAN2 its activations, to bf16, as a GPU of
+/// `Precision::Bf16` does: to see what that does to a result where there is no GPU. It saves nothing.
+pub fn round_to_bf16(on: bool) {
+    ROUNDS.store(on, Relaxed);
+}
+
+pub fn rounds_to_bf16() -> bool {
+    ROUNDS.load(Relaxed)
+}
+
+simd_dispatch! {
+    /// Rounds to the nearest numbers of bf16, to even ones between two; NaN stays.
+    fn round_slice(values: &mut [f32]) {
+        for v in values {
+            let bits = v.to_bits();
+            let rounded = f32::from_bits(bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000);
+            *v = if v.is_nan() { *v } else { rounded };
+        }
+    }
+}
+
+/// Rounds values to bf16's.
+pub fn round(values: &mut [f32]) {
+    for_chunks(values, PARALLEL_ELEMENTS / 2, |_, chunk| round_slice(chunk));
+}
 
 /// Asks for the cache lines of what will be read soon. The machine's own prefetching begins anew in every page of 4 KiB, which a
 /// pass over rows of that size feels: it waits for the first lines of each.

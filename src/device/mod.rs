@@ -24,7 +24,7 @@ pub enum Device {
 }
 
 /// How the convolutions of a GPU multiply; their sums are f32 in all of them, and so is everything else but what `Bf16`
-/// says. The CPU has F32.
+/// says. The CPU has F32, and rounds as `Bf16` says where that is asked for by name, which saves it nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
@@ -73,9 +73,13 @@ impl Choice {
     pub fn open(self, precision: Precision) -> Result<(Device, Option<String>)> {
         let cpu = |why: Option<String>| match precision {
             Precision::F32 => Ok((Device::Cpu, why)),
-            other => Err(Error::config("--precision", format!("{other:?} is for GPUs and this runs on the CPU; leave it out"))),
+            other => Err(Error::config("--precision", format!("{other} is for GPUs and this runs on the CPU; leave it out (bf16 can be tried there: --device cpu)"))),
         };
         match self {
+            Choice::Cpu if precision == Precision::Bf16 => {
+                cpu::round_to_bf16(true);
+                Ok((Device::Cpu, None))
+            }
             Choice::Cpu => cpu(None),
             Choice::Cuda(ordinal) => Ok((Device::Cuda(CudaDevice::open(ordinal, precision)?), None)),
             Choice::Auto(ordinal) => match CudaDevice::open(ordinal, precision) {

@@ -49,6 +49,11 @@ pub(crate) fn refuse_bf16(op: &'static str, inputs: &[&Tensor]) -> Result<()> {
     }
 }
 
+/// The result of an op on the CPU as its inputs are: of bf16, rounded.
+pub(crate) fn stored(result: Tensor, inputs: &[&Tensor]) -> Tensor {
+    if inputs[0].dtype() == DType::Bf16 { result.rounded() } else { result }
+}
+
 /// Runs an op of the CPU, which a profile may be watching. `flops`: as `Work` counts them.
 pub(crate) fn on_cpu(op: &'static str, inputs: &[&Tensor], flops: usize, job: impl FnOnce() -> Tensor) -> Tensor {
     keep_awake();
@@ -60,8 +65,8 @@ pub(crate) fn on_cpu(op: &'static str, inputs: &[&Tensor], flops: usize, job: im
 }
 
 /// Runs op `$op` where its `$inputs` (`&[&Tensor]`) live: `$cpu` on the host, with `$t` bound to the element type, or
-/// `$cuda`, which gives a `Result`, with `$device` bound to the GPU; `or bf16` where it takes that too. `$flops` where it is
-/// products that cost.
+/// `$cuda`, which gives a `Result`, with `$device` bound to the GPU; `or bf16` where it takes that too and makes it, `or bf16 to
+/// f32` where it takes it and makes f32. `$flops` where it is products that cost.
 macro_rules! on_device {
     ($op:literal, $inputs:expr, $t:ident => $cpu:expr, $($cuda:tt)+) => {
         $crate::ops::on_device!($op, $inputs, 0, $t => $cpu, $($cuda)+)
@@ -71,6 +76,9 @@ macro_rules! on_device {
         $crate::ops::on_device!($op, $inputs, $flops, $t => $cpu, $device or bf16 => $cuda)
     }};
     ($op:literal, $inputs:expr, $flops:expr, $t:ident => $cpu:expr, $device:ident or bf16 => $cuda:expr) => {{
+        $crate::ops::on_device!($op, $inputs, $flops, $t => $crate::ops::stored($cpu, $inputs), $device or bf16 to f32 => $cuda)
+    }};
+    ($op:literal, $inputs:expr, $flops:expr, $t:ident => $cpu:expr, $device:ident or bf16 to f32 => $cuda:expr) => {{
         let inputs: &[&Tensor] = $inputs;
         match inputs[0].device() {
             $crate::device::Device::Cpu => Ok($crate::ops::on_cpu($op, inputs, $flops, || $crate::on_dtype!(inputs[0].dtype(), $t => $cpu))),

@@ -1,4 +1,4 @@
-//! L2: n-dimensional arrays without history, on the host (f32 or f64) or on a GPU (f32 or bf16). A `Tensor` is a contiguous,
+//! L2: n-dimensional arrays without history, on the host (f32, f64, or bf16's values kept as f32) or on a GPU (f32 or bf16). A `Tensor` is a contiguous,
 //! immutable, cheaply cloned view (`shape`, `offset`) into shared storage, in row-major order of its shape. Activations
 //! are channels-last `[N, H, W, C]`, convolution weights `[C_out, k_h, k_w, C_in]`.
 
@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 pub enum DType {
     F32,
     F64,
-    /// Activations on a GPU; nothing else, and nowhere else.
+    /// Activations where that precision is asked for; nothing else. On the host an f32 keeps each value.
     Bf16,
 }
 
@@ -66,6 +66,8 @@ impl<T: Element> std::ops::DerefMut for HostBuffer<T> {
 #[derive(Clone, Debug)]
 pub enum Storage {
     F32(Arc<HostBuffer<f32>>),
+    /// Values of bf16, as f32.
+    Rounded(Arc<HostBuffer<f32>>),
     F64(Arc<HostBuffer<f64>>),
     /// f32 or bf16 on a GPU.
     Cuda(Arc<CudaBuffer>, DType),
@@ -75,12 +77,13 @@ pub enum Storage {
 pub trait Scalar: Element {
     const DTYPE: DType;
     fn store(buffer: Arc<HostBuffer<Self>>) -> Storage;
+    /// The elements, if they are kept as this type.
     fn view(storage: &Storage) -> Option<&[Self]>;
     fn unique(storage: &mut Storage) -> Option<&mut [Self]>;
 }
 
 macro_rules! scalar {
-    ($t:ty, $variant:ident) => {
+    ($t:ty, $variant:ident $(or $other:ident)?) => {
         impl Scalar for $t {
             const DTYPE: DType = DType::$variant;
             fn store(buffer: Arc<HostBuffer<Self>>) -> Storage {
@@ -88,7 +91,7 @@ macro_rules! scalar {
             }
             fn view(storage: &Storage) -> Option<&[Self]> {
                 match storage {
-                    Storage::$variant(b) => Some(b),
+                    Storage::$variant(b) $(| Storage::$other(b))? => Some(b),
                     _ => None,
                 }
             }
@@ -101,7 +104,7 @@ macro_rules! scalar {
         }
     };
 }
-scalar!(f32, F32);
+scalar!(f32, F32 or Rounded);
 scalar!(f64, F64);
 
 /// An n-dimensional array. Cloning shares the memory.
@@ -136,7 +139,7 @@ impl Tensor {
                 Tensor::from_vec(shape, v)
             }
             DType::F64 => Tensor::from_vec(shape, vec![value; n]),
-            DType::Bf16 => panic!("bf16 is on GPUs alone: ask full_on"),
+            DType::Bf16 => Tensor::full(shape, value, DType::F32).rounded(),
         }
     }
 
@@ -169,6 +172,7 @@ impl Tensor {
     pub fn dtype(&self) -> DType {
         match self.storage {
             Storage::F32(_) => DType::F32,
+            Storage::Rounded(_) => DType::Bf16,
             Storage::F64(_) => DType::F64,
             Storage::Cuda(_, dtype) => dtype,
         }
@@ -176,7 +180,7 @@ impl Tensor {
 
     pub fn device(&self) -> Device {
         match &self.storage {
-            Storage::F32(_) | Storage::F64(_) => Device::Cpu,
+            Storage::F32(_) | Storage::Rounded(_) | Storage::F64(_) => Device::Cpu,
             Storage::Cuda(buffer, _) => Device::Cuda(buffer.device().clone()),
         }
     }
@@ -188,8 +192,8 @@ impl Tensor {
             (Storage::Cuda(buffer, dtype), Device::Cpu) => Ok(Tensor::from_vec(&self.shape, self.download(buffer, *dtype)?)),
             (Storage::Cuda(buffer, _), Device::Cuda(to)) if buffer.device() == to => Ok(self.clone()),
             (Storage::Cuda(..), Device::Cuda(_)) => self.to_device(&Device::Cpu)?.to_device(device),
-            (Storage::F32(_) | Storage::F64(_), Device::Cpu) => Ok(self.clone()),
-            (Storage::F32(_), Device::Cuda(to)) => {
+            (Storage::F32(_) | Storage::Rounded(_) | Storage::F64(_), Device::Cpu) => Ok(self.clone()),
+            (Storage::F32(_) | Storage::Rounded(_), Device::Cuda(to)) => {
                 let elements = self.as_slice::<f32>();
                 Ok(Tensor::from_cuda(&self.shape, to.upload(elements)?))
             }
@@ -211,10 +215,10 @@ impl Tensor {
     pub fn full_on(shape: &[usize], value: f64, dtype: DType, device: &Device) -> Result<Tensor> {
         let len = shape.iter().product();
         match (device, dtype) {
-            (Device::Cpu, DType::F32 | DType::F64) => Ok(Tensor::full(shape, value, dtype)),
+            (Device::Cpu, _) => Ok(Tensor::full(shape, value, dtype)),
             (Device::Cuda(d), DType::F32) => Ok(Tensor::from_cuda(shape, d.filled(len, value as f32)?)),
             (Device::Cuda(d), DType::Bf16) => Ok(Tensor::of_cuda(shape, d.filled_bf16(len, bf16::from_f64(value))?, dtype)),
-            _ => Err(Error::Unsupported { op: "full", problem: format!("{dtype:?} on {device}; the CPU holds f32 and f64, GPUs f32 and bf16") }),
+            _ => Err(Error::Unsupported { op: "full", problem: format!("{dtype:?} on {device}; GPUs hold f32 and bf16") }),
         }
     }
 
@@ -222,6 +226,7 @@ impl Tensor {
     pub fn deep_clone(&self) -> Result<Tensor> {
         match &self.storage {
             Storage::F32(_) => Ok(Tensor::from_slice(&self.shape, self.as_slice::<f32>())),
+            Storage::Rounded(_) => Ok(Tensor::from_slice(&self.shape, self.as_slice::<f32>()).kept_as(Storage::Rounded)),
             Storage::F64(_) => Ok(Tensor::from_slice(&self.shape, self.as_slice::<f64>())),
             Storage::Cuda(buffer, dtype) => {
                 let copy = Tensor::uninitialised_cuda_of(&self.shape, *dtype, buffer.device())?;
@@ -361,12 +366,31 @@ impl Tensor {
         Ok(&mut all[offset..offset + len])
     }
 
-    /// The same values in another dtype of the host's. Panics for bf16, which `ops::elementwise::cast` makes.
+    /// The values of a host tensor of f32, rounded to bf16; in place where nothing else refers to them.
+    pub fn rounded(self) -> Tensor {
+        let mut own = match &self.storage {
+            Storage::F32(buffer) if Arc::strong_count(buffer) == 1 => self,
+            _ => Tensor::from_slice(&self.shape, self.as_slice::<f32>()),
+        };
+        cpu::round(own.as_mut_slice::<f32>().expect("nothing else refers to the memory"));
+        own.kept_as(Storage::Rounded)
+    }
+
+    /// The same memory of f32 under another name.
+    fn kept_as(&self, name: fn(Arc<HostBuffer<f32>>) -> Storage) -> Tensor {
+        match &self.storage {
+            Storage::F32(buffer) | Storage::Rounded(buffer) => Tensor { storage: name(buffer.clone()), ..self.clone() },
+            _ => panic!("{:?} on {} is not kept as f32 on the host", self.dtype(), self.device()),
+        }
+    }
+
+    /// The same values in another dtype of the host's.
     pub fn to_dtype(&self, dtype: DType) -> Tensor {
         match (self.dtype(), dtype) {
             (a, b) if a == b => self.clone(),
-            (_, DType::Bf16) => panic!("bf16 is on GPUs alone: ask ops::elementwise::cast"),
-            (DType::Bf16, DType::F32) => self.host(),
+            (DType::F64, DType::Bf16) => self.to_dtype(DType::F32).rounded(),
+            (_, DType::Bf16) => self.host().rounded(),
+            (DType::Bf16, DType::F32) => self.host().kept_as(Storage::F32),
             (_, DType::F64) => Tensor::from_vec(&self.shape, self.to_f64_vec()),
             (_, DType::F32) => Tensor::from_vec(&self.shape, self.as_slice::<f64>().iter().map(|v| *v as f32).collect()),
         }
@@ -405,7 +429,7 @@ pub fn all_on(device: &Device, tensors: &[Tensor]) -> Result<Vec<Tensor>> {
     tensors.iter().map(|t| t.to_device(device)).collect()
 }
 
-/// Runs `$body` with `$t` bound to the host's element type of `$dtype`: no host tensor is of bf16.
+/// Runs `$body` with `$t` bound to the host's element type of `$dtype`: bf16 is kept as f32.
 #[macro_export]
 macro_rules! on_dtype {
     ($dtype:expr, $t:ident => $body:expr) => {

@@ -129,6 +129,6 @@ pub fn epilogue_grad(g: &Tensor, y: &Tensor, then: Epilogue<Tensor>, scale: Opti
     }
     let mut found = None;
     let mut keep = |all: EpilogueGrad| found.insert(all).between.clone();
-    on_device!("epilogue_grad", &[g, y], T => keep(cpu::epilogue_grad::<T>(g, y, then, scale)), d or bf16 => cuda::epilogue_grad(&d, g, y, then, scale).map(keep))?;
-    Ok(found.expect("one of them has run"))
+    let between = on_device!("epilogue_grad", &[g, y], T => keep(cpu::epilogue_grad::<T>(g, y, then, scale)), d or bf16 => cuda::epilogue_grad(&d, g, y, then, scale).map(keep))?;
+    Ok(EpilogueGrad { between, ..found.expect("one of them has run") })
 }

@@ -3,20 +3,21 @@
 //! `T = Σ b[n,o] · g[n,p,o] · w[o,t,i] · a[n,i] · x[n,q(p,t),i]` with `q(p, t) = p · stride + t − padding`.
 //! `conv2d` is its derivative by `g`, `conv2d_transpose` by `x`, `conv2d_weight_grad` by `w`; each takes the optional
 //! per-sample scales (`a` of StyleGAN2's style, `b` of its demodulation), so no per-sample weights are ever made.
-//! `x` and `g` may be bf16 on a GPU; weights, their gradients and scales are f32 then as ever.
+//! `x` and `g` may be bf16; weights, their gradients and scales are f32 then as ever.
 //! `conv2d_weight_grad_squared` adds up squares of weight gradients of samples.
 
 pub(crate) mod cpu;
 mod cuda;
 
 use crate::device::Device;
+use crate::device::cpu::rounds_to_bf16;
 use crate::error::{Error, Result};
 use crate::ops::bias_act::{Epilogue, check_terms};
-use crate::ops::elementwise::{Zip, zip};
+use crate::ops::elementwise::{Zip, cast, channel_scale, zip};
 use crate::ops::layout::gather_rows;
 use crate::ops::optimizer::accumulate_squares;
 use crate::ops::{on_device, parameters_of, same_kind};
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
 
 /// Geometry, per axis `[y, x]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -71,6 +72,33 @@ fn check_kinds(op: &'static str, activation: &Tensor, parameters: [Option<&Tenso
     parameters_of(op, activation, &parameters.into_iter().flatten().collect::<Vec<_>>())
 }
 
+/// Two factors of the form and their scales as the CPU multiplies them.
+struct Factors {
+    values: [Tensor; 2],
+    scales: [Option<Tensor>; 2],
+}
+
+impl Factors {
+    /// Where the CPU rounds as a GPU does, each with its scale and then rounded to bf16; else as they are.
+    fn new(values: [&Tensor; 2], scales: [Option<&Tensor>; 2]) -> Result<Factors> {
+        let [first, _] = values;
+        let rounds = match first.dtype() {
+            DType::Bf16 => true,
+            DType::F32 => rounds_to_bf16(),
+            DType::F64 => false,
+        };
+        if first.device() != Device::Cpu || !rounds {
+            return Ok(Factors { values: values.map(Tensor::clone), scales: scales.map(Option::<&Tensor>::cloned) });
+        }
+        let rounded = |value: &Tensor, scale: Option<&Tensor>| {
+            let scaled = scale.map(|s| channel_scale(&cast(value, DType::F32)?, s)).transpose()?;
+            cast(&cast(scaled.as_ref().unwrap_or(value), DType::Bf16)?, value.dtype())
+        };
+        let ([u, v], [a, b]) = (values, scales);
+        Ok(Factors { values: [rounded(u, a)?, rounded(v, b)?], scales: [None, None] })
+    }
+}
+
 /// Checks the arguments of a convolution.
 fn extent(op: &'static str, x: &Tensor, w: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d) -> Result<Extent> {
     let ([n, h, wd, ci], [co, kh, kw, ci2]) = (rank4(op, x)?, rank4(op, w)?);
@@ -90,6 +118,8 @@ fn extent(op: &'static str, x: &Tensor, w: &Tensor, a: Option<&Tensor>, b: Optio
 /// `x` `[N, H, W, C_in]`, `w` `[C_out, k_h, k_w, C_in]`, `a` `[N, C_in]`, `b` `[N, C_out]` -> `[N, H_out, W_out, C_out]`.
 pub fn conv2d(x: &Tensor, w: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d) -> Result<Tensor> {
     let extent = extent("conv2d", x, w, a, b, spec)?;
+    let Factors { values: [x, w], scales: [a, _] } = &Factors::new([x, w], [a, None])?;
+    let a = a.as_ref();
     on_device!("conv2d", &[x, w], extent.flops(), T => cpu::conv2d::<T>(x, w, a, b, spec, extent, Epilogue::NONE), d or bf16 => cuda::conv2d(&d, x, w, a, b, spec, extent))
 }
 
@@ -99,6 +129,8 @@ pub fn conv2d_act(x: &Tensor, w: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>
     let extent = extent(OP, x, w, a, b, spec)?;
     let [oh, ow, co] = extent.g;
     check_terms(OP, x, &[extent.n, oh, ow, co], then.bias, then.noise)?;
+    let Factors { values: [x, w], scales: [a, _] } = &Factors::new([x, w], [a, None])?;
+    let a = a.as_ref();
     on_device!("conv2d_act", &[x, w], extent.flops(), T => cpu::conv2d::<T>(x, w, a, b, spec, extent, then), d or bf16 => cuda::conv2d_act(&d, x, w, a, b, spec, extent, then))
 }
 
@@ -115,6 +147,8 @@ pub fn conv2d_transpose(g: &Tensor, w: &Tensor, b: Option<&Tensor>, a: Option<&T
     check_scale(OP, a, n, ci)?;
     check_kinds(OP, g, [Some(w), a, b])?;
     let extent = Extent { n, x: [size[0], size[1], ci], g: [oh, ow, co], k: [kh, kw] };
+    let Factors { values: [g, w], scales: [b, _] } = &Factors::new([g, w], [b, None])?;
+    let b = b.as_ref();
     on_device!("conv2d_transpose", &[g, w], extent.flops(), T => cpu::conv2d_transpose::<T>(g, w, b, a, spec, extent), d or bf16 => cuda::conv2d_transpose(&d, g, w, b, a, spec, extent))
 }
 
@@ -135,7 +169,9 @@ fn weight_grad_extent(op: &'static str, x: &Tensor, g: &Tensor, a: Option<&Tenso
 /// `v[o,t,i] = Σ_{n,p} b[n,o] · g[n,p,o] · a[n,i] · x[n,q(p,t),i]`, `[C_out, k_h, k_w, C_in]` with `[k_h, k_w] = kernel`.
 pub fn conv2d_weight_grad(x: &Tensor, g: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d, kernel: [usize; 2]) -> Result<Tensor> {
     let extent = weight_grad_extent("conv2d_weight_grad", x, g, a, b, spec, kernel)?;
-    on_device!("conv2d_weight_grad", &[x, g], extent.flops(), T => cpu::conv2d_weight_grad::<T>(x, g, a, b, spec, extent), d or bf16 => cuda::conv2d_weight_grad(&d, x, g, a, b, spec, extent))
+    let Factors { values: [x, g], scales: [a, b] } = &Factors::new([x, g], [a, b])?;
+    let (a, b) = (a.as_ref(), b.as_ref());
+    on_device!("conv2d_weight_grad", &[x, g], extent.flops(), T => cpu::conv2d_weight_grad::<T>(x, g, a, b, spec, extent), d or bf16 to f32 => cuda::conv2d_weight_grad(&d, x, g, a, b, spec, extent))
 }
 
 /// A weight gradient that has not been computed: the arguments of `conv2d_weight_grad`.

@@ -45,14 +45,13 @@ pub enum Zip {
     Mul,
 }
 
-/// `x` as f32 or, rounded to nearest, bf16, on a GPU; what is of that type already is shared, everywhere.
+/// `x` as f32 or, rounded to nearest, bf16; what is of that type already is shared, everywhere.
 pub fn cast(x: &Tensor, dtype: DType) -> Result<Tensor> {
     match (x.device(), x.dtype(), dtype) {
         (_, from, to) if from == to => Ok(x.clone()),
         (Device::Cuda(device), DType::F32 | DType::Bf16, DType::F32 | DType::Bf16) => cuda::cast(&device, x, dtype),
-        (device, from, to) => {
-            Err(Error::Unsupported { op: "cast", problem: format!("{from:?} to {to:?} on {device}; bf16 is made of f32 on a GPU, use --device cuda") })
-        }
+        (Device::Cpu, DType::F32 | DType::Bf16, DType::F32 | DType::Bf16) => Ok(x.to_dtype(dtype)),
+        (device, from, to) => Err(Error::Unsupported { op: "cast", problem: format!("{from:?} to {to:?} on {device}; it goes between f32 and bf16") }),
     }
 }
 

@@ -23,7 +23,7 @@ pub fn sum_to(x: &Tensor, shape: &[usize]) -> Result<Tensor> {
     if x.shape() == shape {
         return cast(x, x.dtype().accumulator());
     }
-    on_device!("sum_to", &[x], T => cpu::sum_to::<T>(x, shape), d or bf16 => cuda::sum_to(&d, x, shape))
+    on_device!("sum_to", &[x], T => cpu::sum_to::<T>(x, shape), d or bf16 to f32 => cuda::sum_to(&d, x, shape))
 }
 
 /// Repeats `x` along its dimensions of size 1. Same rank.
@@ -41,5 +41,5 @@ pub fn channel_dot(u: &Tensor, v: &Tensor) -> Result<Tensor> {
         return Err(Error::shape("channel_dot", format!("{:?} and {:?}: equal shapes [N, …, C]", u.shape(), v.shape())));
     }
     same_kind("channel_dot", &[u, v])?;
-    on_device!("channel_dot", &[u, v], T => cpu::channel_dot::<T>(u, v), d or bf16 => cuda::channel_dot(&d, u, v))
+    on_device!("channel_dot", &[u, v], T => cpu::channel_dot::<T>(u, v), d or bf16 to f32 => cuda::channel_dot(&d, u, v))
 }
