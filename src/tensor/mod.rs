@@ -186,7 +186,7 @@ impl Tensor {
     }
 
     /// The same elements on another device; shares the memory when they are there already. f64 stays on the host; bf16
-    /// leaves its GPU as f32, which holds every one of its values.
+    /// goes to another device as f32, which holds every one of its values.
     pub fn to_device(&self, device: &Device) -> Result<Tensor> {
         match (&self.storage, device) {
             (Storage::Cuda(buffer, dtype), Device::Cpu) => Ok(Tensor::from_vec(&self.shape, self.download(buffer, *dtype)?)),
