@@ -1,10 +1,10 @@
 // The scaled convolution family as implicit matrix products: one trilinear form read from three sides.
-//   T = sum b[n,o] g[n,p,o] w[o,t,i] a[n,i] x[n,q(p,t),i]        q(p,t) = p stride + t - padding
-//   conv2d              y[n,p,o] = b[n,o] sum_{t,i} (a[n,i] x[n,q(p,t),i]) w[o,t,i]    rows (n,p), columns o, k = (t,i)
-//   conv2d_transpose    z[n,q,i] = a[n,i] sum_{t,o} (b[n,o] g[n,p,o]) w[o,t,i]         rows (n,q), columns i, k = (t,o)
-//   conv2d_weight_grad  v[o,t,i] = sum_{n,p} (b[n,o] g[n,p,o]) (a[n,i] x[n,q(p,t),i])  rows o, columns (t,i), k = (n,p)
+//   T = gain sum b[n,o] g[n,p,o] w[o,t,i] a[n,i] x[n,q(p,t),i]        q(p,t) = p stride + t - padding
+//   conv2d              y[n,p,o] = gain b[n,o] sum_{t,i} (a[n,i] x[n,q(p,t),i]) w[o,t,i]    rows (n,p), columns o, k = (t,i)
+//   conv2d_transpose    z[n,q,i] = gain a[n,i] sum_{t,o} (b[n,o] g[n,p,o]) w[o,t,i]         rows (n,q), columns i, k = (t,o)
+//   conv2d_weight_grad  v[o,t,i] = gain sum_{n,p} (b[n,o] g[n,p,o]) (a[n,i] x[n,q(p,t),i])  rows o, columns (t,i), k = (n,p)
 //   conv2d_act          act(conv2d + (strength noise[p] + bias[o]))                    act(v) = v (v > 0 ? up : down)
-//   conv2d_weight_grad_squared  s[o,t,i] = weight sum_j (sum_{n in group j,p} ... + rest[j,o,t,i])^2     as above
+//   conv2d_weight_grad_squared  s[o,t,i] = weight sum_j (gain sum_{n in group j,p} ... + rest[j,o,t,i])^2     as above
 // x [N,H,W,I], g and y [N,Ho,Wo,O], w [O,kh,kw,I]; the scales a [N,I] and b [N,O], bias, noise and rest may be null.
 // The transpose visits the pixels of each residue class q mod stride by themselves (blockIdx.z mod classes), with the
 // taps that reach them: no product with an inserted zero is made. A long k is cut into parts (blockIdx.z, in the
@@ -144,7 +144,7 @@ __device__ __forceinline__ void conv2d(const X* x, const W* w, const float* a, c
   Tile tile;
   conv2d_sums(tile, x, w, a, p, part);
   store_part<X>(y, int64_t(p.n) * pixels * p.g_c, part, p, [&]<typename Y>(Y* to) {
-    store_tile(tile, ConvolutionOutput<Y>{to, b, pixels, p.g_c}, p.n * pixels, p.g_c);
+    store_tile(tile, ConvolutionOutput<Y>{to, b, pixels, p.g_c, p.gain}, p.n * pixels, p.g_c);
   });
 }
 
@@ -155,7 +155,7 @@ __device__ __forceinline__ void conv2d_act(const X* x, const W* w, const float* 
   const int pixels = p.g_h * p.g_w;
   Tile tile;
   conv2d_sums(tile, x, w, a, p, 0);
-  store_tile(tile, ActivatedOutput<X>{y, b, pixels, p.g_c, Epilogue(e)}, p.n * pixels, p.g_c);
+  store_tile(tile, ActivatedOutput<X>{y, b, pixels, p.g_c, p.gain, Epilogue(e)}, p.n * pixels, p.g_c);
 }
 
 extern "C" __global__ void __launch_bounds__(kTileThreads)
@@ -499,7 +499,7 @@ __device__ __forceinline__ void conv2d_weight_grad(const T* x, const T* g, const
   // k is no run of neighbours in memory: parts need not be multiples of anything.
   multiply(tile, OutputChannels<T>(g, b, p, kAll), InputColumns<T>(x, a, p, kAll), row, column,
            share_of(part, p.part, p.n * p.g_h * p.g_w), in_vectors(p.g_c, p.x_c, 0, x, g, a, b));
-  tile.store(WeightOutput{v + int64_t(part) * p.g_c * columns, columns}, row, column, p.g_c, columns);
+  tile.store(WeightOutput{v + int64_t(part) * p.g_c * columns, columns, p.gain}, row, column, p.g_c, columns);
 }
 
 extern "C" __global__ void __launch_bounds__(kTileThreads)
@@ -554,7 +554,7 @@ struct Conv2dSquaredParams {
   float weight;
   int32_t accumulate;  // whether to add to what is there; with one part only
 };
-static_assert(sizeof(Conv2dSquaredParams) == 72, "keep in step with src/ops/conv2d/cuda.rs");
+static_assert(sizeof(Conv2dSquaredParams) == 76, "keep in step with src/ops/conv2d/cuda.rs");
 
 struct SquaredOutput {
   struct Row {
@@ -592,11 +592,10 @@ __device__ __forceinline__ void conv2d_weight_grad_squared(const T* x, const T* 
   for (int group = groups.begin; group < groups.end; group++) {
     const Samples members{group, q.groups};
     multiply(tile, OutputChannels<T>(g, b, p, members), InputColumns<T>(x, a, p, members), row, column, k, vectors);
-    if (rest) {
-      const float* own = rest + int64_t(group) * p.g_c * columns;
-      tile.for_each(row, column, p.g_c, columns,
-                    [&](int r, int c, float& sum) { sum += __ldcg(own + int64_t(r) * columns + c); });
-    }
+    const float* own = rest ? rest + int64_t(group) * p.g_c * columns : nullptr;
+    tile.for_each(row, column, p.g_c, columns, [&](int r, int c, float& sum) {
+      sum = p.gain * sum + (own ? __ldcg(own + int64_t(r) * columns + c) : 0.0f);
+    });
     add_squares(squares.sums, tile.sums);
   }
   const SquaredOutput output{s + int64_t(part) * p.g_c * columns, columns, q.weight, q.accumulate != 0};

@@ -11,8 +11,9 @@ struct Conv2dParams {
   int32_t k_h, k_w;
   int32_t stride_y, stride_x, pad_y, pad_x;
   int32_t part;  // of k; 0: all of it
+  float gain;    // of the form
 };
-static_assert(sizeof(Conv2dParams) == 56, "keep in step with src/ops/conv2d/cuda.rs");
+static_assert(sizeof(Conv2dParams) == 60, "keep in step with src/ops/conv2d/cuda.rs");
 
 // The index relation, once per direction and axis.
 __device__ __forceinline__ int input_at(int output, int tap, int stride, int padding) {
@@ -31,7 +32,7 @@ __device__ __forceinline__ float scaled(float value, const float* scale, int at)
   return scale ? value * __ldca(scale + at) : value;
 }
 
-// Of one part of k: b times the sum.
+// Of one part of k: the gain and b times the sum.
 template <typename T>
 struct ConvolutionOutput {
   struct Row {
@@ -41,10 +42,11 @@ struct ConvolutionOutput {
   T* data;
   const float* b;
   int pixels, channels;
+  float gain;
 
   __device__ __forceinline__ Row row(int r) const { return {int64_t(r) * channels, r / pixels}; }
   __device__ __forceinline__ float value(const Row& r, int o, float sum) const {
-    return scaled(sum, b, r.n * channels + o);
+    return scaled(gain * sum, b, r.n * channels + o);
   }
 };
 
@@ -58,11 +60,12 @@ struct ActivatedOutput {
   T* data;
   const float* b;
   int pixels, channels;
+  float gain;
   Epilogue act;
 
   __device__ __forceinline__ Row row(int r) const { return {int64_t(r) * channels, r / pixels, act.noise(r)}; }
   __device__ __forceinline__ float value(const Row& r, int o, float sum) const {
-    return act.value(scaled(sum, b, r.n * channels + o), r.noise, o);
+    return act.value(scaled(gain * sum, b, r.n * channels + o), r.noise, o);
   }
 };
 
@@ -81,7 +84,7 @@ struct ResidueClass {
         taps_x(taps_reaching(x, p.k_w, p.stride_x, p.pad_x)) {}
 };
 
-// The class's pixels of one part of k: a times the sum.
+// The class's pixels of one part of k: the gain and a times the sum.
 template <typename T>
 struct TransposeOutput {
   struct Row {
@@ -99,18 +102,19 @@ struct TransposeOutput {
     return {((int64_t(n) * p.x_h + y) * p.x_w + x) * p.x_c, n};
   }
   __device__ __forceinline__ float value(const Row& r, int i, float sum) const {
-    return scaled(sum, a, r.n * p.x_c + i);
+    return scaled(p.gain * sum, a, r.n * p.x_c + i);
   }
 };
 
-// One part of the sums as they are.
+// One part of k: the gain times the sum.
 struct WeightOutput {
   struct Row {
     int64_t at;
   };
   float* data;
   int columns;
+  float gain;
 
   __device__ __forceinline__ Row row(int o) const { return {int64_t(o) * columns}; }
-  __device__ __forceinline__ float value(const Row&, int, float sum) const { return sum; }
+  __device__ __forceinline__ float value(const Row&, int, float sum) const { return gain * sum; }
 };

@@ -1,7 +1,7 @@
 // conv2d.cu's products in bf16 by Hopper's own instructions: TMA loads, an mbarrier pipeline, wgmma.
-//   conv2d_sm90              y = act(b (x * w) + (strength noise + bias)) tiles of 128 pixels p by channels o
-//   conv2d_transpose_sm90    z = a (g transposed-* w)                     128 pixels q of a residue class by channels i
-//   conv2d_weight_grad_sm90  v = sum_{n,p} g x, in parts of the pixels    128 channels o by channels i of one tap
+//   conv2d_sm90              y = act(gain b (x * w) + (strength noise + bias)) tiles of 128 pixels p by channels o
+//   conv2d_transpose_sm90    z = gain a (g transposed-* w)                     128 pixels q of a residue class by channels i
+//   conv2d_weight_grad_sm90  v = gain sum_{n,p} g x, in parts of the pixels    128 channels o by channels i of one tap
 // Operands are bf16, [N,H,W,C] and [O,kh,kw,I] with C, I and O multiples of 8 (TMA's rows of 16 bytes), already
 // multiplied by their scales; y and z are f32, in the _stored_bf16 entries bf16; v is f32.
 //
@@ -211,7 +211,7 @@ struct WeightGradPlan {
   template <typename Store>
   __device__ __forceinline__ void store(const Tile& t, Store store) const {
     const int columns = p.k_h * p.k_w * p.x_c, first = t.tap * p.x_c;
-    const WeightOutput output{v + int64_t(t.part) * p.g_c * columns, columns};
+    const WeightOutput output{v + int64_t(t.part) * p.g_c * columns, columns, p.gain};
     store(output, [&](int r) { return t.row + r < p.g_c ? t.row + r : -1; }, first + t.channel, first + p.x_c);
   }
 };
@@ -336,7 +336,7 @@ template <int kColumns, typename Y>
 __device__ __forceinline__ void conv2d(const CUtensorMap& x, const CUtensorMap& w, const float* b, Y* y,
                                        const Conv2dParams& p, const EpilogueParams& e, const Conv2dBoxParams& box) {
   Stages<kColumns>* s = begin<kColumns>(x, w);
-  const ActivatedOutput<Y> output{y, b, p.g_h * p.g_w, p.g_c, Epilogue(e)};
+  const ActivatedOutput<Y> output{y, b, p.g_h * p.g_w, p.g_c, p.gain, Epilogue(e)};
   run(ForwardPlan<kColumns, Y>{x, w, p, output, Boxes(box, p.g_w, p.g_h, p.n)}, s);
 }
 template <int kColumns, typename Z>

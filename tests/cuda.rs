@@ -513,7 +513,7 @@ impl Layer {
 /// Large layers in bf16 take Hopper's own instructions on Hopper, and no other chip does; recorded they give the same bits.
 #[test]
 fn convolutions_on_hopper() {
-    let layer = |n, size, channels, kernel, stride, padding| Layer { n, size, channels, kernel, spec: Conv2d::square(stride, padding) };
+    let layer = |n, size, channels, kernel, stride, padding| Layer { n, size, channels, kernel, spec: Conv2d { gain: 0.5, ..Conv2d::square(stride, padding) } };
     // Wide and narrow tiles in each direction, ragged all, on a chip of four multiprocessors.
     let layers = [layer(3, [9, 7], [72, 80], 3, 1, 1), layer(7, [13, 13], [64, 248], 1, 2, 0), layer(3, [16, 17], [248, 72], 2, 2, 0)];
     let hopper = gpu::cuda_with(Precision::Bf16);
@@ -598,7 +598,7 @@ fn squared_weight_gradients() {
         let [x, g] = [normal(1, &[4, 6, 5, 7]), normal(2, &[4, 3, 3, 66])].map(|t| rounded(&t));
         // Of bf16 without scales: their products would be rounded.
         let scale = |stream: u64, shape: &[usize]| scale(stream, shape).filter(|_| stored == DType::F32);
-        let of = WeightGrad { x, g, a: scale(3, &[4, 7]), b: scale(4, &[4, 66]), spec: Conv2d::square(2, 1), kernel: [3, 3] };
+        let of = WeightGrad { x, g, a: scale(3, &[4, 7]), b: scale(4, &[4, 66]), spec: Conv2d { gain: 0.75, ..Conv2d::square(2, 1) }, kernel: [3, 3] };
         let len = 66 * 9 * 7;
         let run = |device: &Device| {
             let on = |t: &Tensor| t.to_dtype(DType::F32).to_device(device).unwrap();

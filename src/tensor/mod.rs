@@ -2,6 +2,8 @@
 //! immutable, cheaply cloned view (`shape`, `offset`) into shared storage, in row-major order of its shape. Activations
 //! are channels-last `[N, H, W, C]`, convolution weights `[C_out, k_h, k_w, C_in]`.
 
+mod host;
+
 use std::sync::Arc;
 
 use half::bf16;
@@ -10,6 +12,7 @@ use crate::device::cpu::{self, Element};
 use crate::device::cuda::{CudaBuffer, Mailbox};
 use crate::device::{CudaDevice, Device};
 use crate::error::{Error, Result};
+pub use host::HostBuffer;
 
 /// Element type of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -39,29 +42,6 @@ impl DType {
     }
 }
 
-/// Host memory of one tensor or slab; returns to the buffer pool when dropped.
-#[derive(Debug)]
-pub struct HostBuffer<T: Element>(Vec<T>);
-
-impl<T: Element> Drop for HostBuffer<T> {
-    fn drop(&mut self) {
-        cpu::recycle(std::mem::take(&mut self.0));
-    }
-}
-
-impl<T: Element> std::ops::Deref for HostBuffer<T> {
-    type Target = [T];
-    fn deref(&self) -> &[T] {
-        &self.0
-    }
-}
-
-impl<T: Element> std::ops::DerefMut for HostBuffer<T> {
-    fn deref_mut(&mut self) -> &mut [T] {
-        &mut self.0
-    }
-}
-
 /// Shared memory behind tensors.
 #[derive(Clone, Debug)]
 pub enum Storage {
@@ -77,8 +57,8 @@ pub enum Storage {
 pub trait Scalar: Element {
     const DTYPE: DType;
     fn store(buffer: Arc<HostBuffer<Self>>) -> Storage;
-    /// The elements, if they are kept as this type.
-    fn view(storage: &Storage) -> Option<&[Self]>;
+    /// The memory, if elements are kept as this type.
+    fn view(storage: &Storage) -> Option<&HostBuffer<Self>>;
     fn unique(storage: &mut Storage) -> Option<&mut [Self]>;
 }
 
@@ -89,7 +69,7 @@ macro_rules! scalar {
             fn store(buffer: Arc<HostBuffer<Self>>) -> Storage {
                 Storage::$variant(buffer)
             }
-            fn view(storage: &Storage) -> Option<&[Self]> {
+            fn view(storage: &Storage) -> Option<&HostBuffer<Self>> {
                 match storage {
                     Storage::$variant(b) $(| Storage::$other(b))? => Some(b),
                     _ => None,
@@ -119,7 +99,7 @@ impl Tensor {
     /// Takes `data`, row-major of `shape`. Panics if the lengths differ: that is a bug of the caller.
     pub fn from_vec<T: Scalar>(shape: &[usize], data: Vec<T>) -> Tensor {
         assert_eq!(shape.iter().product::<usize>(), data.len(), "a tensor's data must fill its shape {shape:?}");
-        Tensor { shape: shape.to_vec(), offset: 0, storage: T::store(Arc::new(HostBuffer(data))) }
+        Tensor { shape: shape.to_vec(), offset: 0, storage: T::store(Arc::new(HostBuffer::new(data))) }
     }
 
     /// Copies a slice.
@@ -301,8 +281,17 @@ impl Tensor {
     /// The elements of a host tensor. Panics when `T` is not its dtype or it is on a GPU: ops dispatch on `dtype()` and
     /// `device()` first, others ask `to_device`.
     pub fn as_slice<T: Scalar>(&self) -> &[T] {
-        let all = T::view(&self.storage).unwrap_or_else(|| panic!("{:?} elements of a {:?} tensor on {}", T::DTYPE, self.dtype(), self.device()));
-        &all[self.offset..self.offset + self.len()]
+        &self.buffer::<T>()[self.offset..self.offset + self.len()]
+    }
+
+    fn buffer<T: Scalar>(&self) -> &HostBuffer<T> {
+        T::view(&self.storage).unwrap_or_else(|| panic!("{:?} elements of a {:?} tensor on {}", T::DTYPE, self.dtype(), self.device()))
+    }
+
+    /// What `make` makes of the elements of a host tensor, kept in its memory until they change: `what` and `of` say what it is and
+    /// all that it depends on but the elements and their shape. Panics as `as_slice`.
+    pub(crate) fn derived<T: Scalar>(&self, what: &'static str, of: &[usize], make: impl FnOnce() -> Vec<T>) -> Arc<HostBuffer<T>> {
+        self.buffer::<T>().derived((what, [&[self.offset], self.shape(), of].concat()), make)
     }
 
     /// The elements, copied to the host. Panics when a GPU fails; `to_device` reports that.

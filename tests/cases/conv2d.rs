@@ -27,11 +27,15 @@ const fn square(name: &'static str, n: usize, size: usize, channels: [usize; 2],
 }
 
 const fn uneven(name: &'static str, n: usize, size: [usize; 2], channels: [usize; 2], kernel: [usize; 2], stride: [usize; 2], padding: [usize; 2]) -> Geometry {
-    Geometry { name, n, size, channels, kernel, spec: Conv2d { stride, padding }, scales: [false; 2] }
+    Geometry { name, n, size, channels, kernel, spec: Conv2d { stride, padding, gain: 1.0 }, scales: [false; 2] }
 }
 
 const fn scaled(g: Geometry, scales: [bool; 2]) -> Geometry {
     Geometry { scales, ..g }
+}
+
+const fn with_gain(g: Geometry) -> Geometry {
+    Geometry { spec: Conv2d { gain: 0.75, ..g.spec }, ..g }
 }
 
 /// One row per branch of the implementation: panel widths, ragged tiles, copies, phases, passes, cuts.
@@ -77,6 +81,11 @@ pub const GEOMETRIES: &[Geometry] = &[
     scaled(square("strided tiles of many channels", 1, 17, [128, 140], 3, 2, 0), [true, true]),
     square("strided tiles of many channels cut at the edge", 2, 20, [129, 128], 3, 2, 1),
     square("many strided tiles", 5, 33, [16, 16], 3, 2, 0),
+    with_gain(scaled(square("tiny with a gain", 2, 3, [2, 2], 3, 1, 1), [true, true])),
+    with_gain(scaled(square("tiny stride 2 with a gain", 2, 5, [2, 2], 3, 2, 0), [false, true])),
+    with_gain(square("parallel with a gain", 4, 17, [24, 32], 3, 2, 0)),
+    with_gain(scaled(square("tiles with a gain", 2, 9, [20, 37], 3, 1, 1), [true, true])),
+    with_gain(square("strided tiles with a gain", 2, 17, [128, 130], 3, 2, 0)),
 ];
 
 impl Geometry {
@@ -155,7 +164,7 @@ impl Geometry {
         (self.scales[0].then(|| &inputs[2]), self.scales[1].then(|| &inputs[2 + self.scales[0] as usize]))
     }
 
-    /// Plain loops: `out[index(x, w, g)] += u · v · a · b`.
+    /// Plain loops: `out[index(x, w, g)] += gain · u · v · a · b`.
     fn reference(&self, inputs: &[Tensor], len: usize, index: impl Fn(usize, usize, usize) -> [usize; 3]) -> Vec<f64> {
         let (u, v) = (inputs[0].to_f64_vec(), inputs[1].to_f64_vec());
         let (a, b) = self.scales(inputs);
@@ -165,7 +174,7 @@ impl Geometry {
             let [to, from_u, from_v] = index(x, w, g);
             let a = a.as_ref().map_or(1.0, |a| a[n * self.channels[0] + i]);
             let b = b.as_ref().map_or(1.0, |b| b[n * self.channels[1] + o]);
-            out[to] += u[from_u] * v[from_v] * a * b;
+            out[to] += self.spec.gain * u[from_u] * v[from_v] * a * b;
         });
         out
     }
@@ -260,6 +269,8 @@ const FOLLOWED: &[(Geometry, Activation, bool, Option<usize>)] = &[
     (square("tiny 3x3", 2, 3, [2, 2], 3, 1, 1), Activation::LEAKY_RELU, true, Some(2)),
     (scaled(square("tiny input scale", 2, 4, [2, 2], 3, 2, 1), [true, false]), Activation::LEAKY_RELU, true, None),
     (scaled(square("tiny scaled", 2, 3, [2, 2], 3, 1, 1), [true, true]), Activation::LEAKY_RELU, true, Some(1)),
+    (with_gain(scaled(square("tiny with a gain", 2, 3, [2, 2], 3, 1, 1), [true, true])), Activation::LEAKY_RELU, true, Some(1)),
+    (with_gain(scaled(square("several passes with a gain", 2, 5, [513, 33], 3, 1, 1), [true, true])), Activation::LEAKY_RELU, true, Some(1)),
     (square("1x1 to few", 3, 7, [16, 3], 1, 1, 0), Activation::LINEAR, true, None),
     (square("empty batch", 0, 6, [4, 4], 3, 1, 1), Activation::RELU, false, Some(1)),
     (scaled(square("odd channels", 2, 5, [13, 35], 3, 1, 1), [true, true]), Activation::LEAKY_RELU, false, Some(2)),

@@ -227,7 +227,7 @@ fn run(steps: &[Step], p: &Params, mut x: Var) -> Result<Var> {
         x = match step {
             Step::Convolve { name, stride, padding, .. } => {
                 let [weight, bias] = ["weight", "bias"].map(|part| p.get(&format!("{name}.conv.{part}")));
-                let spec = Conv2d { stride: [*stride; 2], padding: *padding };
+                let spec = Conv2d { stride: [*stride; 2], padding: *padding, gain: 1.0 };
                 conv2d_act(&x, weight, Scales::NONE, spec, Epilogue { bias: Some(bias), noise: None, act: Activation::RELU })?
             }
             Step::MaxPool(window) => max_pool2d(&x, *window)?,

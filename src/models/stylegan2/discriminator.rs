@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::as_activation;
 use super::config::{IMAGE_CHANNELS, StyleGan2Config};
-use crate::autograd::{Scales, Var, add, broadcast_to, cast, concat, conv2d, conv2d_act, mean_to, reshape, scale, std_to, upfirdn2d};
+use crate::autograd::{Scales, Var, add, broadcast_to, cast, concat, conv2d, conv2d_act, mean_to, reshape, std_to, upfirdn2d};
 use crate::error::{Error, Result};
 use crate::nn::layers::equal_linear;
 use crate::nn::params::{Init, Layout, Params};
@@ -79,26 +79,27 @@ impl Discriminator {
     fn block(&self, p: &Params, name: &str, x: &Var) -> Result<Var> {
         let y = conv_act(p, &format!("{name}.conv1.0.weight"), &format!("{name}.conv1.1.bias"), x, Conv2d::square(1, 1))?;
         let y = upfirdn2d(&y, &Upfirdn2d::new(&RESAMPLE_TAPS, 1, 1, [2, 2], 1.0))?;
-        // The sum's 1/√2 lies in both branches, where it costs no pass: in the activation's gain, and in the weight.
+        // The sum's 1/√2 lies in both branches, where it costs no pass: in the activation's gain, and in the convolution's.
         let halved = Activation { gain: Activation::LEAKY_RELU.gain * FRAC_1_SQRT_2, ..Activation::LEAKY_RELU };
         let y = conv_then(p, &format!("{name}.conv2.1.weight"), &format!("{name}.conv2.2.bias"), &y, Conv2d::square(2, 0), halved)?;
         // A blur followed by a 1×1 convolution with stride 2 is a blur that only makes every second pixel.
         let skip = upfirdn2d(x, &Upfirdn2d::new(&RESAMPLE_TAPS, 1, 2, [1, 1], 1.0))?;
         let w = p.get(&format!("{name}.skip.1.weight"));
-        let skip = conv2d(&skip, &equalised(w, FRAC_1_SQRT_2)?, Scales::NONE, Conv2d::square(1, 0))?;
+        let skip = conv2d(&skip, w, Scales::NONE, equalised(w, FRAC_1_SQRT_2, Conv2d::square(1, 0)))?;
         add(&y, &skip)
     }
 }
 
-/// `gain · w / √fan_in` for a weight `[C_out, k, k, C_in]`.
-fn equalised(w: &Var, gain: f64) -> Result<Var> {
+/// The convolution by `gain · w / √fan_in` for a weight `w` `[C_out, k, k, C_in]`.
+fn equalised(w: &Var, gain: f64, spec: Conv2d) -> Conv2d {
     let fan_in = w.value().len() / w.dim(0);
-    scale(w, gain / (fan_in as f64).sqrt())
+    Conv2d { gain: gain / (fan_in as f64).sqrt(), ..spec }
 }
 
 fn conv_then(p: &Params, weight: &str, bias: &str, x: &Var, spec: Conv2d, act: Activation) -> Result<Var> {
     let then = Epilogue { bias: Some(p.get(bias)), noise: None, act };
-    conv2d_act(x, &equalised(p.get(weight), 1.0)?, Scales::NONE, spec, then)
+    let w = p.get(weight);
+    conv2d_act(x, w, Scales::NONE, equalised(w, 1.0, spec), then)
 }
 
 fn conv_act(p: &Params, weight: &str, bias: &str, x: &Var, spec: Conv2d) -> Result<Var> {

@@ -9,14 +9,16 @@
 mod tile;
 mod winograd;
 
+use std::sync::Arc;
+
 use rayon::prelude::*;
 
 use super::{Conv2d, Extent};
 use crate::device::cpu::{Isa, PARALLEL_ELEMENTS, for_chunks, pieces, recycle, stale_vec, zero_vec};
 use crate::ops::bias_act::Epilogue;
 use crate::ops::bias_act::cpu::Finish;
-use crate::tensor::{Scalar, Tensor};
-use tile::{Columns, Gather, Outer, Pixels, Rows, Run, Tiles, line_width, outer_rows, panel_width};
+use crate::tensor::{HostBuffer, Scalar, Tensor};
+use tile::{Columns, Gather, Outer, Pixels, Rows, Run, Tiles, Winograd, line_width, outer_rows, panel_width};
 use winograd::Scheme;
 
 /// Multiply-adds below which a call stays on its thread.
@@ -25,6 +27,8 @@ const SERIAL_MACS: usize = 1 << 18;
 const TASK_MACS: usize = 1 << 20;
 /// Tasks that a call is cut into when it has the work for it.
 const TASKS: usize = 32;
+/// Pairs of channels from which transformed weights no longer stay in the L2 cache.
+const MANY_WEIGHTS: usize = 128 * 128;
 /// Summands of one pass over a panel: the panel's part stays in the L1 cache.
 const PASS_VALUES: usize = 384;
 /// Input values that one task walks in a pass: they stay in the L2 cache.
@@ -223,14 +227,14 @@ fn pack_panels<T: Scalar>(taps: usize, c_in: usize, c_out: usize, fill: impl Fn(
     panels
 }
 
-/// Writes `column(j)`, `j < columns`, into the columns of `to`, whose rows have `width` values.
-fn transpose_into<'a, T: Scalar>(to: &mut [T], width: usize, columns: usize, column: impl Fn(usize) -> &'a [T]) {
+/// Writes `gain · column(j)`, `j < columns`, into the columns of `to`, whose rows have `width` values.
+fn transpose_into<'a, T: Scalar>(to: &mut [T], width: usize, columns: usize, gain: T, column: impl Fn(usize) -> &'a [T]) {
     // Rows that are written for all columns before the next ones: they stay in the L1 cache.
     const ROWS: usize = 64;
     for (block, to) in to.chunks_mut(ROWS * width).enumerate() {
         for j in 0..columns {
             for (to, v) in to[j..].iter_mut().step_by(width).zip(&column(j)[block * ROWS..]) {
-                *to = *v;
+                *to = *v * gain;
             }
         }
     }
@@ -255,13 +259,29 @@ fn passes(rows: usize, len: usize, pitch: usize) -> Vec<(usize, Vec<Run>)> {
         .collect()
 }
 
+/// What a map reads beside weights, and what becomes of its sums.
+struct Ends<'a, T> {
+    x: &'a [T],
+    /// `[N, C]` of the inputs, and of the outputs.
+    scale_in: Option<&'a [T]>,
+    scale_out: Option<&'a [T]>,
+    then: Option<Finish<'a, T>>,
+}
+
+impl<T: Scalar> Ends<'_, T> {
+    /// What follows the sums of whole pixels, while these are in the cache. `at`: the first element's place in the result.
+    fn finish(&self, out: &mut [T], at: usize) {
+        if let Some(finish) = &self.then {
+            finish.in_place(out, at);
+        }
+    }
+}
+
 /// Sums over the windows of a map. `panels`: packed weights, one per phase.
 struct Direct<'a, T: Scalar> {
     map: &'a Map<'a>,
-    x: &'a [T],
-    scale_in: Option<&'a [T]>,
-    panels: &'a [&'a [T]],
-    scale_out: Option<&'a [T]>,
+    ends: &'a Ends<'a, T>,
+    panels: &'a [Arc<HostBuffer<T>>],
 }
 
 impl<T: Scalar + Tiles> Direct<'_, T> {
@@ -274,7 +294,7 @@ impl<T: Scalar + Tiles> Direct<'_, T> {
             let lines = mine(p);
             [hull(ys, p.reads(0, lines.start, lines.end)), hull(xs, p.reads(1, 0, p.count[1]))]
         });
-        let window = Window::new(self.x, self.map.input, self.scale_in, &part.images, reads, 0);
+        let window = Window::new(self.ends.x, self.map.input, self.ends.scale_in, &part.images, reads, 0);
         for (phase, panels) in phases() {
             rows.clear();
             for (i, sample) in part.images.clone().enumerate() {
@@ -295,7 +315,7 @@ impl<T: Scalar + Tiles> Direct<'_, T> {
                 for column in (0..out.count()).step_by(panel_width::<T>()) {
                     let width = panel_width::<T>().min(out.count() - column);
                     let panel = &panels[values * (out.first() + column) + from * line_width::<T>(width)..];
-                    let scale = self.scale_out.filter(|_| i + 1 == passes.len());
+                    let scale = self.ends.scale_out.filter(|_| i + 1 == passes.len());
                     tile::gather(isa, &Gather { input: window.values(), rows, runs, panel, accumulate: i > 0, scale }, out, column, width);
                 }
             }
@@ -304,7 +324,7 @@ impl<T: Scalar + Tiles> Direct<'_, T> {
 }
 
 /// Runs a map whose packed weights are `panels`, one per phase.
-fn run_map<T: Scalar + Tiles>(map: &Map, x: &[T], scale_in: Option<&[T]>, panels: &[&[T]], scale_out: Option<&[T]>) -> Vec<T> {
+fn run_map<T: Scalar + Tiles>(map: &Map, ends: &Ends<T>, panels: &[Arc<HostBuffer<T>>]) -> Vec<T> {
     let [h_out, w_out, c_out] = map.output;
     let c_in = map.input[2];
     let mut out = stale_vec::<T>(map.n * h_out * w_out * c_out);
@@ -324,13 +344,21 @@ fn run_map<T: Scalar + Tiles>(map: &Map, x: &[T], scale_in: Option<&[T]>, panels
     let values = parts.iter().map(|part| part.images.len() * part.rows.len() * w_out * c_out);
     let tasks = parts.iter().zip(pieces(&mut out, values)).flat_map(|(part, mine)| Columns::split(mine, c_out, per_group).map(move |columns| (part, columns)));
     let tasks: Vec<_> = tasks.collect();
-    let direct = Direct { map, x, scale_in, panels, scale_out };
-    let one = |rows: &mut Rows, (part, mut out): (&Part, Columns<T>)| direct.run(isa, rows, part, &mut out);
+    let direct = Direct { map, ends, panels };
+    let one = |rows: &mut Rows, (part, mut out): (&Part, Columns<T>)| {
+        direct.run(isa, rows, part, &mut out);
+        if let Some(pixels) = out.whole_pixels() {
+            ends.finish(pixels, (part.images.start * h_out + part.rows.start) * w_out * c_out);
+        }
+    };
     if macs < SERIAL_MACS {
         let mut rows = Rows::default();
         tasks.into_iter().for_each(|t| one(&mut rows, t));
     } else {
         tasks.into_par_iter().for_each_init(Rows::default, one);
+    }
+    if let Some(finish) = ends.then.as_ref().filter(|_| per_group < c_out) {
+        finish.all_in_place(&mut out);
     }
     out
 }
@@ -339,46 +367,92 @@ fn slice_of<T: Scalar>(t: Option<&Tensor>) -> Option<&[T]> {
     t.map(Tensor::as_slice::<T>)
 }
 
+/// Taps of the residue `r` modulo `stride`.
+fn taps_of([kh, kw]: [usize; 2], stride: [usize; 2], r: [usize; 2]) -> [usize; 2] {
+    [(kh, 0), (kw, 1)].map(|(k, axis)| k.saturating_sub(r[axis]).div_ceil(stride[axis]))
+}
+
+/// A weight `[C_out, k_h, k_w, C_in]` as the loops read it: times the gain, in panels, transformed.
+struct Weights<'a> {
+    w: &'a Tensor,
+    gain: f64,
+    /// Seen from its outputs: sums run over `C_out`, and taps are turned around.
+    turned: bool,
+}
+
+impl Weights<'_> {
+    /// What `make` makes. Of few weights it is kept with them: to pack and transform those of a small layer takes as long as its
+    /// products, and each is asked for by every part of a batch, by G's step and by D's. Of many it would be most of the memory.
+    fn kept<T: Scalar>(&self, what: &'static str, of: [usize; 4], make: impl FnOnce() -> Vec<T>) -> Arc<HostBuffer<T>> {
+        if self.w.dim(0) * self.w.dim(3) > MANY_WEIGHTS {
+            return Arc::new(HostBuffer::new(make()));
+        }
+        self.w.derived(what, &[&of[..], &[self.turned as usize, self.gain.to_bits() as usize]].concat(), make)
+    }
+
+    /// Panels of the taps of the residue `r` modulo `stride`, descending where the weight is turned.
+    fn panels<T: Scalar>(&self, stride: [usize; 2], r: [usize; 2]) -> Arc<HostBuffer<T>> {
+        self.kept("panels", [stride[0], stride[1], r[0], r[1]], || self.pack(stride, r))
+    }
+
+    fn pack<T: Scalar>(&self, stride: [usize; 2], r: [usize; 2]) -> Vec<T> {
+        let (ws, gain) = (self.w.as_slice::<T>(), T::from_f64(self.gain));
+        let &[co, kh, kw, ci] = self.w.shape() else { unreachable!("the op has checked the rank") };
+        let [ty, tx] = taps_of([kh, kw], stride, r);
+        if self.turned {
+            return pack_panels::<T>(ty * tx, co, ci, |to, width, tap, inputs| {
+                let t = [(ty - 1 - tap / tx) * stride[0] + r[0], (tx - 1 - tap % tx) * stride[1] + r[1]];
+                for (o, to) in to.chunks_exact_mut(width).enumerate() {
+                    for (to, v) in to.iter_mut().zip(&ws[((o * kh + t[0]) * kw + t[1]) * ci..][inputs.clone()]) {
+                        *to = *v * gain;
+                    }
+                }
+            });
+        }
+        pack_panels::<T>(ty * tx, ci, co, |to, width, tap, outputs| {
+            transpose_into(to, width, outputs.len(), gain, |j| &ws[((outputs.start + j) * ty * tx + tap) * ci..][..ci]);
+        })
+    }
+
+    /// The 3×3 taps transformed for Winograd's products.
+    fn transformed<T: Scalar + Tiles>(&self, isa: Isa, of: Winograd) -> Arc<HostBuffer<T>> {
+        let (sums, results) = if self.turned { (self.w.dim(0), self.w.dim(3)) } else { (self.w.dim(3), self.w.dim(0)) };
+        self.kept("transformed", [of as usize, 0, 0, 0], || {
+            let panels = self.pack([1, 1], [0, 0]);
+            let transformed = winograd::transform_weights(isa, of, &panels, sums, results);
+            recycle(panels);
+            transformed
+        })
+    }
+}
+
+/// Runs a map by the weights of its phases, which are residues modulo a stride.
+fn run<T: Scalar + Tiles>(map: &Map, residues: &[([usize; 2], [usize; 2])], ends: &Ends<T>, weights: &Weights) -> Vec<T> {
+    let panels = || -> Vec<_> { residues.iter().map(|(stride, r)| weights.panels::<T>(*stride, *r)).collect() };
+    match Scheme::of(map) {
+        Some(scheme) => winograd::run_map(scheme, map, ends, weights, &panels),
+        None => run_map(map, ends, &panels()),
+    }
+}
+
 pub fn conv2d<T: Scalar + Tiles>(x: &Tensor, w: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d, e: Extent, then: Epilogue<Tensor>) -> Tensor {
-    let (taps, ci, ws) = (e.k[0] * e.k[1], e.x[2], w.as_slice::<T>());
-    let panels = pack_panels::<T>(taps, ci, e.g[2], |to, width, tap, outputs| {
-        transpose_into(to, width, outputs.len(), |j| &ws[((outputs.start + j) * taps + tap) * ci..][..ci]);
-    });
     let phase = Phase { first: [0, 0], every: [1, 1], count: [e.g[0], e.g[1]], start: spec.padding.map(|p| -(p as isize)), stride: spec.stride, taps: e.k };
     let map = Map { n: e.n, input: e.x, output: e.g, phases: &[phase] };
-    let (xs, a, b) = (x.as_slice::<T>(), slice_of(a), slice_of(b));
-    let mut y = match Scheme::of(&map) {
-        Some(scheme) => winograd::run_map(scheme, &map, xs, a, &[&panels], &panels, b),
-        None => run_map(&map, xs, a, &[&panels], b),
-    };
-    recycle(panels);
-    if then.is_some() {
-        Finish::new(e.g[2], then).all_in_place(&mut y);
-    }
-    Tensor::from_vec(&[e.n, e.g[0], e.g[1], e.g[2]], y)
+    let weights = Weights { w, gain: spec.gain, turned: false };
+    let then = then.is_some().then(|| Finish::new(e.g[2], then));
+    let ends = Ends { x: x.as_slice::<T>(), scale_in: slice_of(a), scale_out: slice_of(b), then };
+    Tensor::from_vec(&[e.n, e.g[0], e.g[1], e.g[2]], run(&map, &[([1, 1], [0, 0])], &ends, &weights))
 }
 
 pub fn conv2d_transpose<T: Scalar + Tiles>(g: &Tensor, w: &Tensor, b: Option<&Tensor>, a: Option<&Tensor>, spec: Conv2d, e: Extent) -> Tensor {
-    let (ci, ws) = (e.x[2], w.as_slice::<T>());
-    // Taps of the residue `r` modulo `stride`, descending.
-    let taps = |stride: [usize; 2], r: [usize; 2]| [0, 1].map(|axis| e.k[axis].saturating_sub(r[axis]).div_ceil(stride[axis]));
-    let pack = |stride: [usize; 2], r: [usize; 2]| {
-        let [ty, tx] = taps(stride, r);
-        pack_panels::<T>(ty * tx, e.g[2], ci, |to, width, tap, inputs| {
-            let t = [(ty - 1 - tap / tx) * stride[0] + r[0], (tx - 1 - tap % tx) * stride[1] + r[1]];
-            for (o, to) in to.chunks_exact_mut(width).enumerate() {
-                to[..inputs.len()].copy_from_slice(&ws[((o * e.k[0] + t[0]) * e.k[1] + t[1]) * ci..][inputs.clone()]);
-            }
-        })
-    };
     let mut phases = Vec::with_capacity(spec.stride[0] * spec.stride[1]);
-    let mut panels = Vec::with_capacity(phases.capacity());
+    let mut residues = Vec::with_capacity(phases.capacity());
     for ry in 0..spec.stride[0] {
         for rx in 0..spec.stride[1] {
             // Outputs q with (q + padding) mod stride = residue: with q + padding = stride · m + residue they read
             // g[m − u] for the taps t = stride · u + residue, so ascending addresses are descending taps.
             let r = [ry, rx];
-            let taps = taps(spec.stride, r);
+            let taps = taps_of(e.k, spec.stride, r);
             let per_axis = |axis: usize| {
                 let (s, p) = (spec.stride[axis], spec.padding[axis]);
                 let first = (r[axis] + s - p % s) % s;
@@ -386,25 +460,14 @@ pub fn conv2d_transpose<T: Scalar + Tiles>(g: &Tensor, w: &Tensor, b: Option<&Te
                 (first, e.x[axis].saturating_sub(first).div_ceil(s), m - taps[axis] as isize + 1)
             };
             let ((fy, ny, sy), (fx, nx, sx)) = (per_axis(0), per_axis(1));
-            panels.push(pack(spec.stride, r));
+            residues.push((spec.stride, r));
             phases.push(Phase { first: [fy, fx], every: spec.stride, count: [ny, nx], start: [sy, sx], stride: [1, 1], taps });
         }
     }
     let map = Map { n: e.n, input: e.g, output: e.x, phases: &phases };
-    let (gs, b, a) = (g.as_slice::<T>(), slice_of(b), slice_of(a));
-    let by_phase: Vec<&[T]> = panels.iter().map(Vec::as_slice).collect();
-    let z = match Scheme::of(&map) {
-        Some(scheme) if spec.stride == [1, 1] => winograd::run_map(scheme, &map, gs, b, &by_phase, by_phase[0], a),
-        Some(scheme) => {
-            let whole = pack([1, 1], [0, 0]);
-            let z = winograd::run_map(scheme, &map, gs, b, &by_phase, &whole, a);
-            recycle(whole);
-            z
-        }
-        None => run_map(&map, gs, b, &by_phase, a),
-    };
-    panels.into_iter().for_each(recycle);
-    Tensor::from_vec(&[e.n, e.x[0], e.x[1], e.x[2]], z)
+    let weights = Weights { w, gain: spec.gain, turned: true };
+    let ends = Ends { x: g.as_slice::<T>(), scale_in: slice_of(b), scale_out: slice_of(a), then: None };
+    Tensor::from_vec(&[e.n, e.x[0], e.x[1], e.x[2]], run(&map, &residues, &ends, &weights))
 }
 
 /// Copies channels `first..first + count` of image rows (`[sample, row]`) of `g` into panels of `MR` channels,
@@ -450,18 +513,26 @@ fn sum_of_parts<T: Scalar>(partial: Vec<T>, len: usize) -> Vec<T> {
 }
 
 pub fn conv2d_weight_grad<T: Scalar + Tiles>(x: &Tensor, g: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d, e: Extent) -> Tensor {
+    let (mut sums, gain) = (weight_grad_sums::<T>(x, g, a, b, spec, e), T::from_f64(spec.gain));
+    if gain != T::ONE {
+        for_chunks(&mut sums, PARALLEL_ELEMENTS / 2, |_, sums: &mut [T]| sums.iter_mut().for_each(|v| *v *= gain));
+    }
+    Tensor::from_vec(&[e.g[2], e.k[0], e.k[1], e.x[2]], sums)
+}
+
+/// The weight gradient without its gain.
+fn weight_grad_sums<T: Scalar + Tiles>(x: &Tensor, g: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d, e: Extent) -> Vec<T> {
     let isa = Isa::detect();
     let (xs, gs, a, b) = (x.as_slice::<T>(), g.as_slice::<T>(), slice_of::<T>(a), slice_of::<T>(b));
     let ([h_out, w_out, c_out], c_in) = (e.g, e.x[2]);
     let line = e.k[1] * c_in;
     let values = e.k[0] * line;
-    let shape = [c_out, e.k[0], e.k[1], c_in];
     let (size, pixels) = (c_out * values, e.n * h_out * w_out);
     if size == 0 || pixels == 0 {
-        return Tensor::from_vec(&shape, zero_vec::<T>(size));
+        return zero_vec::<T>(size);
     }
     if let Some(scheme) = winograd::of_weight_grad(spec.stride, &e) {
-        return Tensor::from_vec(&shape, winograd::weight_grad(scheme, xs, gs, a, b, spec.padding, &e));
+        return winograd::weight_grad(scheme, xs, gs, a, b, spec.padding, &e);
     }
     let macs = pixels * size;
     // Few weights: pixels are cut and partial sums added. Many weights: output channels are cut instead, because
@@ -527,8 +598,5 @@ pub fn conv2d_weight_grad<T: Scalar + Tiles>(x: &Tensor, g: &Tensor, a: Option<&
     } else {
         tasks.into_par_iter().for_each_init(Pixels::default, |runs, (parts, first, out)| one(runs, parts, first, out));
     }
-    if chunks == 1 {
-        return Tensor::from_vec(&shape, partial);
-    }
-    Tensor::from_vec(&shape, sum_of_parts(partial, size))
+    if chunks == 1 { partial } else { sum_of_parts(partial, size) }
 }

@@ -28,8 +28,9 @@ struct Conv2dParams {
     stride: [i32; 2],
     padding: [i32; 2],
     part: i32,
+    gain: f32,
 }
-const _: () = assert!(size_of::<Conv2dParams>() == 56, "keep in step with kernels/conv2d.cu");
+const _: () = assert!(size_of::<Conv2dParams>() == 60, "keep in step with kernels/conv2d.cu");
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -40,12 +41,21 @@ struct Conv2dSquaredParams {
     weight: f32,
     accumulate: i32,
 }
-const _: () = assert!(size_of::<Conv2dSquaredParams>() == 72, "keep in step with kernels/conv2d.cu");
+const _: () = assert!(size_of::<Conv2dSquaredParams>() == 76, "keep in step with kernels/conv2d.cu");
 
 fn params(spec: Conv2d, e: Extent, part: usize) -> Param<Conv2dParams> {
     let pair = |v: [usize; 2]| v.map(|v| v as i32);
     let triple = |v: [usize; 3]| v.map(|v| v as i32);
-    Param(Conv2dParams { n: e.n as i32, x: triple(e.x), g: triple(e.g), k: pair(e.k), stride: pair(spec.stride), padding: pair(spec.padding), part: part as i32 })
+    Param(Conv2dParams {
+        n: e.n as i32,
+        x: triple(e.x),
+        g: triple(e.g),
+        k: pair(e.k),
+        stride: pair(spec.stride),
+        padding: pair(spec.padding),
+        part: part as i32,
+        gain: spec.gain as f32,
+    })
 }
 
 /// A tensor of which a kernel reads the elements, or a bf16 copy of them.

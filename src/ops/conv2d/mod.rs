@@ -1,6 +1,6 @@
 //! The scaled convolution family: one trilinear form, three ops that read it from three sides.
 //!
-//! `T = Σ b[n,o] · g[n,p,o] · w[o,t,i] · a[n,i] · x[n,q(p,t),i]` with `q(p, t) = p · stride + t − padding`.
+//! `T = gain · Σ b[n,o] · g[n,p,o] · w[o,t,i] · a[n,i] · x[n,q(p,t),i]` with `q(p, t) = p · stride + t − padding`.
 //! `conv2d` is its derivative by `g`, `conv2d_transpose` by `x`, `conv2d_weight_grad` by `w`; each takes the optional
 //! per-sample scales (`a` of StyleGAN2's style, `b` of its demodulation), so no per-sample weights are ever made.
 //! `x` and `g` may be bf16; weights, their gradients and scales are f32 then as ever.
@@ -19,17 +19,19 @@ use crate::ops::optimizer::accumulate_squares;
 use crate::ops::{on_device, parameters_of, same_kind};
 use crate::tensor::{DType, Tensor};
 
-/// Geometry, per axis `[y, x]`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// Geometry, per axis `[y, x]`, and a factor of the whole form: with it an equalised learning rate costs no pass over the
+/// weight, and the weight that is multiplied is the parameter itself.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Conv2d {
     pub stride: [usize; 2],
     pub padding: [usize; 2],
+    pub gain: f64,
 }
 
 impl Conv2d {
     /// The same stride and padding on both axes.
     pub const fn square(stride: usize, padding: usize) -> Conv2d {
-        Conv2d { stride: [stride; 2], padding: [padding; 2] }
+        Conv2d { stride: [stride; 2], padding: [padding; 2], gain: 1.0 }
     }
 
     fn output_len(&self, axis: usize, input: usize, kernel: usize) -> Option<usize> {
@@ -114,7 +116,7 @@ fn extent(op: &'static str, x: &Tensor, w: &Tensor, a: Option<&Tensor>, b: Optio
     Ok(Extent { n, x: [h, wd, ci], g: [oh, ow, co], k: [kh, kw] })
 }
 
-/// `y[n,p,o] = b[n,o] · Σ_{t,i} a[n,i] · x[n,q(p,t),i] · w[o,t,i]`.
+/// `y[n,p,o] = gain · b[n,o] · Σ_{t,i} a[n,i] · x[n,q(p,t),i] · w[o,t,i]`.
 /// `x` `[N, H, W, C_in]`, `w` `[C_out, k_h, k_w, C_in]`, `a` `[N, C_in]`, `b` `[N, C_out]` -> `[N, H_out, W_out, C_out]`.
 pub fn conv2d(x: &Tensor, w: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d) -> Result<Tensor> {
     let extent = extent("conv2d", x, w, a, b, spec)?;
@@ -134,7 +136,7 @@ pub fn conv2d_act(x: &Tensor, w: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>
     on_device!("conv2d_act", &[x, w], extent.flops(), T => cpu::conv2d::<T>(x, w, a, b, spec, extent, then), d or bf16 => cuda::conv2d_act(&d, x, w, a, b, spec, extent, then))
 }
 
-/// `z[n,q,i] = a[n,i] · Σ_{t,o} b[n,o] · g[n,p,o] · w[o,t,i]` over `q = q(p, t)`: the transpose of `conv2d` in `x`.
+/// `z[n,q,i] = gain · a[n,i] · Σ_{t,o} b[n,o] · g[n,p,o] · w[o,t,i]` over `q = q(p, t)`: the transpose of `conv2d` in `x`.
 /// `g` `[N, H_out, W_out, C_out]`, `b` scales `g`, `a` scales the result `[N, H, W, C_in]` with `[H, W] = size`.
 pub fn conv2d_transpose(g: &Tensor, w: &Tensor, b: Option<&Tensor>, a: Option<&Tensor>, spec: Conv2d, size: [usize; 2]) -> Result<Tensor> {
     const OP: &str = "conv2d_transpose";
@@ -166,7 +168,7 @@ fn weight_grad_extent(op: &'static str, x: &Tensor, g: &Tensor, a: Option<&Tenso
     Ok(Extent { n, x: [h, wd, ci], g: [oh, ow, co], k: kernel })
 }
 
-/// `v[o,t,i] = Σ_{n,p} b[n,o] · g[n,p,o] · a[n,i] · x[n,q(p,t),i]`, `[C_out, k_h, k_w, C_in]` with `[k_h, k_w] = kernel`.
+/// `v[o,t,i] = gain · Σ_{n,p} b[n,o] · g[n,p,o] · a[n,i] · x[n,q(p,t),i]`, `[C_out, k_h, k_w, C_in]` with `[k_h, k_w] = kernel`.
 pub fn conv2d_weight_grad(x: &Tensor, g: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d, kernel: [usize; 2]) -> Result<Tensor> {
     let extent = weight_grad_extent("conv2d_weight_grad", x, g, a, b, spec, kernel)?;
     let Factors { values: [x, g], scales: [a, b] } = &Factors::new([x, g], [a, b])?;

@@ -8,7 +8,7 @@ use cudarc::driver::{CudaSlice, DeviceRepr, PushKernelArg};
 use support::{
     Geometry as Launch, Gpu, Stored,
     conv2d::{
-        Conv2dParams, DOWN, Data, Extras, Geometry, Op, UP, one_or_two, square,
+        Conv2dParams, DOWN, Data, Extras, GAIN, Geometry, Op, UP, one_or_two, square,
         whole_numbers,
     },
     is_watched, numbers,
@@ -615,7 +615,7 @@ fn squared_by_groups(
         .collect();
     geometry.visit(|[x, w, g], [n, i, o]| {
         gradients[n % groups][w] +=
-            f64::from(d.x[x]) * f64::from(d.g[g]) * geometry.scale_of(d, n, i, o);
+            f64::from(GAIN) * f64::from(d.x[x]) * f64::from(d.g[g]) * geometry.scale_of(d, n, i, o);
     });
     (0..count)
         .map(|w| (weight * gradients.iter().map(|v| v[w] * v[w]).sum::<f64>()) as f32)

@@ -4,6 +4,7 @@
 //! binary uses what the machine has. Bounds are asserted by the safe functions at the end of this file.
 
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use crate::device::cpu::lanes::{Lanes, Plain};
 use crate::device::cpu::{Element, Isa};
@@ -78,6 +79,11 @@ impl<'a, T: Element> Columns<'a, T> {
     pub fn count(&self) -> usize {
         self.count
     }
+    /// The elements, if the range is all channels.
+    pub fn whole_pixels(&mut self) -> Option<&mut [T]> {
+        // SAFETY: all channels of the pixels are the slice that `split` took, to which nothing else has a way.
+        (self.count == self.channels).then(|| unsafe { std::slice::from_raw_parts_mut(self.start, self.pixels * self.channels) })
+    }
 }
 
 /// What `gather` computes: `out[row, j] (+)= Σ_k input[row's window, k] · panel[k, j]`, times `scale` when finished.
@@ -129,50 +135,77 @@ unsafe fn multiply<L: Lanes, const MR: usize, const NV: usize>(windows: &[*const
     }
 }
 
+/// How `n` rows are cut into tiles: how many have `mr` rows, before those that have `tail`.
+#[inline(always)]
+const fn whole_tiles(n: usize, mr: usize, tail: usize) -> usize {
+    let (whole, left) = (n / mr, n % mr);
+    match left {
+        0 => whole,
+        // Two short tiles instead of a whole one and a part of one.
+        _ if left + mr <= 2 * tail && whole > 0 => whole - 1,
+        _ if left <= tail => whole,
+        _ => whole + 1,
+    }
+}
+
 /// # Safety
 /// The bounds that `gather` asserts hold, and the instruction set of `L` is present.
 #[inline(always)]
-unsafe fn gather_body<L: Lanes, const MR: usize, const NV: usize>(job: &Gather<L::Item>, out: &mut Columns<L::Item>, column: usize, width: usize) {
-    for tile in job.rows.rows.chunks(MR) {
-        // SAFETY: every window start plus every run end is inside `input`, the panel holds one line per value; the
-        // pixels and channels written are inside the exclusive `Columns`, and `scale` covers the same channels.
-        unsafe {
-            let mut sum = [[L::splat(L::Item::ZERO); NV]; MR];
-            let mut windows = [job.input.as_ptr(); MR];
-            // A short tile repeats its last row; the repeats are computed and dropped.
-            unroll!(MR, R => { windows[R] = job.input.as_ptr().add(tile[R.min(tile.len() - 1)].input); });
-            if let [run] = job.runs {
-                // Apart, because sums of several runs are kept in memory between them.
-                sum = multiply(&windows, run, job.panel.as_ptr(), sum);
-            } else {
-                let mut panel = job.panel.as_ptr();
-                for run in job.runs {
-                    sum = multiply(&windows, run, panel, sum);
-                    panel = panel.add(run.len * NV * L::COUNT);
-                }
+unsafe fn gather_body<L: Lanes, const MR: usize, const TAIL: usize, const NV: usize>(job: &Gather<L::Item>, out: &mut Columns<L::Item>, column: usize, width: usize) {
+    let rows = &job.rows.rows[..];
+    let (whole, tail) = rows.split_at((whole_tiles(rows.len(), MR, TAIL) * MR).min(rows.len()));
+    for tile in whole.chunks(MR) {
+        // SAFETY: the caller's contract.
+        unsafe { gather_tile::<L, MR, NV>(job, tile, out, column, width) }
+    }
+    for tile in tail.chunks(TAIL) {
+        // SAFETY: as above.
+        unsafe { gather_tile::<L, TAIL, NV>(job, tile, out, column, width) }
+    }
+}
+
+/// # Safety
+/// As `gather_body`; `tile` are up to `MR` of the job's rows.
+#[inline(always)]
+unsafe fn gather_tile<L: Lanes, const MR: usize, const NV: usize>(job: &Gather<L::Item>, tile: &[Row], out: &mut Columns<L::Item>, column: usize, width: usize) {
+    // SAFETY: every window start plus every run end is inside `input`, the panel holds one line per value; the
+    // pixels and channels written are inside the exclusive `Columns`, and `scale` covers the same channels.
+    unsafe {
+        let mut sum = [[L::splat(L::Item::ZERO); NV]; MR];
+        let mut windows = [job.input.as_ptr(); MR];
+        // A short tile repeats its last row; the repeats are computed and dropped.
+        unroll!(MR, R => { windows[R] = job.input.as_ptr().add(tile[R.min(tile.len() - 1)].input); });
+        if let [run] = job.runs {
+            // Apart, because sums of several runs are kept in memory between them.
+            sum = multiply(&windows, run, job.panel.as_ptr(), sum);
+        } else {
+            let mut panel = job.panel.as_ptr();
+            for run in job.runs {
+                sum = multiply(&windows, run, panel, sum);
+                panel = panel.add(run.len * NV * L::COUNT);
             }
-            if width == NV * L::COUNT {
-                unroll!(MR, R => {
-                    if let Some(row) = tile.get(R) {
-                        let to = out.start.add(row.output * out.channels + out.first + column);
-                        let scale = job.scale.map(|s| s.as_ptr().add(row.scale + out.first + column));
-                        unroll!(NV, J => { finish(sum[R][J], to.add(J * L::COUNT), job.accumulate, scale.map(|s| s.add(J * L::COUNT))); });
-                    }
-                });
-                continue;
-            }
+        }
+        if width == NV * L::COUNT {
             unroll!(MR, R => {
                 if let Some(row) = tile.get(R) {
                     let to = out.start.add(row.output * out.channels + out.first + column);
                     let scale = job.scale.map(|s| s.as_ptr().add(row.scale + out.first + column));
-                    unroll!(NV, J => {
-                        if J * L::COUNT < width {
-                            finish_some(sum[R][J], to.add(J * L::COUNT), width - J * L::COUNT, job.accumulate, scale.map(|s| s.add(J * L::COUNT)));
-                        }
-                    });
+                    unroll!(NV, J => { finish(sum[R][J], to.add(J * L::COUNT), job.accumulate, scale.map(|s| s.add(J * L::COUNT))); });
                 }
             });
+            return;
         }
+        unroll!(MR, R => {
+            if let Some(row) = tile.get(R) {
+                let to = out.start.add(row.output * out.channels + out.first + column);
+                let scale = job.scale.map(|s| s.as_ptr().add(row.scale + out.first + column));
+                unroll!(NV, J => {
+                    if J * L::COUNT < width {
+                        finish_some(sum[R][J], to.add(J * L::COUNT), width - J * L::COUNT, job.accumulate, scale.map(|s| s.add(J * L::COUNT)));
+                    }
+                });
+            }
+        });
     }
 }
 
@@ -188,6 +221,17 @@ unsafe fn finish<L: Lanes>(sum: L, to: *mut L::Item, accumulate: bool, scale: Op
         let sum = scale.map_or(sum, |s| sum.mul(L::load(s)));
         sum.store(to);
     }
+}
+
+/// A register, or what is left of one.
+///
+/// # Safety
+/// `left` elements, or `L::COUNT` where these are fewer, are valid at `from`; `left` is not 0; the instruction set of `L` is
+/// present.
+#[inline(always)]
+unsafe fn load_up_to<L: Lanes>(from: *const L::Item, left: usize) -> L {
+    // SAFETY: the caller's contract.
+    unsafe { if left >= L::COUNT { L::load(from) } else { L::load_some(from, left) } }
 }
 
 /// `finish` where perhaps less than a register is left.
@@ -262,11 +306,16 @@ pub struct Outer<'a, T> {
 /// # Safety
 /// The bounds that `outer` asserts hold, and the instruction set of `L` is present.
 #[inline(always)]
-unsafe fn outer_body<L: Lanes, const MR: usize, const NV: usize>(job: &Outer<L::Item>, out: &mut [L::Item]) {
+unsafe fn outer_body<L: Lanes, const MR: usize, const TAIL: usize, const NV: usize>(job: &Outer<L::Item>, out: &mut [L::Item]) {
+    let whole = whole_tiles(job.rows, MR, TAIL) * MR;
     for column in (0..job.width).step_by(NV * L::COUNT) {
-        for row in (0..job.rows).step_by(MR) {
+        for row in (0..whole).step_by(MR) {
             // SAFETY: the caller's contract; the tile begins inside of `out`.
             unsafe { outer_tile::<L, MR, NV>(job, row, column, out.as_mut_ptr().add(row * job.pitch + column)) }
+        }
+        for row in (whole..job.rows).step_by(TAIL) {
+            // SAFETY: as above.
+            unsafe { outer_tile::<L, TAIL, NV>(job, row, column, out.as_mut_ptr().add(row * job.pitch + column)) }
         }
     }
 }
@@ -375,7 +424,11 @@ impl Winograd {
 pub struct Transform<'a, T> {
     pub of: Winograd,
     pub from: &'a [T],
+    /// Where in `from` the vector of `y = x = 0` lies, or would lie.
+    pub first: isize,
     pub from_pitch: [usize; 2],
+    /// The rows and columns that are there, if not all; the others are zero.
+    pub inside: Option<[Range<usize>; 2]>,
     pub to_pitch: [usize; 2],
     pub channels: usize,
     /// Rows and columns of the result that are written.
@@ -397,18 +450,43 @@ trait Axis<const P: usize, const Q: usize> {
 /// The bounds that `transform` asserts hold, and the instruction set of `L` is present.
 #[inline(always)]
 unsafe fn separable<L: Lanes, A: Axis<P, Q>, const P: usize, const Q: usize>(job: &Transform<L::Item>, to: &mut [L::Item]) {
+    const WIDEST: usize = 16;
+    const { assert!(L::COUNT <= WIDEST) };
+    let nothing = [L::Item::ZERO; WIDEST];
+    let [ys, xs] = job.inside.clone().unwrap_or([0..P, 0..P]);
     for c in (0..job.channels).step_by(L::COUNT) {
-        // SAFETY: whole registers are valid at every place of `from`, and in `to` and `scale` unless it is the last one.
+        let left = job.channels - c;
+        // SAFETY: whole registers are valid at every place of `from` that is inside, and in `to` and `scale`, unless it is the
+        // last one.
         unsafe {
             let mut middle = [[L::splat(L::Item::ZERO); P]; Q];
-            unroll!(P, X => {
-                let mut column = [L::splat(L::Item::ZERO); P];
-                let from = job.from.as_ptr().add(X * job.from_pitch[1] + c);
-                unroll!(P, Y => { column[Y] = L::load(from.add(Y * job.from_pitch[0])); });
-                let column = A::apply(column);
-                unroll!(Q, Y => { middle[Y][X] = column[Y]; });
-            });
-            let left = job.channels - c;
+            // Wrapping: what is not inside is not read.
+            let from = job.from.as_ptr().wrapping_offset(job.first).wrapping_add(c);
+            let [down, right] = job.from_pitch;
+            if left >= L::COUNT && job.inside.is_none() {
+                unroll!(P, X => {
+                    let mut column = [L::splat(L::Item::ZERO); P];
+                    unroll!(P, Y => { column[Y] = L::load(from.add(Y * down + X * right)); });
+                    let column = A::apply(column);
+                    unroll!(Q, Y => { middle[Y][X] = column[Y]; });
+                });
+            } else {
+                // Rows that are not there read nothing at every step, which takes no branch.
+                let (mut rows, mut steps) = ([nothing.as_ptr(); P], [0; P]);
+                unroll!(P, Y => {
+                    if ys.contains(&Y) {
+                        (rows[Y], steps[Y]) = (from.wrapping_add(Y * down), right);
+                    }
+                });
+                unroll!(P, X => {
+                    if xs.contains(&X) {
+                        let mut column = [L::splat(L::Item::ZERO); P];
+                        unroll!(P, Y => { column[Y] = load_up_to(rows[Y].wrapping_add(X * steps[Y]), left); });
+                        let column = A::apply(column);
+                        unroll!(Q, Y => { middle[Y][X] = column[Y]; });
+                    }
+                });
+            }
             if left >= L::COUNT && job.keep == [Q; 2] {
                 let scale = job.scale.map(|s| L::load(s.as_ptr().add(c)));
                 unroll!(Q, Y => {
@@ -593,10 +671,10 @@ unsafe fn transform_body<L: Lanes>(job: &Transform<L::Item>, to: &mut [L::Item])
     }
 }
 
-/// One compiled version of the kernels, for one element type: panels of `$nv` registers with `$mr` rows, and for
-/// panels that are at most half full `$narrow_nv` registers with `$narrow_mr` rows.
+/// One compiled version of the kernels, for one element type: panels of `$nv` registers with `$mr` rows, or `$tail` of the last
+/// ones, and for panels that are at most half full `$narrow_nv` registers with `$narrow_mr` or `$narrow_tail` rows.
 macro_rules! version {
-    ($gather:ident, $outer:ident, $transform:ident, $wide:ty, $mr:literal, $nv:literal, $narrow:ty, $narrow_mr:literal, $narrow_nv:literal $(, $feature:literal)?) => {
+    ($gather:ident, $outer:ident, $transform:ident, $wide:ty, $mr:literal, $tail:literal, $nv:literal, $narrow:ty, $narrow_mr:literal, $narrow_tail:literal, $narrow_nv:literal $(, $feature:literal)?) => {
         /// # Safety
         /// As `gather_body`.
         $(#[target_feature(enable = $feature)])?
@@ -604,9 +682,9 @@ macro_rules! version {
             // SAFETY: the caller's contract.
             unsafe {
                 if width > panel_width::<<$wide as Lanes>::Item>() / 2 {
-                    gather_body::<$wide, $mr, $nv>(job, out, column, width)
+                    gather_body::<$wide, $mr, $tail, $nv>(job, out, column, width)
                 } else {
-                    gather_body::<$narrow, $narrow_mr, $narrow_nv>(job, out, column, width)
+                    gather_body::<$narrow, $narrow_mr, $narrow_tail, $narrow_nv>(job, out, column, width)
                 }
             }
         }
@@ -615,7 +693,7 @@ macro_rules! version {
         $(#[target_feature(enable = $feature)])?
         pub(super) unsafe fn $outer(job: &Outer<<$wide as Lanes>::Item>, out: &mut [<$wide as Lanes>::Item]) {
             // SAFETY: the caller's contract.
-            unsafe { outer_body::<$wide, $mr, $nv>(job, out) }
+            unsafe { outer_body::<$wide, $mr, $tail, $nv>(job, out) }
         }
         /// # Safety
         /// As `transform_body`.
@@ -626,18 +704,18 @@ macro_rules! version {
         }
     };
 }
-version!(gather_f32, outer_f32, transform_f32, Plain<f32, 4>, 2, 4, Plain<f32, 4>, 4, 2);
-version!(gather_f64, outer_f64, transform_f64, Plain<f64, 2>, 2, 4, Plain<f64, 2>, 4, 2);
+version!(gather_f32, outer_f32, transform_f32, Plain<f32, 4>, 2, 2, 4, Plain<f32, 4>, 4, 2, 2);
+version!(gather_f64, outer_f64, transform_f64, Plain<f64, 2>, 2, 2, 4, Plain<f64, 2>, 4, 2, 2);
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::*;
     use crate::device::cpu::lanes::{F32x8, F32x16, F64x4, F64x8};
     // 16 registers: 12 sums, a panel line of two, one broadcast value.
-    version!(gather_f32_avx2, outer_f32_avx2, transform_f32_avx2, F32x8, 6, 2, F32x8, 12, 1, "avx2,fma");
-    version!(gather_f64_avx2, outer_f64_avx2, transform_f64_avx2, F64x4, 6, 2, F64x4, 12, 1, "avx2,fma");
+    version!(gather_f32_avx2, outer_f32_avx2, transform_f32_avx2, F32x8, 6, 4, 2, F32x8, 12, 8, 1, "avx2,fma");
+    version!(gather_f64_avx2, outer_f64_avx2, transform_f64_avx2, F64x4, 6, 4, 2, F64x4, 12, 8, 1, "avx2,fma");
     // 32 registers of twice the size, and products that broadcast from memory by themselves.
-    version!(gather_f32_avx512, outer_f32_avx512, transform_f32_avx512, F32x16, 12, 1, F32x8, 12, 1, "avx512f,avx2,fma");
-    version!(gather_f64_avx512, outer_f64_avx512, transform_f64_avx512, F64x8, 12, 1, F64x4, 12, 1, "avx512f,avx2,fma");
+    version!(gather_f32_avx512, outer_f32_avx512, transform_f32_avx512, F32x16, 12, 8, 1, F32x8, 12, 8, 1, "avx512f,avx2,fma");
+    version!(gather_f64_avx512, outer_f64_avx512, transform_f64_avx512, F64x8, 12, 8, 1, F64x4, 12, 8, 1, "avx512f,avx2,fma");
 }
 
 /// Elements that kernels are compiled for.
@@ -744,20 +822,21 @@ pub fn outer<T: Tiles>(isa: Isa, job: &Outer<T>, out: &mut [T]) {
     unsafe { T::outer_with(isa, job, out) }
 }
 
-/// Values that `transform` may read after the last channel.
-pub const fn transform_slack<T>(channels: usize) -> usize {
-    channels.next_multiple_of(panel_width::<T>() / 2) - channels
-}
-
 /// Transforms one tile; the result goes to the start of `to`.
 pub fn transform<T: Tiles>(isa: Isa, job: &Transform<T>, to: &mut [T]) {
     let [p, q] = job.of.sizes();
     let last = |pitch: [usize; 2], n: [usize; 2]| n[0].saturating_sub(1) * pitch[0] + n[1].saturating_sub(1) * pitch[1] + job.channels;
-    assert!(last(job.from_pitch, [p, p]) + transform_slack::<T>(job.channels) <= job.from.len(), "tiles lie inside the input");
+    let [ys, xs] = job.inside.clone().unwrap_or([0..p, 0..p]);
+    assert!(ys.end <= p && xs.end <= p);
+    if !ys.is_empty() && !xs.is_empty() {
+        let start = job.first + (ys.start * job.from_pitch[0] + xs.start * job.from_pitch[1]) as isize;
+        let end = job.first + last(job.from_pitch, [ys.end, xs.end]) as isize;
+        assert!(start >= 0 && end as usize <= job.from.len(), "tiles lie inside the input");
+    }
     assert!(job.keep[0] <= q && job.keep[1] <= q && last(job.to_pitch, job.keep) <= to.len(), "tiles lie inside the output");
     assert!(job.scale.is_none_or(|s| job.channels <= s.len()), "a scale per channel");
     assert!(isa.is_present());
-    // SAFETY: asserted above; registers have at most half a panel.
+    // SAFETY: asserted above.
     unsafe { T::transform_with(isa, job, to) }
 }
 
@@ -912,18 +991,35 @@ mod tests {
                 [Weight, Input, Output, Grad, WeightGrad, StridedWeight, StridedInput, StridedOutput, StridedGrad, StridedWeightGrad, SpreadInput, SpreadOutput]
             {
                 let (m, [p, q]) = (matrix(of), of.sizes());
-                for (channels, keep, scaled) in [(16, [q, q], false), (21, [q, q - 1], true), (3, [1, q], false)] {
+                let whole = || [0..p, 0..p];
+                let cases = [
+                    (16, [q, q], false, None),
+                    (21, [q, q - 1], true, None),
+                    (3, [1, q], false, None),
+                    (16, [q, q], true, Some([1..p, 0..p - 1])),
+                    (19, [q, q], false, Some([0..2, 1..2])),
+                    (8, [q, q], false, Some([2..2, 0..p])),
+                ];
+                for (channels, keep, scaled, inside) in cases {
                     let (from_pitch, to_pitch) = ([p * 40 + 3, 40], [q * 24 + 1, 24]);
-                    let from = numbers(0, p * from_pitch[0]);
+                    // Only what is read is there.
+                    let [ys, xs] = inside.clone().unwrap_or_else(whole);
+                    let first = ys.start * from_pitch[0] + xs.start * from_pitch[1];
+                    let len = (ys.len().max(1) - 1) * from_pitch[0] + (xs.len() - 1) * from_pitch[1] + channels;
+                    let from = numbers(0, len);
                     let scale = numbers(1, channels);
                     let before = numbers(2, q * to_pitch[0]);
                     let mut to = before.clone();
-                    transform(isa, &Transform { of, from: &from, from_pitch, to_pitch, channels, keep, scale: scaled.then_some(&scale) }, &mut to);
+                    let job = Transform { of, from: &from, first: -(first as isize), from_pitch, inside: inside.clone(), to_pitch, channels, keep, scale: scaled.then_some(&scale) };
+                    transform(isa, &job, &mut to);
                     let mut want: Vec<f64> = before.iter().map(|v| *v as f64).collect();
                     for y in 0..keep[0] {
                         for x in 0..keep[1] {
                             for c in 0..channels {
-                                let value = |i: usize, j: usize| from[i * from_pitch[0] + j * from_pitch[1] + c] as f64;
+                                let value = |i: usize, j: usize| match ys.contains(&i) && xs.contains(&j) {
+                                    true => from[i * from_pitch[0] + j * from_pitch[1] + c - first] as f64,
+                                    false => 0.0,
+                                };
                                 let sum: f64 = (0..p).flat_map(|i| (0..p).map(move |j| (i, j))).map(|(i, j)| m[y][i] * value(i, j) * m[x][j]).sum();
                                 want[y * to_pitch[0] + x * to_pitch[1] + c] = sum * if scaled { scale[c] as f64 } else { 1.0 };
                             }

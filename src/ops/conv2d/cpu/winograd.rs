@@ -7,12 +7,14 @@
 //! direct sum is off by 3e-7 and 1.2e-6 (standard normal values, one sum per output; sums here are cut, which makes them
 //! better).
 
+use std::sync::Arc;
+
 use rayon::prelude::*;
 
-use super::tile::{self, Columns, Gather, Outer, Pixels, Rows, Tiles, Transform, Winograd, line_width, outer_slack, panel_width, transform, transform_slack};
-use super::{Direct, Extent, Map, Part, Phase, SERIAL_MACS, fill_window, parts, sum_of_parts};
+use super::tile::{self, Columns, Gather, Outer, Pixels, Rows, Tiles, Transform, Winograd, line_width, outer_slack, panel_width, transform};
+use super::{Direct, Ends, Extent, MANY_WEIGHTS, Map, Part, Phase, SERIAL_MACS, TASK_MACS, Weights, parts, sum_of_parts};
 use crate::device::cpu::{Isa, pieces, prefetch, recycle, stale_vec};
-use crate::tensor::Scalar;
+use crate::tensor::{HostBuffer, Scalar};
 
 /// Transformed weights along an axis.
 const WEIGHTS: usize = 6;
@@ -20,8 +22,6 @@ const WEIGHTS: usize = 6;
 /// windows two pixels apart, which save less.
 const CHANNELS: usize = 16;
 const STRIDED_CHANNELS: usize = 128;
-/// Pairs of channels from which the transformed weights no longer stay in the L2 cache.
-const MANY_WEIGHTS: usize = 128 * 128;
 /// Values of all planes of one task: they stay in the L2 cache.
 const TASK_VALUES: usize = 64 << 10;
 /// Tiles of one task at least, so that weights are not read again and again. Of many weights a task has more tiles, as long as
@@ -145,8 +145,14 @@ fn tile_pitch<T>(channels: usize) -> usize {
     if (channels * size_of::<T>()).is_multiple_of(512) { pitch::<T>(channels) } else { channels }
 }
 
+/// Of `all` tiles of so many multiply-adds each, those that a task may have so that there are up to four tasks worth the name: each
+/// reads all weights.
+fn worth_of_tiles(all: usize, macs: usize) -> usize {
+    all.div_ceil((all * macs / (4 * TASK_MACS)).clamp(1, 4))
+}
+
 /// `[tap, input channel, width]` of each panel to `[transformed weight, input channel, width]`, these `pitch` apart.
-fn transform_weights<T: Scalar + Tiles>(isa: Isa, of: Winograd, panels: &[T], c_in: usize, c_out: usize) -> Vec<T> {
+pub fn transform_weights<T: Scalar + Tiles>(isa: Isa, of: Winograd, panels: &[T], c_in: usize, c_out: usize) -> Vec<T> {
     const ALL: usize = WEIGHTS * WEIGHTS;
     let full = c_in * panel_width::<T>();
     let mut out = stale_vec::<T>(ALL * pitch::<T>(full) * c_out.div_ceil(panel_width::<T>()));
@@ -157,7 +163,7 @@ fn transform_weights<T: Scalar + Tiles>(isa: Isa, of: Winograd, panels: &[T], c_
         const PART: usize = 128;
         for at in (0..len).step_by(PART) {
             let channels = PART.min(len - at);
-            let job = Transform { of, from: &from[at..], from_pitch: [3 * len, len], to_pitch, channels, keep: [WEIGHTS; 2], scale: None };
+            let job = Transform { of, from, first: at as isize, from_pitch: [3 * len, len], inside: None, to_pitch, channels, keep: [WEIGHTS; 2], scale: None };
             transform(isa, &job, &mut to[at..]);
         }
     };
@@ -170,28 +176,35 @@ fn transform_weights<T: Scalar + Tiles>(isa: Isa, of: Winograd, panels: &[T], c_
     out
 }
 
-/// Runs a map by its scheme. `panels` are the packed weights of its phases, `whole` those of all 3×3 taps.
-pub fn run_map<T: Scalar + Tiles>(scheme: &Scheme, map: &Map, x: &[T], scale_in: Option<&[T]>, panels: &[&[T]], whole: &[T], scale_out: Option<&[T]>) -> Vec<T> {
+/// Runs a map by its scheme. `panels` are the packed weights of its phases.
+pub fn run_map<T: Scalar + Tiles>(
+    scheme: &Scheme,
+    map: &Map,
+    ends: &Ends<T>,
+    weights: &Weights,
+    panels: &dyn Fn() -> Vec<Arc<HostBuffer<T>>>,
+) -> Vec<T> {
     let ([h_out, w_out, c_out], c_in) = (map.output, map.input[2]);
-    let source = Source { of: scheme.input, step: scheme.step, values: x, size: map.input, scale: scale_in, start: map.phases[0].start };
+    let source = Source { of: scheme.input, step: scheme.step, values: ends.x, size: map.input, scale: ends.scale_in, start: map.phases[0].start };
     let mut out = stale_vec::<T>(map.n * h_out * w_out * c_out);
     if out.is_empty() {
         return out;
     }
     let isa = Isa::detect();
-    let weights = transform_weights(isa, scheme.weight, whole, c_in, c_out);
+    let weights = weights.transformed(isa, scheme.weight);
     let (grid, planes) = (scheme.grid([h_out, w_out]), scheme.planes());
     let border = scheme.border(map.phases, grid, [h_out, w_out]);
-    let border = Direct { map: &Map { phases: &border, ..*map }, x, scale_in, panels: &[panels, panels].concat(), scale_out };
+    let panels = if border.iter().any(|p| !p.count.contains(&0)) { panels() } else { Vec::new() };
+    let border = Direct { map: &Map { phases: &border, ..*map }, ends, panels: &[&panels[..], &panels[..]].concat() };
     let all = map.n * grid[0] * grid[1];
     let many_weights = c_in * c_out > MANY_WEIGHTS;
     let least = match many_weights {
         true => (MANY_TASK_VALUES / (planes * (c_in + c_out))).clamp(2 * TASK_TILES, MANY_TASK_TILES),
         false => TASK_TILES,
     };
-    let tiles = (TASK_VALUES / (planes * (c_in + c_out))).max(least).min(all.div_ceil(4));
+    let tiles = (TASK_VALUES / (planes * (c_in + c_out))).max(least).min(worth_of_tiles(all, planes * c_in * c_out));
     let parts = parts(map.n, grid[0], tiles.div_ceil(grid[1]));
-    let run = Run { isa, scheme, map, source, weights: &weights, scale_out, border, columns: grid[1] };
+    let run = Run { isa, scheme, map, source, weights: &weights, border, columns: grid[1] };
     let values = parts.iter().map(|part| part.images.len() * run.lines(part).len() * w_out * c_out);
     let tasks: Vec<_> = parts.iter().zip(pieces(&mut out, values)).collect();
     if all * planes * c_in * c_out < SERIAL_MACS {
@@ -202,7 +215,6 @@ pub fn run_map<T: Scalar + Tiles>(scheme: &Scheme, map: &Map, x: &[T], scale_in:
     } else {
         tasks.into_par_iter().for_each_init(Rows::default, |rows, t| run.part(rows, t));
     }
-    recycle(weights);
     out
 }
 
@@ -214,7 +226,6 @@ struct Run<'a, T: Scalar> {
     source: Source<'a, T>,
     /// Transformed.
     weights: &'a [T],
-    scale_out: Option<&'a [T]>,
     /// What the tiles leave.
     border: Direct<'a, T>,
     /// Tiles per tile row.
@@ -275,7 +286,7 @@ impl<T: Scalar + Tiles> Run<'_, T> {
     /// Distance between the products of `tiles` in one plane and in the next.
     fn products_pitch(&self, tiles: usize) -> usize {
         let c_out = self.map.output[2];
-        pitch::<T>(tiles * c_out + transform_slack::<T>(c_out))
+        pitch::<T>(tiles * c_out)
     }
 
     /// Output lines of a part.
@@ -314,17 +325,21 @@ impl<T: Scalar + Tiles> Run<'_, T> {
             let (top, left) = (y * outputs - lines.start, x * outputs);
             let job = Transform {
                 of: self.scheme.output,
-                from: &products[tile * c_out..],
+                from: products,
+                first: (tile * c_out) as isize,
                 from_pitch: [self.scheme.points() * pitch_out, pitch_out],
+                inside: None,
                 to_pitch: [w_out * c_out, c_out],
                 channels: c_out,
                 keep: [outputs.min(lines.len() - top), outputs.min(w_out - left)],
-                scale: self.scale_out.map(|s| &s[i * c_out..][..c_out]),
+                scale: self.border.ends.scale_out.map(|s| &s[i * c_out..][..c_out]),
             };
             transform(self.isa, &job, &mut out[(((i - part.images.start) * lines.len() + top) * w_out + left) * c_out..]);
         }
+        let at = (part.images.start * self.map.output[0] + lines.start) * w_out * c_out;
         let part = Part { images: part.images.clone(), rows: lines };
         Columns::split(out, c_out, c_out).for_each(|mut columns| self.border.run(self.isa, rows, &part, &mut columns));
+        self.border.ends.finish(out, at);
     }
 }
 
@@ -367,30 +382,25 @@ impl<T: Scalar + Tiles> Source<'_, T> {
         let ([h, w, c], [reach, points]) = (self.size, self.of.sizes());
         let plane = to.len() / (points * points);
         let to_pitch = [points * plane, plane];
-        // A window that reaches over the border, with zeros there.
-        let mut window = Vec::new();
         for (tile, (i, y, x)) in places(part, columns).enumerate() {
             let at = |axis: usize, tile: usize| self.start[axis] + (tile * self.step) as isize;
-            let [ys, xs] = [at(0, y), at(1, x)].map(|start| start..start + reach as isize);
-            let first = (i * h * w) as isize + ys.start * w as isize + xs.start;
-            let last = first + ((reach - 1) * (w + 1)) as isize;
-            let inside = ys.start >= 0 && ys.end <= h as isize && xs.start >= 0 && xs.end <= w as isize;
-            let (from, from_pitch) = if inside && last as usize * c + c + transform_slack::<T>(c) <= self.values.len() {
-                (&self.values[first as usize * c..], [w * c, c])
-            } else {
-                window.resize(reach * reach * c + transform_slack::<T>(c), T::ZERO);
-                fill_window(&mut window[..reach * reach * c], &self.values[i * h * w * c..][..h * w * c], self.size, [ys, xs], None);
-                (&window[..], [reach * c, c])
+            let (top, left) = (at(0, y), at(1, x));
+            let there = |start: isize, n: usize| {
+                let there = (-start).max(0) as usize..(n as isize - start).clamp(0, reach as isize) as usize;
+                there.start.min(there.end)..there.end
             };
+            let inside = [there(top, h), there(left, w)];
+            let inside = (inside != [0..reach, 0..reach]).then_some(inside);
+            let first = ((i * h * w) as isize + top * w as isize + left) * c as isize;
             // What the next tiles read and this one does not.
-            if inside {
-                for row in from.chunks(w * c).take(reach) {
+            if inside.is_none() {
+                for row in self.values[first as usize..].chunks(w * c).take(reach) {
                     prefetch(row.get(AHEAD * self.step * c..(AHEAD + 1) * self.step * c).unwrap_or_default());
                 }
             }
             // A transform is linear, so the scale may come afterwards.
             let scale = self.scale.map(|s| &s[i * c..][..c]);
-            let job = Transform { of: self.of, from, from_pitch, to_pitch, channels: c, keep: [points; 2], scale };
+            let job = Transform { of: self.of, from: self.values, first, from_pitch: [w * c, c], inside, to_pitch, channels: c, keep: [points; 2], scale };
             transform(isa, &job, &mut to[tile * self.pitch()..]);
         }
     }
@@ -414,15 +424,16 @@ pub fn weight_grad<T: Scalar + Tiles>((scheme, [of_grad, of_sums]): (&Scheme, [W
     let inputs = Source { of: scheme.input, step: scheme.step, values: x, size: e.x, scale: a, start: padding.map(|p| -(p as isize)) };
     let grads = Source { of: of_grad, step: scheme.outputs(), values: g, size: e.g, scale: b, start: [0, 0] };
     let products = Products { scheme, isa: Isa::detect(), sources: [inputs, grads], columns: grid[1] };
-    let per_task = (TASK_VALUES / (scheme.planes() * (c_in + c_out))).max(TASK_TILES).min((e.n * grid[0] * grid[1]).div_ceil(4));
+    let most = worth_of_tiles(e.n * grid[0] * grid[1], scheme.planes() * c_in * c_out);
+    let per_task = (TASK_VALUES / (scheme.planes() * (c_in + c_out))).max(TASK_TILES).min(most);
     let parts = parts(e.n, grid[0], per_task.div_ceil(grid[1]));
     let few_weights = c_in * c_out <= FEW_WEIGHTS && parts.len() >= CHUNKS;
     let sums = if few_weights { products.by_chunks(&parts) } else { products.by_weights(&parts) };
     let (isa, pitch) = (products.isa, products.sums_pitch());
     let mut out = stale_vec::<T>(c_out * 9 * c_in);
     out.par_chunks_exact_mut(9 * c_in).enumerate().for_each(|(o, out)| {
-        let (from, from_pitch) = (&sums[o * c_in..], [WEIGHTS * pitch, pitch]);
-        let job = Transform { of: of_sums, from, from_pitch, to_pitch: [3 * c_in, c_in], channels: c_in, keep: [3; 2], scale: None };
+        let (first, from_pitch) = ((o * c_in) as isize, [WEIGHTS * pitch, pitch]);
+        let job = Transform { of: of_sums, from: &sums, first, from_pitch, inside: None, to_pitch: [3 * c_in, c_in], channels: c_in, keep: [3; 2], scale: None };
         transform(isa, &job, out);
     });
     recycle(sums);
@@ -447,7 +458,7 @@ impl<T: Scalar + Tiles> Products<'_, T> {
     /// Distance between the sums `[C_out, C_in]` of one weight and those of the next.
     fn sums_pitch(&self) -> usize {
         let [c_in, c_out] = self.channels();
-        pitch::<T>(c_out * c_in + transform_slack::<T>(c_in))
+        pitch::<T>(c_out * c_in)
     }
 
     fn tiles(&self, part: &Part) -> usize {

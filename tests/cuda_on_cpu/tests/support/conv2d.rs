@@ -14,6 +14,7 @@ pub struct Conv2dParams {
     pub stride: [i32; 2],
     pub padding: [i32; 2],
     pub part: i32,
+    pub gain: f32,
 }
 // SAFETY: plain numbers, in the layout of the struct in kernels/conv2d.cu.
 unsafe impl DeviceRepr for Conv2dParams {}
@@ -31,6 +32,9 @@ pub struct Conv2dActParams {
 }
 // SAFETY: plain numbers and device addresses, in the layout of the struct in kernels/conv2d.cu.
 unsafe impl DeviceRepr for Conv2dActParams {}
+
+/// Of the whole form: a power of two, so that whole sums stay exact.
+pub const GAIN: f32 = 0.5;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
@@ -174,7 +178,7 @@ impl Geometry {
         }
     }
 
-    /// The result of an op and the sum of the absolute values of its terms.
+    /// The result of an op with its gain, and the sum of the absolute values of its terms.
     pub fn expected(&self, op: Op, d: &Data) -> Vec<[f64; 2]> {
         let [x_count, w_count, g_count] = self.counts();
         let mut sums = vec![
@@ -191,7 +195,7 @@ impl Geometry {
                 Op::Transpose => (d.g[g], d.w[w], x),
                 Op::WeightGrad => (d.x[x], d.g[g], w),
             };
-            let term = f64::from(u) * f64::from(v) * self.scale_of(d, n, i, o);
+            let term = f64::from(GAIN) * f64::from(u) * f64::from(v) * self.scale_of(d, n, i, o);
             sums[to][0] += term;
             sums[to][1] += term.abs();
         });
@@ -224,6 +228,7 @@ impl Geometry {
             stride: pair(self.stride),
             padding: pair(self.padding),
             part: part as i32,
+            gain: GAIN,
         }
     }
 
