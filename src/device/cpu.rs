@@ -219,10 +219,8 @@ const POOL_LIMIT: usize = 2 << 30;
 /// Classes are 8 to an octave, so that a buffer serves lengths that differ a little, as those of planes and of windows do.
 const CLASS_BITS: u32 = 3;
 
-/// Of buffers of so many bytes and more a free one of up to so many times the class serves, too, before a new one is made: maps of
-/// different layers and the planes of their convolutions take turns. At full width that saves 0.9 of 2.9 GB and costs no time; of
-/// smaller ones little is saved, and to write what a shorter use has left off takes a hundredth of an iteration at the demo's widths.
-const LARGE_BYTES: usize = 4 << 20;
+/// A free buffer of up to so many times the class serves, too, before a new one is made: maps of different layers and the planes
+/// of their convolutions take turns. At full width that saves 0.9 of 2.9 GB and costs no time.
 const LARGEST: usize = 2;
 
 /// Distance between the classes around `n`.
@@ -238,8 +236,7 @@ pub fn stale_vec<T: Element>(n: usize) -> Vec<T> {
     let class = n.next_multiple_of(class_step(n));
     let mut pool = POOL.lock().expect("the buffer pool is never left half-written");
     let of = TypeId::of::<T>();
-    let largest = if class * size_of::<T>() < LARGE_BYTES { class } else { LARGEST * class };
-    let free = pool.shelves.range_mut((of, class)..=(of, largest)).find_map(|((_, class), shelf)| Some((*class, shelf.free.pop()?)));
+    let free = pool.shelves.range_mut((of, class)..=(of, LARGEST * class)).find_map(|((_, class), shelf)| Some((*class, shelf.free.pop()?)));
     match &free {
         Some((class, _)) => pool.bytes -= class * size_of::<T>(),
         None => pool.shelves.entry((of, class)).or_default().wanted += 1,

@@ -23,8 +23,9 @@ use winograd::Scheme;
 
 /// Multiply-adds below which a call stays on its thread.
 const SERIAL_MACS: usize = 1 << 18;
-/// Multiply-adds that one task should have at least: tens of microseconds.
-const TASK_MACS: usize = 1 << 20;
+/// Multiply-adds that one task should have at least: about a hundred microseconds, beside which its windows' borders and lists of
+/// pixels are little.
+const TASK_MACS: usize = 1 << 22;
 /// Tasks that a call is cut into when it has the work for it.
 const TASKS: usize = 32;
 /// Pairs of channels from which transformed weights no longer stay in the L2 cache.

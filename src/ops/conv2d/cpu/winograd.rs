@@ -22,13 +22,15 @@ const WEIGHTS: usize = 6;
 /// windows two pixels apart, which save less.
 const CHANNELS: usize = 16;
 const STRIDED_CHANNELS: usize = 128;
-/// Values of all planes of one task: they stay in the L2 cache.
-const TASK_VALUES: usize = 64 << 10;
+/// Values of all planes of one task: with the weights of a small layer they stay in the L2 cache, of which there may be half when
+/// a core has two threads.
+const TASK_VALUES: usize = 36 << 10;
 /// Tiles of one task at least, so that weights are not read again and again. Of many weights a task has more tiles, as long as
 /// its planes stay in the L3 cache. A map without tiles enough for that goes plane by plane.
-const TASK_TILES: usize = 24;
+const TASK_TILES: usize = 16;
 const MANY_TASK_VALUES: usize = 5 << 20;
 const MANY_TASK_TILES: usize = 128;
+const LEAST_MANY: usize = 48;
 /// Channels of one pass over a panel: its part stays in the L1 cache, and shorter sums round less.
 const PASS_CHANNELS: usize = 192;
 /// Weight gradient: values of all planes that exist at a time, tiles of them at least, and tiles of one sum, whose inputs of
@@ -36,9 +38,12 @@ const PASS_CHANNELS: usize = 192;
 const BLOCK_VALUES: usize = 4 << 20;
 const BLOCK_TILES: usize = 512;
 const PASS_TILES: usize = 128;
+/// Weight gradient: values of all planes of one task and its tiles at least: each adds to all sums.
+const GRAD_TASK_VALUES: usize = 128 << 10;
+const GRAD_TASK_TILES: usize = 24;
 /// Weight gradient: output channels of one task.
 const GROUP_CHANNELS: usize = 96;
-/// Weight gradient: pairs of channels up to which a chunk of tiles has sums of its own, and chunks.
+/// Weight gradient: pairs of channels up to which a chunk of tiles has sums of its own, and chunks; there are half as many at least.
 const FEW_WEIGHTS: usize = 64 * 64;
 const CHUNKS: usize = 8;
 
@@ -148,7 +153,7 @@ fn tile_pitch<T>(channels: usize) -> usize {
 /// Of `all` tiles of so many multiply-adds each, those that a task may have so that there are up to four tasks worth the name: each
 /// reads all weights.
 fn worth_of_tiles(all: usize, macs: usize) -> usize {
-    all.div_ceil((all * macs / (4 * TASK_MACS)).clamp(1, 4))
+    all.div_ceil((all * macs / TASK_MACS).clamp(1, 4))
 }
 
 /// `[tap, input channel, width]` of each panel to `[transformed weight, input channel, width]`, these `pitch` apart.
@@ -199,7 +204,7 @@ pub fn run_map<T: Scalar + Tiles>(
     let all = map.n * grid[0] * grid[1];
     let many_weights = c_in * c_out > MANY_WEIGHTS;
     let least = match many_weights {
-        true => (MANY_TASK_VALUES / (planes * (c_in + c_out))).clamp(2 * TASK_TILES, MANY_TASK_TILES),
+        true => (MANY_TASK_VALUES / (planes * (c_in + c_out))).clamp(LEAST_MANY, MANY_TASK_TILES),
         false => TASK_TILES,
     };
     let tiles = (TASK_VALUES / (planes * (c_in + c_out))).max(least).min(worth_of_tiles(all, planes * c_in * c_out));
@@ -425,9 +430,9 @@ pub fn weight_grad<T: Scalar + Tiles>((scheme, [of_grad, of_sums]): (&Scheme, [W
     let grads = Source { of: of_grad, step: scheme.outputs(), values: g, size: e.g, scale: b, start: [0, 0] };
     let products = Products { scheme, isa: Isa::detect(), sources: [inputs, grads], columns: grid[1] };
     let most = worth_of_tiles(e.n * grid[0] * grid[1], scheme.planes() * c_in * c_out);
-    let per_task = (TASK_VALUES / (scheme.planes() * (c_in + c_out))).max(TASK_TILES).min(most);
+    let per_task = (GRAD_TASK_VALUES / (scheme.planes() * (c_in + c_out))).max(GRAD_TASK_TILES).min(most);
     let parts = parts(e.n, grid[0], per_task.div_ceil(grid[1]));
-    let few_weights = c_in * c_out <= FEW_WEIGHTS && parts.len() >= CHUNKS;
+    let few_weights = c_in * c_out <= FEW_WEIGHTS && parts.len() >= CHUNKS / 2;
     let sums = if few_weights { products.by_chunks(&parts) } else { products.by_weights(&parts) };
     let (isa, pitch) = (products.isa, products.sums_pitch());
     let mut out = stale_vec::<T>(c_out * 9 * c_in);
