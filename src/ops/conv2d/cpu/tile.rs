@@ -209,6 +209,69 @@ unsafe fn gather_tile<L: Lanes, const MR: usize, const NV: usize>(job: &Gather<L
     }
 }
 
+/// What `product` computes: `out[row, j] = Σ_k input[row, k] · panels[k, j]`, in passes of up to `pass` summands.
+pub struct Product<'a, T> {
+    /// Rows of `depth` values, `pitch` apart.
+    pub input: &'a [T],
+    pub rows: usize,
+    pub depth: usize,
+    pub pitch: usize,
+    /// For each `panel_width` columns `[depth, width]`, so many values apart.
+    pub panels: &'a [T],
+    pub panel_pitch: usize,
+    pub pass: usize,
+    /// Of `out`, whose rows lie one after the other.
+    pub columns: usize,
+}
+
+/// One panel of a product.
+///
+/// # Safety
+/// The bounds that `product` asserts hold, `width` columns from `column` on are of its last panel or `NV` registers, and the
+/// instruction set of `L` is present.
+#[inline(always)]
+unsafe fn product_panel<L: Lanes, const MR: usize, const TAIL: usize, const NV: usize>(job: &Product<L::Item>, out: *mut L::Item, column: usize, width: usize) {
+    let whole = whole_tiles(job.rows, MR, TAIL) * MR;
+    let passes = job.depth.div_ceil(job.pass);
+    for pass in 0..passes {
+        let [offset, end] = [pass, pass + 1].map(|i| i * job.depth / passes);
+        let run = Run { offset, len: end - offset };
+        // SAFETY: the caller's contract: a panel has a line per value, and rows lie inside of the input and the output.
+        unsafe {
+            let panel = job.panels.as_ptr().add(column / panel_width::<L::Item>() * job.panel_pitch + offset * NV * L::COUNT);
+            for row in (0..whole).step_by(MR) {
+                product_tile::<L, MR, NV>(job, &run, panel, out.add(column), row, width);
+            }
+            for row in (whole..job.rows).step_by(TAIL) {
+                product_tile::<L, TAIL, NV>(job, &run, panel, out.add(column), row, width);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As `product_panel`; `panel` has the lines of `run`, and `out` is where row 0 of its columns lies.
+#[inline(always)]
+unsafe fn product_tile<L: Lanes, const MR: usize, const NV: usize>(job: &Product<L::Item>, run: &Run, panel: *const L::Item, out: *mut L::Item, row: usize, width: usize) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let mut windows = [job.input.as_ptr(); MR];
+        // A short tile repeats its last row; the repeats are computed and dropped.
+        unroll!(MR, R => { windows[R] = job.input.as_ptr().add((row + R).min(job.rows - 1) * job.pitch); });
+        let sum = multiply(&windows, run, panel, [[L::splat(L::Item::ZERO); NV]; MR]);
+        unroll!(MR, R => {
+            if row + R < job.rows {
+                let to = out.add((row + R) * job.columns);
+                unroll!(NV, J => {
+                    if J * L::COUNT < width {
+                        finish_some(sum[R][J], to.add(J * L::COUNT), width - J * L::COUNT, run.offset > 0, None);
+                    }
+                });
+            }
+        });
+    }
+}
+
 /// Writes a register of sums, after adding what is there and scaling.
 ///
 /// # Safety
@@ -674,7 +737,7 @@ unsafe fn transform_body<L: Lanes>(job: &Transform<L::Item>, to: &mut [L::Item])
 /// One compiled version of the kernels, for one element type: panels of `$nv` registers with `$mr` rows, or `$tail` of the last
 /// ones, and for panels that are at most half full `$narrow_nv` registers with `$narrow_mr` or `$narrow_tail` rows.
 macro_rules! version {
-    ($gather:ident, $outer:ident, $transform:ident, $wide:ty, $mr:literal, $tail:literal, $nv:literal, $narrow:ty, $narrow_mr:literal, $narrow_tail:literal, $narrow_nv:literal $(, $feature:literal)?) => {
+    ($gather:ident, $product:ident, $outer:ident, $transform:ident, $wide:ty, $mr:literal, $tail:literal, $nv:literal, $narrow:ty, $narrow_mr:literal, $narrow_tail:literal, $narrow_nv:literal $(, $feature:literal)?) => {
         /// # Safety
         /// As `gather_body`.
         $(#[target_feature(enable = $feature)])?
@@ -685,6 +748,23 @@ macro_rules! version {
                     gather_body::<$wide, $mr, $tail, $nv>(job, out, column, width)
                 } else {
                     gather_body::<$narrow, $narrow_mr, $narrow_tail, $narrow_nv>(job, out, column, width)
+                }
+            }
+        }
+        /// # Safety
+        /// The bounds that `product` asserts hold.
+        $(#[target_feature(enable = $feature)])?
+        pub(super) unsafe fn $product(job: &Product<<$wide as Lanes>::Item>, out: &mut [<$wide as Lanes>::Item]) {
+            let whole = panel_width::<<$wide as Lanes>::Item>();
+            for column in (0..job.columns).step_by(whole) {
+                let (out, width) = (out.as_mut_ptr(), whole.min(job.columns - column));
+                // SAFETY: the caller's contract.
+                unsafe {
+                    if width > whole / 2 {
+                        product_panel::<$wide, $mr, $tail, $nv>(job, out, column, width)
+                    } else {
+                        product_panel::<$narrow, $narrow_mr, $narrow_tail, $narrow_nv>(job, out, column, width)
+                    }
                 }
             }
         }
@@ -704,18 +784,18 @@ macro_rules! version {
         }
     };
 }
-version!(gather_f32, outer_f32, transform_f32, Plain<f32, 4>, 2, 2, 4, Plain<f32, 4>, 4, 2, 2);
-version!(gather_f64, outer_f64, transform_f64, Plain<f64, 2>, 2, 2, 4, Plain<f64, 2>, 4, 2, 2);
+version!(gather_f32, product_f32, outer_f32, transform_f32, Plain<f32, 4>, 2, 2, 4, Plain<f32, 4>, 4, 2, 2);
+version!(gather_f64, product_f64, outer_f64, transform_f64, Plain<f64, 2>, 2, 2, 4, Plain<f64, 2>, 4, 2, 2);
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::*;
     use crate::device::cpu::lanes::{F32x8, F32x16, F64x4, F64x8};
     // 16 registers: 12 sums, a panel line of two, one broadcast value.
-    version!(gather_f32_avx2, outer_f32_avx2, transform_f32_avx2, F32x8, 6, 4, 2, F32x8, 12, 8, 1, "avx2,fma");
-    version!(gather_f64_avx2, outer_f64_avx2, transform_f64_avx2, F64x4, 6, 4, 2, F64x4, 12, 8, 1, "avx2,fma");
+    version!(gather_f32_avx2, product_f32_avx2, outer_f32_avx2, transform_f32_avx2, F32x8, 6, 4, 2, F32x8, 12, 8, 1, "avx2,fma");
+    version!(gather_f64_avx2, product_f64_avx2, outer_f64_avx2, transform_f64_avx2, F64x4, 6, 4, 2, F64x4, 12, 8, 1, "avx2,fma");
     // 32 registers of twice the size, and products that broadcast from memory by themselves.
-    version!(gather_f32_avx512, outer_f32_avx512, transform_f32_avx512, F32x16, 12, 8, 1, F32x8, 12, 8, 1, "avx512f,avx2,fma");
-    version!(gather_f64_avx512, outer_f64_avx512, transform_f64_avx512, F64x8, 12, 8, 1, F64x4, 12, 8, 1, "avx512f,avx2,fma");
+    version!(gather_f32_avx512, product_f32_avx512, outer_f32_avx512, transform_f32_avx512, F32x16, 12, 8, 1, F32x8, 12, 8, 1, "avx512f,avx2,fma");
+    version!(gather_f64_avx512, product_f64_avx512, outer_f64_avx512, transform_f64_avx512, F64x8, 12, 8, 1, F64x4, 12, 8, 1, "avx512f,avx2,fma");
 }
 
 /// Elements that kernels are compiled for.
@@ -723,6 +803,9 @@ pub trait Tiles: Element {
     /// # Safety
     /// As `gather_body`; `isa` is present.
     unsafe fn gather_with(isa: Isa, job: &Gather<Self>, out: &mut Columns<Self>, column: usize, width: usize);
+    /// # Safety
+    /// The bounds that `product` asserts hold; `isa` is present.
+    unsafe fn product_with(isa: Isa, job: &Product<Self>, out: &mut [Self]);
     /// # Safety
     /// As `outer_body`; `isa` is present.
     unsafe fn outer_with(isa: Isa, job: &Outer<Self>, out: &mut [Self]);
@@ -732,8 +815,9 @@ pub trait Tiles: Element {
 }
 
 macro_rules! tiles {
-    ($t:ty, [$gather:ident, $outer:ident, $transform:ident], [$gather_avx2:ident, $outer_avx2:ident, $transform_avx2:ident],
-     [$gather_avx512:ident, $outer_avx512:ident, $transform_avx512:ident]) => {
+    ($t:ty, [$gather:ident, $product:ident, $outer:ident, $transform:ident],
+     [$gather_avx2:ident, $product_avx2:ident, $outer_avx2:ident, $transform_avx2:ident],
+     [$gather_avx512:ident, $product_avx512:ident, $outer_avx512:ident, $transform_avx512:ident]) => {
         impl Tiles for $t {
             unsafe fn gather_with(isa: Isa, job: &Gather<$t>, out: &mut Columns<$t>, column: usize, width: usize) {
                 // SAFETY: the caller's contract.
@@ -744,6 +828,18 @@ macro_rules! tiles {
                         #[cfg(target_arch = "x86_64")]
                         Isa::Avx512 => x86::$gather_avx512(job, out, column, width),
                         _ => $gather(job, out, column, width),
+                    }
+                }
+            }
+            unsafe fn product_with(isa: Isa, job: &Product<$t>, out: &mut [$t]) {
+                // SAFETY: the caller's contract.
+                unsafe {
+                    match isa {
+                        #[cfg(target_arch = "x86_64")]
+                        Isa::Avx2 => x86::$product_avx2(job, out),
+                        #[cfg(target_arch = "x86_64")]
+                        Isa::Avx512 => x86::$product_avx512(job, out),
+                        _ => $product(job, out),
                     }
                 }
             }
@@ -774,8 +870,18 @@ macro_rules! tiles {
         }
     };
 }
-tiles!(f32, [gather_f32, outer_f32, transform_f32], [gather_f32_avx2, outer_f32_avx2, transform_f32_avx2], [gather_f32_avx512, outer_f32_avx512, transform_f32_avx512]);
-tiles!(f64, [gather_f64, outer_f64, transform_f64], [gather_f64_avx2, outer_f64_avx2, transform_f64_avx2], [gather_f64_avx512, outer_f64_avx512, transform_f64_avx512]);
+tiles!(
+    f32,
+    [gather_f32, product_f32, outer_f32, transform_f32],
+    [gather_f32_avx2, product_f32_avx2, outer_f32_avx2, transform_f32_avx2],
+    [gather_f32_avx512, product_f32_avx512, outer_f32_avx512, transform_f32_avx512]
+);
+tiles!(
+    f64,
+    [gather_f64, product_f64, outer_f64, transform_f64],
+    [gather_f64_avx2, product_f64_avx2, outer_f64_avx2, transform_f64_avx2],
+    [gather_f64_avx512, product_f64_avx512, outer_f64_avx512, transform_f64_avx512]
+);
 
 /// Rows of the outer-product tile of `version`: how `Outer::grad` is packed.
 pub fn outer_rows(isa: Isa) -> usize {
@@ -802,6 +908,21 @@ pub fn gather<T: Tiles>(isa: Isa, job: &Gather<T>, out: &mut Columns<T>, column:
     assert!(isa.is_present());
     // SAFETY: asserted above.
     unsafe { T::gather_with(isa, job, out, column, width) }
+}
+
+/// Writes the start of `out`.
+pub fn product<T: Tiles>(isa: Isa, job: &Product<T>, out: &mut [T]) {
+    if job.rows == 0 || job.columns == 0 {
+        return;
+    }
+    let (panels, last) = ((job.columns - 1) / panel_width::<T>(), (job.columns - 1) % panel_width::<T>() + 1);
+    assert!((job.rows - 1) * job.pitch + job.depth <= job.input.len(), "rows lie inside the input");
+    assert!(job.rows * job.columns <= out.len(), "rows lie inside the output");
+    assert!(panels * job.panel_pitch + job.depth * line_width::<T>(last) <= job.panels.len(), "a panel line per value");
+    assert!(job.depth > 0 && job.pass > 0 && (panels == 0 || job.depth * panel_width::<T>() <= job.panel_pitch));
+    assert!(isa.is_present());
+    // SAFETY: asserted above.
+    unsafe { T::product_with(isa, job, out) }
 }
 
 /// Values of `input` and of `grad` that `outer` may read after those of the last pixel's columns and rows.
@@ -884,6 +1005,27 @@ mod tests {
                         // 24 roundings of values near 5.
                         assert!((out[at] - expected).abs() < 3e-5, "{isa:?}, {count} pixels of {width}: {} and {expected}", out[at]);
                     }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn product_on_every_instruction_set() {
+        for isa in present() {
+            for (rows, depth, columns, pass) in [(1, 3, 1usize, 8), (6, 8, 16, 8), (7, 23, 40, 9), (13, 5, 21, 5), (25, 9, 37, 4), (4, 16, 24, 16)] {
+                let (pitch, panel_pitch) = (depth + 3, depth * 16 + 5);
+                let input = numbers(0, (rows - 1) * pitch + depth);
+                let panels = numbers(1, columns.div_ceil(16) * panel_pitch);
+                let mut out = vec![f32::NAN; rows * columns + 1];
+                product(isa, &Product { input: &input, rows, depth, pitch, panels: &panels, panel_pitch, pass, columns }, &mut out);
+                assert!(out.pop().unwrap().is_nan(), "written behind the result");
+                for (at, got) in out.iter().enumerate() {
+                    let (r, j) = (at / columns, at % columns);
+                    let line = line_width::<f32>((columns - j / 16 * 16).min(16));
+                    let sum: f32 = (0..depth).map(|k| input[r * pitch + k] * panels[j / 16 * panel_pitch + k * line + j % 16]).sum();
+                    // 23 roundings of values near 5.
+                    assert!((got - sum).abs() < 3e-5, "{isa:?}, {rows} by {depth} by {columns}: {got} and {sum}");
                 }
             }
         }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::tile::{self, Columns, Gather, Outer, Pixels, Rows, Tiles, Transform, Winograd, line_width, outer_slack, panel_width, transform};
+use super::tile::{self, Columns, Gather, Outer, Pixels, Product, Rows, Tiles, Transform, Winograd, line_width, outer_slack, panel_width, transform};
 use super::{Direct, Ends, Extent, MANY_WEIGHTS, Map, Part, Phase, SERIAL_MACS, TASK_MACS, Weights, parts, sum_of_parts};
 use crate::device::cpu::{Isa, pieces, prefetch, recycle, stale_vec};
 use crate::tensor::{HostBuffer, Scalar};
@@ -156,15 +156,20 @@ fn worth_of_tiles(all: usize, macs: usize) -> usize {
     all.div_ceil((all * macs / TASK_MACS).clamp(1, 4))
 }
 
-/// `[tap, input channel, width]` of each panel to `[transformed weight, input channel, width]`, these `pitch` apart.
+/// Distance between the transformed weights of a whole panel.
+fn weight_pitch<T>(c_in: usize) -> usize {
+    pitch::<T>(c_in * panel_width::<T>())
+}
+
+/// `[tap, input channel, width]` of each panel to `[transformed weight, input channel, width]`, these `weight_pitch` apart.
 pub fn transform_weights<T: Scalar + Tiles>(isa: Isa, of: Winograd, panels: &[T], c_in: usize, c_out: usize) -> Vec<T> {
     const ALL: usize = WEIGHTS * WEIGHTS;
     let full = c_in * panel_width::<T>();
-    let mut out = stale_vec::<T>(ALL * pitch::<T>(full) * c_out.div_ceil(panel_width::<T>()));
+    let mut out = stale_vec::<T>(ALL * weight_pitch::<T>(c_in) * c_out.div_ceil(panel_width::<T>()));
     // The last panel may be narrow. Parts of a panel are cut so that a task's planes stay in the L1 cache.
     let one = |(from, to): (&[T], &mut [T])| {
         let len = from.len() / 9;
-        let to_pitch = [WEIGHTS * pitch::<T>(len), pitch::<T>(len)];
+        let to_pitch = [WEIGHTS, 1].map(|n| n * weight_pitch::<T>(c_in));
         const PART: usize = 128;
         for at in (0..len).step_by(PART) {
             let channels = PART.min(len - at);
@@ -172,7 +177,7 @@ pub fn transform_weights<T: Scalar + Tiles>(isa: Isa, of: Winograd, panels: &[T]
             transform(isa, &job, &mut to[at..]);
         }
     };
-    let all = panels.chunks(9 * full).zip(out.chunks_exact_mut(ALL * pitch::<T>(full)));
+    let all = panels.chunks(9 * full).zip(out.chunks_exact_mut(ALL * weight_pitch::<T>(c_in)));
     if c_in * c_out * ALL < SERIAL_MACS {
         all.for_each(one);
     } else {
@@ -245,10 +250,11 @@ impl<T: Scalar + Tiles> Run<'_, T> {
         let mut input = stale_vec::<T>(self.scheme.planes() * input_pitch);
         self.source.planes(self.isa, part, self.columns, &mut input);
         let mut products = stale_vec::<T>(self.scheme.planes() * pitch_out);
-        rows.clear();
-        rows.push_line(tiles, [0, self.source.pitch()], [0, 1], 0);
+        let (depth, weight_pitch) = (self.map.input[2], weight_pitch::<T>(self.map.input[2]));
         for (plane, products) in products.chunks_exact_mut(pitch_out).enumerate() {
-            self.multiply(plane, &input[plane * input_pitch..][..input_pitch], rows, &mut products[..tiles * c_out]);
+            let panels = &self.weights[self.scheme.weight_of(plane) * weight_pitch..];
+            let (input, pitch, panel_pitch) = (&input[plane * input_pitch..], self.source.pitch(), WEIGHTS * WEIGHTS * weight_pitch);
+            tile::product(self.isa, &Product { input, rows: tiles, depth, pitch, panels, panel_pitch, pass: PASS_CHANNELS, columns: c_out }, products);
         }
         recycle(input);
         self.finish(rows, part, (&products, pitch_out), out);
@@ -310,8 +316,7 @@ impl<T: Scalar + Tiles> Run<'_, T> {
             for column in (0..c_out).step_by(panel_width::<T>()) {
                 let width = panel_width::<T>().min(c_out - column);
                 let line = line_width::<T>(width);
-                let panel = column / panel_width::<T>() * WEIGHTS * WEIGHTS * pitch::<T>(c_in * panel_width::<T>());
-                let first = panel + self.scheme.weight_of(plane) * pitch::<T>(c_in * line);
+                let first = (column / panel_width::<T>() * WEIGHTS * WEIGHTS + self.scheme.weight_of(plane)) * weight_pitch::<T>(c_in);
                 for pass in 0..passes {
                     let [offset, end] = [pass, pass + 1].map(|i| i * c_in / passes);
                     let runs = [tile::Run { offset, len: end - offset }];
