@@ -3,7 +3,9 @@
 //! Both kernels are written once over registers (`device::cpu::lanes`), compiled per instruction set and chosen at run time, so one
 //! binary uses what the machine has. Bounds are asserted by the safe functions at the end of this file.
 
+use std::hint::black_box;
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use crate::device::cpu::lanes::{Lanes, Plain};
@@ -259,12 +261,18 @@ unsafe fn product_tile<L: Lanes, const MR: usize, const NV: usize>(job: &Product
         // A short tile repeats its last row; the repeats are computed and dropped.
         unroll!(MR, R => { windows[R] = job.input.as_ptr().add((row + R).min(job.rows - 1) * job.pitch); });
         let sum = multiply(&windows, run, panel, [[L::splat(L::Item::ZERO); NV]; MR]);
+        let to = out.add(row * job.columns);
+        if row + MR <= job.rows && width == NV * L::COUNT && run.offset == 0 {
+            unroll!(MR, R => {
+                unroll!(NV, J => { sum[R][J].store(to.add(R * job.columns + J * L::COUNT)); });
+            });
+            return;
+        }
         unroll!(MR, R => {
             if row + R < job.rows {
-                let to = out.add((row + R) * job.columns);
                 unroll!(NV, J => {
                     if J * L::COUNT < width {
-                        finish_some(sum[R][J], to.add(J * L::COUNT), width - J * L::COUNT, run.offset > 0, None);
+                        finish_some(sum[R][J], to.add(R * job.columns + J * L::COUNT), width - J * L::COUNT, run.offset > 0, None);
                     }
                 });
             }
@@ -513,61 +521,76 @@ trait Axis<const P: usize, const Q: usize> {
 /// The bounds that `transform` asserts hold, and the instruction set of `L` is present.
 #[inline(always)]
 unsafe fn separable<L: Lanes, A: Axis<P, Q>, const P: usize, const Q: usize>(job: &Transform<L::Item>, to: &mut [L::Item]) {
-    const WIDEST: usize = 16;
-    const { assert!(L::COUNT <= WIDEST) };
-    let nothing = [L::Item::ZERO; WIDEST];
-    let [ys, xs] = job.inside.clone().unwrap_or([0..P, 0..P]);
-    for c in (0..job.channels).step_by(L::COUNT) {
-        let left = job.channels - c;
-        // SAFETY: whole registers are valid at every place of `from` that is inside, and in `to` and `scale`, unless it is the
-        // last one.
-        unsafe {
-            let mut middle = [[L::splat(L::Item::ZERO); P]; Q];
-            // Wrapping: what is not inside is not read.
-            let from = job.from.as_ptr().wrapping_offset(job.first).wrapping_add(c);
-            let [down, right] = job.from_pitch;
-            if left >= L::COUNT && job.inside.is_none() {
-                unroll!(P, X => {
-                    let mut column = [L::splat(L::Item::ZERO); P];
-                    unroll!(P, Y => { column[Y] = L::load(from.add(Y * down + X * right)); });
-                    let column = A::apply(column);
-                    unroll!(Q, Y => { middle[Y][X] = column[Y]; });
-                });
+    let whole = if job.keep[1] == Q { job.channels / L::COUNT * L::COUNT } else { 0 };
+    // SAFETY: the caller's contract.
+    unsafe {
+        if job.inside.is_none() {
+            for c in (0..whole).step_by(L::COUNT) {
+                separable_at::<L, A, P, Q, true, true>(job, to, c);
+            }
+        } else {
+            for c in (0..whole).step_by(L::COUNT) {
+                separable_at::<L, A, P, Q, false, true>(job, to, c);
+            }
+        }
+        for c in (whole..job.channels).step_by(L::COUNT) {
+            separable_at::<L, A, P, Q, false, false>(job, to, c);
+        }
+    }
+}
+
+/// A register of channels from `c` on. `INSIDE`: all of the window is there. `WHOLE`: so are all channels, and all columns of the
+/// result are written.
+///
+/// # Safety
+/// As `separable`.
+#[inline(always)]
+unsafe fn separable_at<L: Lanes, A: Axis<P, Q>, const P: usize, const Q: usize, const INSIDE: bool, const WHOLE: bool>(job: &Transform<L::Item>, to: &mut [L::Item], c: usize) {
+    let left = if WHOLE { L::COUNT } else { job.channels - c };
+    // What lies between both passes, `[Q, P]`. Loops of a length that the compiler does not know: unrolled, they would be one block
+    // with more values than there are registers, half of whose instructions move them about.
+    let mut middle = [[const { MaybeUninit::<L>::uninit() }; P]; Q];
+    let all = black_box(P);
+    let [ys, xs] = job.inside.clone().filter(|_| !INSIDE).unwrap_or([0..P, 0..all]);
+    let [down, right] = job.from_pitch;
+    // SAFETY: whole registers are valid at every place of `from` that is inside, and in `to` and `scale`, unless it is the last
+    // one.
+    unsafe {
+        // Wrapping: what is not inside is not read.
+        let mut from = job.from.as_ptr().wrapping_offset(job.first).wrapping_add(c + xs.start * right);
+        if !INSIDE {
+            for x in (0..xs.start).chain(xs.end..P) {
+                unroll!(Q, Y => { middle[Y][x].write(L::splat(L::Item::ZERO)); });
+            }
+        }
+        for x in xs {
+            let mut column = [L::splat(L::Item::ZERO); P];
+            unroll!(P, Y => {
+                if INSIDE || ys.contains(&Y) {
+                    column[Y] = load_up_to(from.wrapping_add(Y * down), left);
+                }
+            });
+            let column = A::apply(column);
+            unroll!(Q, Y => { middle[Y].get_unchecked_mut(x).write(column[Y]); });
+            from = from.wrapping_add(right);
+        }
+        let scale = job.scale.map(|s| load_up_to::<L>(s.as_ptr().add(c), left));
+        let mut to = to.as_mut_ptr().wrapping_add(c);
+        for middle in &middle[..job.keep[0]] {
+            let mut row = [L::splat(L::Item::ZERO); P];
+            unroll!(P, X => { row[X] = middle[X].assume_init(); });
+            let mut row = A::apply(row);
+            if let Some(scale) = scale {
+                unroll!(Q, X => { row[X] = row[X].mul(scale); });
+            }
+            if WHOLE {
+                unroll!(Q, X => { row[X].store(to.add(X * job.to_pitch[1])); });
             } else {
-                // Rows that are not there read nothing at every step, which takes no branch.
-                let (mut rows, mut steps) = ([nothing.as_ptr(); P], [0; P]);
-                unroll!(P, Y => {
-                    if ys.contains(&Y) {
-                        (rows[Y], steps[Y]) = (from.wrapping_add(Y * down), right);
-                    }
-                });
-                unroll!(P, X => {
-                    if xs.contains(&X) {
-                        let mut column = [L::splat(L::Item::ZERO); P];
-                        unroll!(P, Y => { column[Y] = load_up_to(rows[Y].wrapping_add(X * steps[Y]), left); });
-                        let column = A::apply(column);
-                        unroll!(Q, Y => { middle[Y][X] = column[Y]; });
-                    }
-                });
-            }
-            if left >= L::COUNT && job.keep == [Q; 2] {
-                let scale = job.scale.map(|s| L::load(s.as_ptr().add(c)));
-                unroll!(Q, Y => {
-                    let mut row = A::apply(middle[Y]);
-                    if let Some(scale) = scale {
-                        unroll!(Q, X => { row[X] = row[X].mul(scale); });
-                    }
-                    let to = to.as_mut_ptr().add(Y * job.to_pitch[0] + c);
-                    unroll!(Q, X => { row[X].store(to.add(X * job.to_pitch[1])); });
-                });
-                continue;
-            }
-            for (y, row) in middle.into_iter().enumerate().take(job.keep[0]) {
-                for (x, sum) in A::apply(row).into_iter().enumerate().take(job.keep[1]) {
-                    let to = to.as_mut_ptr().add(y * job.to_pitch[0] + x * job.to_pitch[1] + c);
-                    finish_some(sum, to, left, false, job.scale.map(|s| s.as_ptr().add(c)));
+                for (x, sum) in row.into_iter().enumerate().take(job.keep[1]) {
+                    finish_some(sum, to.add(x * job.to_pitch[1]), left, false, None);
                 }
             }
+            to = to.wrapping_add(job.to_pitch[0]);
         }
     }
 }
