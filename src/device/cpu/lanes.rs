@@ -6,7 +6,7 @@ use super::Element;
 ///
 /// # Safety
 /// Every function may only run where the register's instruction set is present; `load` and `store` touch `COUNT`
-/// elements at any alignment, `load_some` and `store_some` the first `n` of them (`0 < n < COUNT`).
+/// elements at any alignment, `load_some` the first `n` of them (`n <= COUNT`), `store_some`, too (`0 < n < COUNT`).
 pub unsafe trait Lanes: Copy {
     type Item: Element;
     const COUNT: usize;
@@ -90,7 +90,7 @@ unsafe impl<T: Element, const N: usize> Lanes for Plain<T, N> {
     #[inline(always)]
     unsafe fn load_some(from: *const T, n: usize) -> Self {
         // SAFETY: the caller's contract.
-        Plain(std::array::from_fn(|i| if i < n { unsafe { *from.add(i) } } else { T::ZERO }))
+        Plain(if n == N { unsafe { from.cast::<[T; N]>().read_unaligned() } } else { std::array::from_fn(|i| if i < n { unsafe { *from.add(i) } } else { T::ZERO }) })
     }
     #[inline(always)]
     unsafe fn store_some(self, to: *mut T, n: usize) {
@@ -192,8 +192,8 @@ mod x86 {
     }
     some!(__m256, f32, |n| first::<4>(n), load_ps: |from, m| _mm256_maskload_ps(from, m), store_ps: _mm256_maskstore_ps);
     some!(__m256d, f64, |n| first::<8>(n), load_pd: |from, m| _mm256_maskload_pd(from, m), store_pd: _mm256_maskstore_pd);
-    some!(__m512, f32, |n| (1_u16 << n) - 1, load_ps512: |from, m| _mm512_maskz_loadu_ps(m, from), store_ps512: _mm512_mask_storeu_ps);
-    some!(__m512d, f64, |n| (1_u8 << n) - 1, load_pd512: |from, m| _mm512_maskz_loadu_pd(m, from), store_pd512: _mm512_mask_storeu_pd);
+    some!(__m512, f32, |n| ((1_u32 << n) - 1) as u16, load_ps512: |from, m| _mm512_maskz_loadu_ps(m, from), store_ps512: _mm512_mask_storeu_ps);
+    some!(__m512d, f64, |n| ((1_u32 << n) - 1) as u8, load_pd512: |from, m| _mm512_maskz_loadu_pd(m, from), store_pd512: _mm512_mask_storeu_pd);
 
     macro_rules! register {
         ($name:ident, $of:ty, $item:ty, $count:literal, $splat:ident, $load:ident, $store:ident, $add:ident, $sub:ident, $mul:ident, $div:ident, $sqrt:ident, $fma:ident, $load_some:ident, $store_some:ident) => {

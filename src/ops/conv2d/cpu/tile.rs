@@ -558,7 +558,10 @@ unsafe fn separable_at<L: Lanes, A: Axis<P, Q>, const P: usize, const Q: usize, 
     unsafe {
         // Wrapping: what is not inside is not read.
         let mut from = job.from.as_ptr().wrapping_offset(job.first).wrapping_add(c + xs.start * right);
+        // Of rows that are not there nothing is loaded, without a branch that would change from tile to tile.
+        let mut there = [0; P];
         if !INSIDE {
+            unroll!(P, Y => { there[Y] = if ys.contains(&Y) { left.min(L::COUNT) } else { 0 }; });
             for x in (0..xs.start).chain(xs.end..P) {
                 unroll!(Q, Y => { middle[Y][x].write(L::splat(L::Item::ZERO)); });
             }
@@ -566,9 +569,8 @@ unsafe fn separable_at<L: Lanes, A: Axis<P, Q>, const P: usize, const Q: usize, 
         for x in xs {
             let mut column = [L::splat(L::Item::ZERO); P];
             unroll!(P, Y => {
-                if INSIDE || ys.contains(&Y) {
-                    column[Y] = load_up_to(from.wrapping_add(Y * down), left);
-                }
+                let from = from.wrapping_add(Y * down);
+                column[Y] = if INSIDE { load_up_to(from, left) } else { L::load_some(from, there[Y]) };
             });
             let column = A::apply(column);
             unroll!(Q, Y => { middle[Y].get_unchecked_mut(x).write(column[Y]); });
