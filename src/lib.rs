@@ -8,7 +8,7 @@
 //! | layer | module | holds |
 //! |---|---|---|
 //! | L0 | [`error`] | one error type; every message is a line that names the remedy |
-//! | L1 | [`device`] | where numbers live: element types, recycled host buffers, instruction sets; a GPU's memory, launches and graphs; NCCL; the profile of the CPU's ops |
+//! | L1 | [`device`] | where numbers live: element types, host buffers that are used again, instruction sets; a GPU's memory, launches and graphs; NCCL; the profile of the CPU's ops |
 //! | L2 | [`tensor`] | contiguous arrays without history |
 //! | L3 | [`ops`] | functions on tensors, one directory per family: `mod.rs` (spec, checks, dispatch), `cpu.rs`, `cuda.rs` |
 //! | L3' | [`io`] | safetensors, PyTorch files, npz; pictures, read ahead; atomic writes; where processes meet |

@@ -1,15 +1,16 @@
-//! What the CPU implementations of the ops share: the element types, recycled buffers, thread helpers.
+//! What the CPU implementations of the ops share: the element types, buffers that are used again, thread helpers.
 
+mod buffer;
 pub(crate) mod lanes;
 
-use std::any::TypeId;
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, LazyLock, Mutex};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytemuck::Pod;
 use rayon::prelude::*;
+
+pub use buffer::Buffer;
 
 /// Element types of the engine: `f32` is what runs, `f64` is what gradient checks use.
 pub trait Element:
@@ -40,6 +41,9 @@ pub trait Element:
     fn ln_1p(self) -> Self;
     fn tanh(self) -> Self;
     fn abs(self) -> Self;
+    /// Free memory of such elements.
+    #[doc(hidden)]
+    fn pool() -> &'static Mutex<buffer::Pool<Self>>;
 }
 
 macro_rules! element {
@@ -86,6 +90,10 @@ macro_rules! element {
             #[inline(always)]
             fn abs(self) -> Self {
                 <$t>::abs(self)
+            }
+            fn pool() -> &'static Mutex<buffer::Pool<$t>> {
+                static POOL: Mutex<buffer::Pool<$t>> = Mutex::new(buffer::Pool::new());
+                &POOL
             }
         }
     };
@@ -192,90 +200,6 @@ pub(crate) fn prefetch<T>(soon: &[T]) {
     let _ = soon;
 }
 
-/// Freed buffers by (element type, size class). A fresh allocation of an activation costs a page fault per 4 KiB, which
-/// is more than most elementwise passes over it; training asks for the same lengths in every iteration.
-static POOL: LazyLock<Mutex<Pool>> = LazyLock::new(Default::default);
-
-#[derive(Default)]
-struct Pool {
-    shelves: BTreeMap<(TypeId, usize), Shelf>,
-    bytes: usize,
-}
-
-/// Buffers of one type and class.
-#[derive(Default)]
-struct Shelf {
-    free: Vec<Box<dyn std::any::Any + Send>>,
-    /// How many were ever wanted at once. Vectors that callers made themselves come back here too; without this bound
-    /// they would fill the pool with sizes that nobody asks for.
-    wanted: usize,
-}
-
-/// Buffers under this many bytes go to the allocator directly.
-const POOLED_BYTES: usize = 1 << 12;
-/// The pool never holds more than this; beyond it buffers are freed.
-const POOL_LIMIT: usize = 2 << 30;
-
-/// Classes are 8 to an octave, so that a buffer serves lengths that differ a little, as those of planes and of windows do.
-const CLASS_BITS: u32 = 3;
-
-/// A free buffer of up to so many times the class serves, too, before a new one is made: maps of different layers and the planes
-/// of their convolutions take turns. At full width that saves 0.9 of 2.9 GB and costs no time.
-const LARGEST: usize = 2;
-
-/// Distance between the classes around `n`.
-fn class_step(n: usize) -> usize {
-    1 << n.max(1).ilog2().saturating_sub(CLASS_BITS)
-}
-
-/// A vector of `n` elements whose content is unspecified (initialised, but stale); callers write every element.
-pub fn stale_vec<T: Element>(n: usize) -> Vec<T> {
-    if n * size_of::<T>() < POOLED_BYTES {
-        return vec![T::ZERO; n];
-    }
-    let class = n.next_multiple_of(class_step(n));
-    let mut pool = POOL.lock().expect("the buffer pool is never left half-written");
-    let of = TypeId::of::<T>();
-    let free = pool.shelves.range_mut((of, class)..=(of, LARGEST * class)).find_map(|((_, class), shelf)| Some((*class, shelf.free.pop()?)));
-    match &free {
-        Some((class, _)) => pool.bytes -= class * size_of::<T>(),
-        None => pool.shelves.entry((of, class)).or_default().wanted += 1,
-    }
-    drop(pool);
-    let mut v = match free {
-        Some((_, found)) => *found.downcast::<Vec<T>>().expect("keyed by element type"),
-        None => vec![T::ZERO; class],
-    };
-    // What a shorter use before left off is written again here.
-    v.resize(n, T::ZERO);
-    v
-}
-
-/// A vector of `n` zeros.
-pub fn zero_vec<T: Element>(n: usize) -> Vec<T> {
-    if n * size_of::<T>() < POOLED_BYTES {
-        return vec![T::ZERO; n];
-    }
-    let mut v = stale_vec(n);
-    v.fill(T::ZERO);
-    v
-}
-
-/// Gives a buffer back for reuse.
-pub fn recycle<T: Element>(v: Vec<T>) {
-    let class = v.capacity() / class_step(v.capacity()) * class_step(v.capacity());
-    let bytes = class * size_of::<T>();
-    if bytes < POOLED_BYTES {
-        return;
-    }
-    let mut pool = POOL.lock().expect("the buffer pool is never left half-written");
-    let room = pool.bytes + bytes <= POOL_LIMIT;
-    if let Some(shelf) = pool.shelves.get_mut(&(TypeId::of::<T>(), class)).filter(|s| room && s.free.len() < s.wanted) {
-        shelf.free.push(Box::new(v));
-        pool.bytes += bytes;
-    }
-}
-
 /// Pieces of `whole` of these lengths, one after the other.
 pub fn pieces<T>(mut whole: &mut [T], lengths: impl Iterator<Item = usize>) -> impl Iterator<Item = &mut [T]> {
     lengths.map(move |n| whole.split_off_mut(..n).expect("the whole has room for every piece"))
@@ -351,39 +275,5 @@ mod tests {
         });
         // Outside of a pool there is nobody to keep awake.
         keep_awake();
-    }
-
-    /// Buffers of a size that only this test uses.
-    #[test]
-    fn the_pool_keeps_what_is_asked_for_again_and_nothing_else() {
-        // A class, and a length that it serves.
-        const N: usize = 15 << 20;
-        const LESS: usize = N - 12_345;
-        let on_shelf = || {
-            let pool = POOL.lock().unwrap();
-            pool.shelves.get(&(TypeId::of::<f32>(), N)).map_or(0, |s| s.free.len())
-        };
-        // Made elsewhere: nobody has asked for this size.
-        recycle(vec![1.0_f32; N]);
-        assert_eq!(on_shelf(), 0);
-        let (a, b) = (stale_vec::<f32>(N), stale_vec::<f32>(LESS));
-        assert_eq!((a.len(), b.len()), (N, LESS));
-        for v in [a, b, vec![1.0_f32; N]] {
-            recycle(v);
-        }
-        assert_eq!(on_shelf(), 2);
-        let again = stale_vec::<f32>(LESS);
-        assert_eq!((again.len(), on_shelf()), (LESS, 1));
-        recycle(again);
-        // Half as long or longer: the same memory, which comes back to its shelf.
-        let half = stale_vec::<f32>(N / LARGEST);
-        assert_eq!((half.len(), on_shelf()), (N / LARGEST, 1));
-        let shorter = stale_vec::<f32>(N / LARGEST / 2);
-        assert_eq!(on_shelf(), 1);
-        recycle(half);
-        recycle(shorter);
-        assert_eq!(on_shelf(), 2);
-        assert_eq!(stale_vec::<f32>(N).len(), N);
-        assert!(zero_vec::<f32>(N).iter().all(|v| *v == 0.0));
     }
 }

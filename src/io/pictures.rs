@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::image;
 use super::resample::{Filter, cover};
-use crate::device::cpu::stale_vec;
+use crate::device::cpu::Buffer;
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 
@@ -149,7 +149,7 @@ impl Pictures {
         assert!(mirrored.is_empty() || mirrored.len() == indices.len(), "one flag for each image, or none");
         let [height, width, channels] = self.shape;
         let images = self.read(indices)?;
-        let mut out = stale_vec::<f32>(indices.len() * height * width * 3);
+        let mut out = Buffer::<f32>::stale(indices.len() * height * width * 3);
         let each = out.par_chunks_exact_mut((height * width * 3).max(1)).zip(images.par_chunks_exact((height * width * channels).max(1)));
         each.enumerate().for_each(|(b, (to, image))| {
             let mirror = mirrored.get(b).copied().unwrap_or(false);
@@ -162,7 +162,7 @@ impl Pictures {
                 }
             }
         });
-        Ok(Tensor::from_vec(&[indices.len(), height, width, 3], out))
+        Ok(Tensor::from_buffer(&[indices.len(), height, width, 3], out))
     }
 }
 

@@ -9,7 +9,7 @@ use ::safetensors::Dtype;
 use ::safetensors::tensor::{Metadata, TensorInfo};
 
 use super::atomic;
-use crate::device::cpu::stale_vec;
+use crate::device::cpu::Buffer;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
 
@@ -117,14 +117,14 @@ fn tensor(reader: &mut impl Read, info: &TensorInfo) -> std::io::Result<Option<T
     let n: usize = info.shape.iter().product();
     let narrow = match info.dtype {
         Dtype::F32 => {
-            let mut out = stale_vec::<f32>(n);
+            let mut out = Buffer::<f32>::stale(n);
             reader.read_exact(bytemuck::cast_slice_mut(&mut out))?;
-            return Ok(Some(Tensor::from_vec(&info.shape, out)));
+            return Ok(Some(Tensor::from_buffer(&info.shape, out)));
         }
         Dtype::F64 => {
-            let mut out = stale_vec::<f64>(n);
+            let mut out = Buffer::<f64>::stale(n);
             reader.read_exact(bytemuck::cast_slice_mut(&mut out))?;
-            return Ok(Some(Tensor::from_vec(&info.shape, out)));
+            return Ok(Some(Tensor::from_buffer(&info.shape, out)));
         }
         Dtype::F16 => convert(reader, n, |b| half::f16::from_le_bytes(b).to_f32())?,
         Dtype::BF16 => convert(reader, n, |b| half::bf16::from_le_bytes(b).to_f32())?,

@@ -3,39 +3,33 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use crate::device::cpu::{self, Element};
+use crate::device::cpu::{Buffer, Element};
 
 /// What names something made of a buffer's values: the op's own name for it, and the numbers that it depends on.
 pub(super) type Key = (&'static str, Vec<usize>);
 
-/// Host memory of one tensor or slab; returns to the buffer pool when dropped.
+/// Host memory of one tensor or slab.
 #[derive(Debug)]
 pub struct HostBuffer<T: Element> {
-    values: Vec<T>,
+    values: Buffer<T>,
     /// What ops have made of the values and would make again, for as long as these do not change.
     derived: Mutex<BTreeMap<Key, Arc<HostBuffer<T>>>>,
 }
 
 impl<T: Element> HostBuffer<T> {
-    pub fn new(values: Vec<T>) -> HostBuffer<T> {
+    pub fn new(values: Buffer<T>) -> HostBuffer<T> {
         HostBuffer { values, derived: Mutex::default() }
     }
 
     /// What `make` makes of the values, or has made of them before. Two threads that ask at the same time may both make it: to wait
     /// for the other would take as long, and could wait for itself where `make` works in parallel.
-    pub(super) fn derived(&self, key: Key, make: impl FnOnce() -> Vec<T>) -> Arc<HostBuffer<T>> {
+    pub(super) fn derived(&self, key: Key, make: impl FnOnce() -> Buffer<T>) -> Arc<HostBuffer<T>> {
         let derived = || self.derived.lock().expect("no thread panics while it holds the map");
         let found = derived().get(&key).cloned();
         found.unwrap_or_else(|| {
             let made = Arc::new(HostBuffer::new(make()));
             derived().entry(key).or_insert(made).clone()
         })
-    }
-}
-
-impl<T: Element> Drop for HostBuffer<T> {
-    fn drop(&mut self) {
-        cpu::recycle(std::mem::take(&mut self.values));
     }
 }
 
@@ -59,12 +53,12 @@ mod tests {
 
     #[test]
     fn what_was_made_is_kept_until_the_values_change() {
-        let mut buffer = HostBuffer::new(vec![1.0_f32, 2.0]);
+        let mut buffer = HostBuffer::new(vec![1.0_f32, 2.0].into());
         let doubled = |buffer: &HostBuffer<f32>, key: Key| {
             let mut makes = 0;
             let made = buffer.derived(key, || {
                 makes += 1;
-                buffer.iter().map(|v| 2.0 * v).collect()
+                Buffer::from(buffer.iter().map(|v| 2.0 * v).collect::<Vec<f32>>())
             });
             (made.to_vec(), makes)
         };

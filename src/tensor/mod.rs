@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use half::bf16;
 
-use crate::device::cpu::{self, Element};
+use crate::device::cpu::{self, Buffer, Element};
 use crate::device::cuda::{CudaBuffer, Mailbox};
 use crate::device::{CudaDevice, Device};
 use crate::error::{Error, Result};
@@ -98,15 +98,20 @@ pub struct Tensor {
 impl Tensor {
     /// Takes `data`, row-major of `shape`. Panics if the lengths differ: that is a bug of the caller.
     pub fn from_vec<T: Scalar>(shape: &[usize], data: Vec<T>) -> Tensor {
+        Tensor::from_buffer(shape, data.into())
+    }
+
+    /// The same of memory that is used again.
+    pub fn from_buffer<T: Scalar>(shape: &[usize], data: Buffer<T>) -> Tensor {
         assert_eq!(shape.iter().product::<usize>(), data.len(), "a tensor's data must fill its shape {shape:?}");
         Tensor { shape: shape.to_vec(), offset: 0, storage: T::store(Arc::new(HostBuffer::new(data))) }
     }
 
     /// Copies a slice.
     pub fn from_slice<T: Scalar>(shape: &[usize], data: &[T]) -> Tensor {
-        let mut v = cpu::stale_vec(data.len());
+        let mut v = Buffer::stale(data.len());
         v.copy_from_slice(data);
-        Tensor::from_vec(shape, v)
+        Tensor::from_buffer(shape, v)
     }
 
     /// A tensor filled with `value`.
@@ -114,9 +119,9 @@ impl Tensor {
         let n = shape.iter().product();
         match dtype {
             DType::F32 => {
-                let mut v = cpu::stale_vec::<f32>(n);
+                let mut v = Buffer::<f32>::stale(n);
                 v.fill(value as f32);
-                Tensor::from_vec(shape, v)
+                Tensor::from_buffer(shape, v)
             }
             DType::F64 => Tensor::from_vec(shape, vec![value; n]),
             DType::Bf16 => Tensor::full(shape, value, DType::F32).rounded(),
@@ -290,7 +295,7 @@ impl Tensor {
 
     /// What `make` makes of the elements of a host tensor, kept in its memory until they change: `what` and `of` say what it is and
     /// all that it depends on but the elements and their shape. Panics as `as_slice`.
-    pub(crate) fn derived<T: Scalar>(&self, what: &'static str, of: &[usize], make: impl FnOnce() -> Vec<T>) -> Arc<HostBuffer<T>> {
+    pub(crate) fn derived<T: Scalar>(&self, what: &'static str, of: &[usize], make: impl FnOnce() -> Buffer<T>) -> Arc<HostBuffer<T>> {
         self.buffer::<T>().derived((what, [&[self.offset], self.shape(), of].concat()), make)
     }
 

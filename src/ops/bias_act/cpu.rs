@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::{Activation, Epilogue, EpilogueGrad};
-use crate::device::cpu::{PARALLEL_ELEMENTS, for_chunks, recycle, simd_dispatch, stale_vec, zero_vec};
+use crate::device::cpu::{Buffer, PARALLEL_ELEMENTS, for_chunks, simd_dispatch};
 use crate::tensor::{Scalar, Tensor};
 
 /// Values of a pixel beside which the loop over pixels costs little.
@@ -105,20 +105,20 @@ impl<'a, T: Scalar> Finish<'a, T> {
 pub fn bias_act<T: Scalar>(x: &Tensor, then: Epilogue<Tensor>) -> Tensor {
     let src = x.as_slice::<T>();
     let finish = Finish::<T>::new(x.shape().last().copied().unwrap_or(1), then);
-    let mut out = stale_vec::<T>(src.len());
+    let mut out = Buffer::<T>::stale(src.len());
     for_chunks(&mut out, finish.chunk(), |at, chunk| {
         chunk.copy_from_slice(&src[at..][..chunk.len()]);
         finish.in_place(chunk, at);
     });
-    Tensor::from_vec(x.shape(), out)
+    Tensor::from_buffer(x.shape(), out)
 }
 
 pub fn bias_act_grad<T: Scalar>(g: &Tensor, y: &Tensor, act: Activation) -> Tensor {
     let (grad, out_value) = (g.as_slice::<T>(), y.as_slice::<T>());
     let (up, down) = (T::from_f64(act.gain), T::from_f64(act.gain * act.slope));
-    let mut out = stale_vec::<T>(grad.len());
+    let mut out = Buffer::<T>::stale(grad.len());
     for_chunks(&mut out, CHUNK, |at, chunk| act_grad(chunk, &grad[at..], &out_value[at..], up, down));
-    Tensor::from_vec(g.shape(), out)
+    Tensor::from_buffer(g.shape(), out)
 }
 
 /// Channels whose sums stay in registers while the pixels go by.
@@ -184,13 +184,13 @@ pub fn epilogue_grad<T: Scalar>(g: &Tensor, y: &Tensor, then: Epilogue<Tensor>, 
     let none = [T::ZERO];
     let noise = then.noise.map_or(&none[..], |(map, _)| map.as_slice::<T>());
     let samples = if scale.is_some() { n } else { 1 };
-    let mut h = stale_vec::<T>(grad.len());
-    let mut sums = zero_vec::<T>(samples * SUMS * c);
+    let mut h = Buffer::<T>::stale(grad.len());
+    let mut sums = Buffer::<T>::zeros(samples * SUMS * c);
     if !h.is_empty() {
         let pixels = h.len() / (samples * c);
         let per_part = (CHUNK / c).clamp(1, pixels);
         let parts = pixels.div_ceil(per_part);
-        let mut partial = zero_vec::<T>(samples * parts * SUMS * c);
+        let mut partial = Buffer::<T>::zeros(samples * parts * SUMS * c);
         let mut tasks = Vec::with_capacity(samples * parts);
         for (sample, (h, sums)) in h.chunks_exact_mut(pixels * c).zip(partial.chunks_exact_mut(parts * SUMS * c)).enumerate() {
             let of_sample = h.chunks_mut(per_part * c).zip(sums.chunks_exact_mut(SUMS * c)).enumerate();
@@ -209,7 +209,6 @@ pub fn epilogue_grad<T: Scalar>(g: &Tensor, y: &Tensor, then: Epilogue<Tensor>, 
                 sums.iter_mut().zip(part).for_each(|(sum, v)| *sum += *v);
             }
         }
-        recycle(partial);
     }
     let mut bias = vec![T::ZERO; c];
     let mut strength = T::ZERO;
@@ -228,7 +227,7 @@ pub fn epilogue_grad<T: Scalar>(g: &Tensor, y: &Tensor, then: Epilogue<Tensor>, 
         Tensor::from_vec(&[n, c], (0..n * c).map(value).collect())
     });
     EpilogueGrad {
-        between: Tensor::from_vec(g.shape(), h),
+        between: Tensor::from_buffer(g.shape(), h),
         bias: Tensor::from_vec(&[c], bias),
         strength: then.noise.map(|_| Tensor::from_vec(&[1], vec![strength])),
         scale,

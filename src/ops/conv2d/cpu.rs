@@ -14,7 +14,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::{Conv2d, Extent};
-use crate::device::cpu::{Isa, PARALLEL_ELEMENTS, for_chunks, pieces, recycle, stale_vec, zero_vec};
+use crate::device::cpu::{Buffer, Isa, PARALLEL_ELEMENTS, for_chunks, pieces};
 use crate::ops::bias_act::Epilogue;
 use crate::ops::bias_act::cpu::Finish;
 use crate::tensor::{HostBuffer, Scalar, Tensor};
@@ -147,7 +147,7 @@ fn fill_window<T: Scalar>(to: &mut [T], image: &[T], [h, w, c]: [usize; 3], [ys,
 
 /// What a part reads of the input: either the input itself, or a copy with zeros around it and the scale applied.
 struct Window<'a, T: Scalar> {
-    copy: Vec<T>,
+    copy: Buffer<T>,
     whole: &'a [T],
     /// Values per image and per row.
     image: usize,
@@ -163,10 +163,10 @@ impl<'a, T: Scalar> Window<'a, T> {
         let whole = &input[images.start * h * w * c..images.end * h * w * c];
         let inside = ys.start >= 0 && ys.end <= h as isize && xs.start >= 0 && xs.end <= w as isize;
         if inside && scale.is_none() && slack == 0 {
-            return Window { copy: Vec::new(), whole, image: h * w * c, row: w * c, origin: [0, 0] };
+            return Window { copy: Buffer::default(), whole, image: h * w * c, row: w * c, origin: [0, 0] };
         }
         let (rows, row) = (ys.len(), xs.len() * c);
-        let mut copy = stale_vec::<T>(images.len() * rows * row + slack);
+        let mut copy = Buffer::<T>::stale(images.len() * rows * row + slack);
         let used = copy.len() - slack;
         copy[used..].fill(T::ZERO);
         for (i, to) in copy[..used].chunks_exact_mut((rows * row).max(1)).enumerate() {
@@ -186,12 +186,6 @@ impl<'a, T: Scalar> Window<'a, T> {
     }
 }
 
-impl<T: Scalar> Drop for Window<'_, T> {
-    fn drop(&mut self) {
-        recycle(std::mem::take(&mut self.copy));
-    }
-}
-
 /// A map `[N, input] -> [N, output]` that is a dense gather in each of its phases.
 struct Map<'a> {
     n: usize,
@@ -202,11 +196,11 @@ struct Map<'a> {
 
 /// Panels of one phase: for each 16 (f64: 8) output channels, `[tap, input channel, output channel]`.
 /// `fill(to, width, tap, output channels)` writes one tap of one panel: `width` values per input channel.
-fn pack_panels<T: Scalar>(taps: usize, c_in: usize, c_out: usize, fill: impl Fn(&mut [T], usize, usize, std::ops::Range<usize>) + Sync) -> Vec<T> {
+fn pack_panels<T: Scalar>(taps: usize, c_in: usize, c_out: usize, fill: impl Fn(&mut [T], usize, usize, std::ops::Range<usize>) + Sync) -> Buffer<T> {
     let values = taps * c_in;
     let full = c_out / panel_width::<T>() * panel_width::<T>();
     let last = if full < c_out { line_width::<T>(c_out - full) } else { 0 };
-    let mut panels = stale_vec::<T>(values * (full + last));
+    let mut panels = Buffer::<T>::stale(values * (full + last));
     let one = |panel: usize, to: &mut [T]| {
         let channels = panel * panel_width::<T>()..((panel + 1) * panel_width::<T>()).min(c_out);
         let width = to.len() / values;
@@ -325,10 +319,10 @@ impl<T: Scalar + Tiles> Direct<'_, T> {
 }
 
 /// Runs a map whose packed weights are `panels`, one per phase.
-fn run_map<T: Scalar + Tiles>(map: &Map, ends: &Ends<T>, panels: &[Arc<HostBuffer<T>>]) -> Vec<T> {
+fn run_map<T: Scalar + Tiles>(map: &Map, ends: &Ends<T>, panels: &[Arc<HostBuffer<T>>]) -> Buffer<T> {
     let [h_out, w_out, c_out] = map.output;
     let c_in = map.input[2];
-    let mut out = stale_vec::<T>(map.n * h_out * w_out * c_out);
+    let mut out = Buffer::<T>::stale(map.n * h_out * w_out * c_out);
     if out.is_empty() {
         return out;
     }
@@ -384,7 +378,7 @@ struct Weights<'a> {
 impl Weights<'_> {
     /// What `make` makes. Of few weights it is kept with them: to pack and transform those of a small layer takes as long as its
     /// products, and each is asked for by every part of a batch, by G's step and by D's. Of many it would be most of the memory.
-    fn kept<T: Scalar>(&self, what: &'static str, of: [usize; 4], make: impl FnOnce() -> Vec<T>) -> Arc<HostBuffer<T>> {
+    fn kept<T: Scalar>(&self, what: &'static str, of: [usize; 4], make: impl FnOnce() -> Buffer<T>) -> Arc<HostBuffer<T>> {
         if self.w.dim(0) * self.w.dim(3) > MANY_WEIGHTS {
             return Arc::new(HostBuffer::new(make()));
         }
@@ -396,7 +390,7 @@ impl Weights<'_> {
         self.kept("panels", [stride[0], stride[1], r[0], r[1]], || self.pack(stride, r))
     }
 
-    fn pack<T: Scalar>(&self, stride: [usize; 2], r: [usize; 2]) -> Vec<T> {
+    fn pack<T: Scalar>(&self, stride: [usize; 2], r: [usize; 2]) -> Buffer<T> {
         let (ws, gain) = (self.w.as_slice::<T>(), T::from_f64(self.gain));
         let &[co, kh, kw, ci] = self.w.shape() else { unreachable!("the op has checked the rank") };
         let [ty, tx] = taps_of([kh, kw], stride, r);
@@ -421,14 +415,13 @@ impl Weights<'_> {
         self.kept("transformed", [of as usize, 0, 0, 0], || {
             let panels = self.pack([1, 1], [0, 0]);
             let transformed = winograd::transform_weights(isa, of, &panels, sums, results);
-            recycle(panels);
             transformed
         })
     }
 }
 
 /// Runs a map by the weights of its phases, which are residues modulo a stride.
-fn run<T: Scalar + Tiles>(map: &Map, residues: &[([usize; 2], [usize; 2])], ends: &Ends<T>, weights: &Weights) -> Vec<T> {
+fn run<T: Scalar + Tiles>(map: &Map, residues: &[([usize; 2], [usize; 2])], ends: &Ends<T>, weights: &Weights) -> Buffer<T> {
     let panels = || -> Vec<_> { residues.iter().map(|(stride, r)| weights.panels::<T>(*stride, *r)).collect() };
     match Scheme::of(map) {
         Some(scheme) => winograd::run_map(scheme, map, ends, weights, &panels),
@@ -442,7 +435,7 @@ pub fn conv2d<T: Scalar + Tiles>(x: &Tensor, w: &Tensor, a: Option<&Tensor>, b: 
     let weights = Weights { w, gain: spec.gain, turned: false };
     let then = then.is_some().then(|| Finish::new(e.g[2], then));
     let ends = Ends { x: x.as_slice::<T>(), scale_in: slice_of(a), scale_out: slice_of(b), then };
-    Tensor::from_vec(&[e.n, e.g[0], e.g[1], e.g[2]], run(&map, &[([1, 1], [0, 0])], &ends, &weights))
+    Tensor::from_buffer(&[e.n, e.g[0], e.g[1], e.g[2]], run(&map, &[([1, 1], [0, 0])], &ends, &weights))
 }
 
 pub fn conv2d_transpose<T: Scalar + Tiles>(g: &Tensor, w: &Tensor, b: Option<&Tensor>, a: Option<&Tensor>, spec: Conv2d, e: Extent) -> Tensor {
@@ -468,7 +461,7 @@ pub fn conv2d_transpose<T: Scalar + Tiles>(g: &Tensor, w: &Tensor, b: Option<&Te
     let map = Map { n: e.n, input: e.g, output: e.x, phases: &phases };
     let weights = Weights { w, gain: spec.gain, turned: true };
     let ends = Ends { x: g.as_slice::<T>(), scale_in: slice_of(b), scale_out: slice_of(a), then: None };
-    Tensor::from_vec(&[e.n, e.x[0], e.x[1], e.x[2]], run(&map, &residues, &ends, &weights))
+    Tensor::from_buffer(&[e.n, e.x[0], e.x[1], e.x[2]], run(&map, &residues, &ends, &weights))
 }
 
 /// Copies channels `first..first + count` of image rows (`[sample, row]`) of `g` into panels of `MR` channels,
@@ -499,8 +492,8 @@ fn pack_grad<T: Scalar, const MR: usize>(to: &mut [T], g: &[T], rows: &[(usize, 
 }
 
 /// The sum of partial results of `len` values each, which lie one after the other.
-fn sum_of_parts<T: Scalar>(partial: Vec<T>, len: usize) -> Vec<T> {
-    let mut sum = stale_vec::<T>(len);
+fn sum_of_parts<T: Scalar>(partial: Buffer<T>, len: usize) -> Buffer<T> {
+    let mut sum = Buffer::<T>::stale(len);
     for_chunks(&mut sum, 1 << 12, |at, sum| {
         sum.copy_from_slice(&partial[at..][..sum.len()]);
         for later in partial.chunks_exact(len).skip(1) {
@@ -509,7 +502,6 @@ fn sum_of_parts<T: Scalar>(partial: Vec<T>, len: usize) -> Vec<T> {
             }
         }
     });
-    recycle(partial);
     sum
 }
 
@@ -518,11 +510,11 @@ pub fn conv2d_weight_grad<T: Scalar + Tiles>(x: &Tensor, g: &Tensor, a: Option<&
     if gain != T::ONE {
         for_chunks(&mut sums, PARALLEL_ELEMENTS / 2, |_, sums: &mut [T]| sums.iter_mut().for_each(|v| *v *= gain));
     }
-    Tensor::from_vec(&[e.g[2], e.k[0], e.k[1], e.x[2]], sums)
+    Tensor::from_buffer(&[e.g[2], e.k[0], e.k[1], e.x[2]], sums)
 }
 
 /// The weight gradient without its gain.
-fn weight_grad_sums<T: Scalar + Tiles>(x: &Tensor, g: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d, e: Extent) -> Vec<T> {
+fn weight_grad_sums<T: Scalar + Tiles>(x: &Tensor, g: &Tensor, a: Option<&Tensor>, b: Option<&Tensor>, spec: Conv2d, e: Extent) -> Buffer<T> {
     let isa = Isa::detect();
     let (xs, gs, a, b) = (x.as_slice::<T>(), g.as_slice::<T>(), slice_of::<T>(a), slice_of::<T>(b));
     let ([h_out, w_out, c_out], c_in) = (e.g, e.x[2]);
@@ -530,7 +522,7 @@ fn weight_grad_sums<T: Scalar + Tiles>(x: &Tensor, g: &Tensor, a: Option<&Tensor
     let values = e.k[0] * line;
     let (size, pixels) = (c_out * values, e.n * h_out * w_out);
     if size == 0 || pixels == 0 {
-        return zero_vec::<T>(size);
+        return Buffer::<T>::zeros(size);
     }
     if let Some(scheme) = winograd::of_weight_grad(spec.stride, &e) {
         return winograd::weight_grad(scheme, xs, gs, a, b, spec.padding, &e);
@@ -544,7 +536,7 @@ fn weight_grad_sums<T: Scalar + Tiles>(x: &Tensor, g: &Tensor, a: Option<&Tensor
     let parts = parts(e.n, h_out, PART_PIXELS.min(pixels.div_ceil(chunks)).div_ceil(w_out));
     let per_chunk = parts.len().div_ceil(chunks);
     let chunks = parts.len().div_ceil(per_chunk);
-    let mut partial = stale_vec::<T>(chunks * size);
+    let mut partial = Buffer::<T>::stale(chunks * size);
     let mr = outer_rows(isa);
     let slack = if line.is_multiple_of(panel_width::<T>()) { 0 } else { panel_width::<T>() };
 
@@ -562,7 +554,7 @@ fn weight_grad_sums<T: Scalar + Tiles>(x: &Tensor, g: &Tensor, a: Option<&Tensor
             let all: Vec<(usize, usize)> = part.images.clone().flat_map(|i| part.rows.clone().map(move |y| (i, y))).collect();
             for block in all.chunks(rows_per_block) {
                 runs.clear(spec.stride[1] * c_in, mr);
-                let mut grad = stale_vec::<T>(count.div_ceil(mr) * mr * block.len() * w_out);
+                let mut grad = Buffer::<T>::stale(count.div_ceil(mr) * mr * block.len() * w_out);
                 match mr {
                     2 => pack_grad::<T, 2>(&mut grad, gs, block, &e, first, count, b),
                     6 => pack_grad::<T, 6>(&mut grad, gs, block, &e, first, count, b),
@@ -582,7 +574,6 @@ fn weight_grad_sums<T: Scalar + Tiles>(x: &Tensor, g: &Tensor, a: Option<&Tensor
                         }
                     }
                 }
-                recycle(grad);
                 accumulate = true;
             }
         }

@@ -1,7 +1,7 @@
 //! Host implementation: one pass, vectorised by the compiler for AVX2 and for the baseline.
 
 use super::{Map, Power, Zip};
-use crate::device::cpu::{for_chunks, simd_dispatch, stale_vec};
+use crate::device::cpu::{Buffer, for_chunks, simd_dispatch};
 use crate::tensor::{Scalar, Tensor};
 
 const CHUNK: usize = 1 << 13;
@@ -35,9 +35,9 @@ simd_dispatch! {
 
 fn pass<T: Scalar>(x: &Tensor, f: impl Fn(T) -> T + Sync + Send) -> Tensor {
     let src = x.as_slice::<T>();
-    let mut out = stale_vec::<T>(src.len());
+    let mut out = Buffer::<T>::stale(src.len());
     for_chunks(&mut out, CHUNK, |at, chunk| map_slice(chunk, &src[at..], &f));
-    Tensor::from_vec(x.shape(), out)
+    Tensor::from_buffer(x.shape(), out)
 }
 
 pub fn map<T: Scalar>(x: &Tensor, f: Map) -> Tensor {
@@ -87,21 +87,21 @@ pub fn saturate<T: Scalar>(x: &Tensor, scale: f64, shift: f64) -> Tensor {
 
 pub fn zip<T: Scalar>(a: &Tensor, b: &Tensor, f: Zip) -> Tensor {
     let (u, v) = (a.as_slice::<T>(), b.as_slice::<T>());
-    let mut out = stale_vec::<T>(u.len());
+    let mut out = Buffer::<T>::stale(u.len());
     for_chunks(&mut out, CHUNK, |at, chunk| match f {
         Zip::Add => zip_slice(chunk, &u[at..], &v[at..], |p, q| p + q),
         Zip::Sub => zip_slice(chunk, &u[at..], &v[at..], |p, q| p - q),
         Zip::Mul => zip_slice(chunk, &u[at..], &v[at..], |p, q| p * q),
     });
-    Tensor::from_vec(a.shape(), out)
+    Tensor::from_buffer(a.shape(), out)
 }
 
 pub fn channel_scale<T: Scalar>(x: &Tensor, s: &Tensor) -> Tensor {
     let (src, scale) = (x.as_slice::<T>(), s.as_slice::<T>());
     let (n, c) = (s.dim(0), s.dim(1));
-    let mut out = stale_vec::<T>(src.len());
+    let mut out = Buffer::<T>::stale(src.len());
     if out.is_empty() {
-        return Tensor::from_vec(x.shape(), out);
+        return Tensor::from_buffer(x.shape(), out);
     }
     let per_sample = src.len() / n;
     let pixels_per_chunk = (CHUNK / c).max(1);
@@ -116,5 +116,5 @@ pub fn channel_scale<T: Scalar>(x: &Tensor, s: &Tensor) -> Tensor {
             (at, rest) = (at + len, others);
         }
     });
-    Tensor::from_vec(x.shape(), out)
+    Tensor::from_buffer(x.shape(), out)
 }

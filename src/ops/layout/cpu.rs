@@ -1,6 +1,6 @@
 //! Host implementation: runs of contiguous elements are copied whole.
 
-use crate::device::cpu::{for_chunks, stale_vec, zero_vec};
+use crate::device::cpu::{Buffer, for_chunks};
 use crate::tensor::{Scalar, Tensor};
 
 pub fn permute<T: Scalar>(x: &Tensor, order: &[usize]) -> Tensor {
@@ -11,7 +11,7 @@ pub fn permute<T: Scalar>(x: &Tensor, order: &[usize]) -> Tensor {
     }
     let shape: Vec<usize> = order.iter().map(|&d| x.dim(d)).collect();
     let from: Vec<usize> = order.iter().map(|&d| strides[d]).collect();
-    let mut out = stale_vec::<T>(src.len());
+    let mut out = Buffer::<T>::stale(src.len());
     let inner = shape.last().copied().unwrap_or(1).max(1);
     let inner_stride = from.last().copied().unwrap_or(1);
     let rows_per_chunk = ((1 << 13) / inner).max(1);
@@ -27,7 +27,7 @@ pub fn permute<T: Scalar>(x: &Tensor, order: &[usize]) -> Tensor {
             }
         }
     });
-    Tensor::from_vec(&shape, out)
+    Tensor::from_buffer(&shape, out)
 }
 
 fn outer_inner(shape: &[usize], axis: usize) -> (usize, usize) {
@@ -39,11 +39,11 @@ pub fn slice<T: Scalar>(x: &Tensor, axis: usize, start: usize, len: usize) -> Te
     let (src, width) = (x.as_slice::<T>(), x.dim(axis) * inner);
     let mut shape = x.shape().to_vec();
     shape[axis] = len;
-    let mut out = stale_vec::<T>(outer * len * inner);
+    let mut out = Buffer::<T>::stale(outer * len * inner);
     for o in 0..outer {
         out[o * len * inner..][..len * inner].copy_from_slice(&src[o * width + start * inner..][..len * inner]);
     }
-    Tensor::from_vec(&shape, out)
+    Tensor::from_buffer(&shape, out)
 }
 
 pub fn pad<T: Scalar>(x: &Tensor, axis: usize, start: usize, size: usize) -> Tensor {
@@ -51,11 +51,11 @@ pub fn pad<T: Scalar>(x: &Tensor, axis: usize, start: usize, size: usize) -> Ten
     let (src, len) = (x.as_slice::<T>(), x.dim(axis) * inner);
     let mut shape = x.shape().to_vec();
     shape[axis] = size;
-    let mut out = zero_vec::<T>(outer * size * inner);
+    let mut out = Buffer::<T>::zeros(outer * size * inner);
     for o in 0..outer {
         out[(o * size + start) * inner..][..len].copy_from_slice(&src[o * len..][..len]);
     }
-    Tensor::from_vec(&shape, out)
+    Tensor::from_buffer(&shape, out)
 }
 
 pub fn concat<T: Scalar>(parts: &[&Tensor], axis: usize) -> Tensor {
@@ -63,7 +63,7 @@ pub fn concat<T: Scalar>(parts: &[&Tensor], axis: usize) -> Tensor {
     let total: usize = parts.iter().map(|p| p.dim(axis)).sum();
     let mut shape = parts[0].shape().to_vec();
     shape[axis] = total;
-    let mut out = stale_vec::<T>(outer * total * inner);
+    let mut out = Buffer::<T>::stale(outer * total * inner);
     let mut at = 0;
     for p in parts {
         let (src, len) = (p.as_slice::<T>(), p.dim(axis) * inner);
@@ -72,5 +72,5 @@ pub fn concat<T: Scalar>(parts: &[&Tensor], axis: usize) -> Tensor {
         }
         at += len;
     }
-    Tensor::from_vec(&shape, out)
+    Tensor::from_buffer(&shape, out)
 }

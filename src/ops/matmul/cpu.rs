@@ -4,7 +4,7 @@
 use rayon::prelude::*;
 
 use super::Read;
-use crate::device::cpu::{for_chunks, simd_dispatch, zero_vec};
+use crate::device::cpu::{Buffer, for_chunks, simd_dispatch};
 use crate::tensor::{Scalar, Tensor};
 
 /// Products under this many multiply-adds stay on one thread.
@@ -65,14 +65,14 @@ simd_dispatch! {
 
 pub fn matmul<T: Scalar>(alpha: f64, a: &Tensor, ra: Read, b: &Tensor, rb: Read, [m, n, k]: [usize; 3]) -> Tensor {
     let alpha = T::from_f64(alpha);
-    let mut c = zero_vec::<T>(m * n);
+    let mut c = Buffer::<T>::zeros(m * n);
     // Colours to grey: a matrix product spends most of its time on packing.
     if let (1, Read::Plain, Ok(b)) = (n, ra, <&[T; 3]>::try_from(b.as_slice::<T>())) {
         let rows = a.as_slice::<T>().as_chunks::<3>().0;
         for_chunks(&mut c, 1 << 12, |at, c| dots_of_three(c, alpha, &rows[at..], *b));
-        return Tensor::from_vec(&[m, n], c);
+        return Tensor::from_buffer(&[m, n], c);
     }
     let strides = |r: Read, rows: usize, cols: usize| if r == Read::Plain { [cols, 1] } else { [1, rows] };
     gemm_strided(&mut c, alpha, a.as_slice::<T>(), strides(ra, m, k), b.as_slice::<T>(), strides(rb, k, n), [m, n, k]);
-    Tensor::from_vec(&[m, n], c)
+    Tensor::from_buffer(&[m, n], c)
 }

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::{Adam, Pull, Slabs};
 use crate::device::cpu::lanes::{Lanes, Summed, lanes_dispatch};
-use crate::device::cpu::{for_chunks, stale_vec};
+use crate::device::cpu::{Buffer, for_chunks};
 use crate::error::Result;
 use crate::tensor::Tensor;
 
@@ -338,7 +338,7 @@ lanes_dispatch! {
 
 pub fn ewc(params: &Tensor, anchor: &Tensor, fisher: &Tensor, lambda: f64) -> (f64, Tensor) {
     let (p, a, f) = (params.as_slice::<f32>(), anchor.as_slice::<f32>(), fisher.as_slice::<f32>());
-    let mut grad = stale_vec::<f32>(p.len());
+    let mut grad = Buffer::<f32>::stale(p.len());
     let partial: Vec<f64> = grad
         .par_chunks_mut(CHUNK)
         .enumerate()
@@ -347,7 +347,7 @@ pub fn ewc(params: &Tensor, anchor: &Tensor, fisher: &Tensor, lambda: f64) -> (f
             ewc_chunk(&p[range.clone()], Anchored { anchor: &a[range.clone()], fisher: &f[range], lambda: lambda as f32 }, out)
         })
         .collect();
-    (partial.iter().sum::<f64>() * lambda / 2.0, Tensor::from_vec(params.shape(), grad))
+    (partial.iter().sum::<f64>() * lambda / 2.0, Tensor::from_buffer(params.shape(), grad))
 }
 
 pub fn accumulate_squares(into: &mut Tensor, grads: &[Tensor], offsets: &[usize], weight: f64) -> Result<()> {

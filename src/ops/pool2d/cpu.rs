@@ -5,7 +5,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::{Divisor, Window};
-use crate::device::cpu::{PARALLEL_ELEMENTS, for_chunks, recycle, simd_dispatch, stale_vec, zero_vec};
+use crate::device::cpu::{Buffer, PARALLEL_ELEMENTS, for_chunks, simd_dispatch};
 use crate::tensor::{Scalar, Tensor};
 
 /// Values of the result that one task makes, about.
@@ -29,7 +29,7 @@ struct Sizes {
 /// Calls `f(sample, y_out, row)` for every row `[W_out, C]` of the output, in parallel.
 fn output_rows<T: Scalar>(n: usize, s: &Sizes, f: impl Fn(usize, usize, &mut [T]) + Sync + Send) -> Tensor {
     let row = s.out[1] * s.c;
-    let mut y = stale_vec::<T>(n * s.out[0] * row);
+    let mut y = Buffer::<T>::stale(n * s.out[0] * row);
     if !y.is_empty() {
         for_chunks(&mut y, (CHUNK / row).max(1) * row, |at, chunk| {
             for (i, row) in chunk.chunks_exact_mut(row).enumerate() {
@@ -38,7 +38,7 @@ fn output_rows<T: Scalar>(n: usize, s: &Sizes, f: impl Fn(usize, usize, &mut [T]
             }
         });
     }
-    Tensor::from_vec(&[n, s.out[0], s.out[1], s.c], y)
+    Tensor::from_buffer(&[n, s.out[0], s.out[1], s.c], y)
 }
 
 fn gather_sizes(x: &Tensor, out: [usize; 2]) -> Sizes {
@@ -106,9 +106,8 @@ pub fn max_pool2d<T: Scalar>(x: &Tensor, window: Window, out: [usize; 2]) -> Ten
     output_rows::<T>(x.dim(0), &s, |n, y, row| {
         let rows = inside(&window, 0, y, s.image[0]).0;
         let width = s.image[1] * s.c;
-        let mut line = stale_vec::<T>(width);
+        let mut line = Buffer::<T>::stale(width);
         max_row(row, &mut line, &sample(src, &s, n)[rows.start * width..rows.end * width], &columns, s.c);
-        recycle(line);
     })
 }
 
@@ -154,13 +153,13 @@ pub fn gather_taps<T: Scalar>(x: &Tensor, taps: &Tensor, window: Window) -> Tens
 /// Calls `f(sample, image)` for every image of zeros `[N, H, W, C]`, in parallel.
 fn scattered<T: Scalar>(n: usize, s: &Sizes, f: impl Fn(usize, &mut [T]) + Sync + Send) -> Tensor {
     let len = s.image[0] * s.image[1] * s.c;
-    let mut z = zero_vec::<T>(n * len);
+    let mut z = Buffer::<T>::zeros(n * len);
     if len > 0 && z.len() < PARALLEL_ELEMENTS {
         z.chunks_mut(len).enumerate().for_each(|(n, image)| f(n, image));
     } else if len > 0 {
         z.par_chunks_mut(len).enumerate().for_each(|(n, image)| f(n, image));
     }
-    Tensor::from_vec(&[n, s.image[0], s.image[1], s.c], z)
+    Tensor::from_buffer(&[n, s.image[0], s.image[1], s.c], z)
 }
 
 fn scatter_sizes(g: &Tensor, size: [usize; 2]) -> Sizes {

@@ -8,7 +8,7 @@ pub use cuda::Places;
 use rayon::prelude::*;
 
 use crate::device::Device;
-use crate::device::cpu::stale_vec;
+use crate::device::cpu::Buffer;
 use crate::device::profile::{self, Work};
 use crate::error::Result;
 use crate::tensor::Tensor;
@@ -86,7 +86,7 @@ impl Random {
 
     /// Standard normal numbers (Box–Muller, two pairs per block), f32.
     pub fn normal(&mut self, shape: &[usize]) -> Tensor {
-        let mut out = stale_vec::<f32>(shape.iter().product());
+        let mut out = Buffer::<f32>::stale(shape.iter().product());
         self.fill(&mut out, |w| {
             let pair = |a: u32, b: u32| {
                 let radius = (-2.0 * unit(a).ln()).sqrt();
@@ -96,7 +96,7 @@ impl Random {
             let ((a, b), (c, d)) = (pair(w[0], w[1]), pair(w[2], w[3]));
             [a, b, c, d]
         });
-        Tensor::from_vec(shape, out)
+        Tensor::from_buffer(shape, out)
     }
 
     /// As `normal`, made where they are used: the same words, numbers equal to the CPU's to rounding.
@@ -123,9 +123,9 @@ impl Random {
 
     /// Uniform numbers in (0, 1], f32.
     pub fn uniform(&mut self, shape: &[usize]) -> Tensor {
-        let mut out = stale_vec::<f32>(shape.iter().product());
+        let mut out = Buffer::<f32>::stale(shape.iter().product());
         self.fill(&mut out, |w| w.map(unit));
-        Tensor::from_vec(shape, out)
+        Tensor::from_buffer(shape, out)
     }
 
     /// One number in (0, 1].

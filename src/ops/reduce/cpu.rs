@@ -3,7 +3,7 @@
 
 use rayon::prelude::*;
 
-use crate::device::cpu::{PARALLEL_ELEMENTS, for_chunks, recycle, simd_dispatch, stale_vec, zero_vec};
+use crate::device::cpu::{Buffer, PARALLEL_ELEMENTS, for_chunks, simd_dispatch};
 use crate::tensor::{Scalar, Tensor};
 
 /// Adjacent dimensions that are all kept or all summed, as (size, kept).
@@ -22,9 +22,9 @@ pub(super) fn runs(large: &[usize], small: &[usize]) -> Vec<(usize, bool)> {
 }
 
 /// Splits runs into `[outer, mid, inner]` where only `mid` is summed, peeling more than one summed run recursively.
-fn sum_runs<T: Scalar>(x: &[T], runs: &[(usize, bool)]) -> Vec<T> {
+fn sum_runs<T: Scalar>(x: &[T], runs: &[(usize, bool)]) -> Buffer<T> {
     let Some(last) = runs.iter().rposition(|(_, kept)| !kept) else {
-        return x.to_vec();
+        return x.to_vec().into();
     };
     let inner: usize = runs[last + 1..].iter().map(|r| r.0).product();
     let mid = runs[last].0;
@@ -58,8 +58,8 @@ simd_dispatch! {
 }
 
 /// `out[o, i] = Σ_m x[o, m, i]`.
-fn sum_middle<T: Scalar>(x: &[T], outer: usize, mid: usize, inner: usize) -> Vec<T> {
-    let mut out = zero_vec::<T>(outer * inner);
+fn sum_middle<T: Scalar>(x: &[T], outer: usize, mid: usize, inner: usize) -> Buffer<T> {
+    let mut out = Buffer::<T>::zeros(outer * inner);
     if x.is_empty() {
         return out;
     }
@@ -116,15 +116,15 @@ fn sum_slice<T: Scalar>(x: &[T]) -> T {
 }
 
 pub fn sum_to<T: Scalar>(x: &Tensor, shape: &[usize]) -> Tensor {
-    Tensor::from_vec(shape, sum_runs(x.as_slice::<T>(), &runs(x.shape(), shape)))
+    Tensor::from_buffer(shape, sum_runs(x.as_slice::<T>(), &runs(x.shape(), shape)))
 }
 
 pub fn broadcast_to<T: Scalar>(x: &Tensor, shape: &[usize]) -> Tensor {
     let src = x.as_slice::<T>();
     let len: usize = shape.iter().product();
-    let mut out = stale_vec::<T>(len);
+    let mut out = Buffer::<T>::stale(len);
     if len == 0 {
-        return Tensor::from_vec(shape, out);
+        return Tensor::from_buffer(shape, out);
     }
     // The innermost run is either copied from `inner` values or filled from one.
     let runs = runs(shape, x.shape());
@@ -152,20 +152,20 @@ pub fn broadcast_to<T: Scalar>(x: &Tensor, shape: &[usize]) -> Tensor {
             }
         }
     });
-    Tensor::from_vec(shape, out)
+    Tensor::from_buffer(shape, out)
 }
 
 pub fn channel_dot<T: Scalar>(u: &Tensor, v: &Tensor) -> Tensor {
     let (n, c) = (u.dim(0), u.dim(u.rank() - 1));
     let (a, b) = (u.as_slice::<T>(), v.as_slice::<T>());
     if a.is_empty() {
-        return Tensor::from_vec(&[n, c], zero_vec::<T>(n * c));
+        return Tensor::from_buffer(&[n, c], Buffer::<T>::zeros(n * c));
     }
     let pixels = a.len() / (n * c);
     // Parts of a sample's pixels, the last one smaller, whose sums are then added in order.
     let per_part = (PARALLEL_ELEMENTS / c).clamp(1, pixels);
     let parts = pixels.div_ceil(per_part);
-    let mut partial = zero_vec::<T>(n * parts * c);
+    let mut partial = Buffer::<T>::zeros(n * parts * c);
     let one = |index: usize, out: &mut [T]| {
         let (sample, part) = (index / parts, index % parts);
         let range = (sample * pixels + part * per_part) * c..(sample * pixels + ((part + 1) * per_part).min(pixels)) * c;
@@ -177,12 +177,11 @@ pub fn channel_dot<T: Scalar>(u: &Tensor, v: &Tensor) -> Tensor {
         partial.par_chunks_exact_mut(c).enumerate().for_each(|(i, o)| one(i, o));
     }
     if parts == 1 {
-        return Tensor::from_vec(&[n, c], partial);
+        return Tensor::from_buffer(&[n, c], partial);
     }
-    let mut out = zero_vec::<T>(n * c);
+    let mut out = Buffer::<T>::zeros(n * c);
     for (out, parts) in out.chunks_exact_mut(c).zip(partial.chunks_exact(parts * c)) {
         add_rows(out, parts);
     }
-    recycle(partial);
-    Tensor::from_vec(&[n, c], out)
+    Tensor::from_buffer(&[n, c], out)
 }

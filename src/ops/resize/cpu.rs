@@ -1,7 +1,7 @@
 //! Host implementation: sample by sample, first along x, then along y, vectorised over pixels and channels.
 
 use super::Axis;
-use crate::device::cpu::{for_chunks, recycle, stale_vec};
+use crate::device::cpu::{Buffer, for_chunks};
 use crate::tensor::{Scalar, Tensor};
 
 /// First input position and weights of every output position, in the element type.
@@ -13,11 +13,11 @@ pub fn resize<T: Scalar>(x: &Tensor, [oh, ow]: [usize; 2], axes: &[Axis; 2]) -> 
     let (n, h, w, c) = (x.dim(0), x.dim(1), x.dim(2), x.dim(3));
     let src = x.as_slice::<T>();
     let [along_y, along_x] = [taps::<T>(&axes[0]), taps::<T>(&axes[1])];
-    let mut out = stale_vec::<T>(n * oh * ow * c);
+    let mut out = Buffer::<T>::stale(n * oh * ow * c);
     if out.is_empty() {
-        return Tensor::from_vec(&[n, oh, ow, c], out);
+        return Tensor::from_buffer(&[n, oh, ow, c], out);
     }
-    let mut wide = stale_vec::<T>(n * h * ow * c);
+    let mut wide = Buffer::<T>::stale(n * h * ow * c);
     for_chunks(&mut wide, ow * c, |at, row| {
         let from = &src[at / (ow * c) * w * c..][..w * c];
         for (pixel, (start, weights)) in row.chunks_exact_mut(c).zip(&along_x) {
@@ -40,6 +40,5 @@ pub fn resize<T: Scalar>(x: &Tensor, [oh, ow]: [usize; 2], axes: &[Axis; 2]) -> 
             }
         }
     });
-    recycle(wide);
-    Tensor::from_vec(&[n, oh, ow, c], out)
+    Tensor::from_buffer(&[n, oh, ow, c], out)
 }

@@ -4,7 +4,7 @@
 use rayon::prelude::*;
 
 use super::Upfirdn2d;
-use crate::device::cpu::{PARALLEL_ELEMENTS, pieces, prefetch, simd_dispatch, stale_vec};
+use crate::device::cpu::{Buffer, PARALLEL_ELEMENTS, pieces, prefetch, simd_dispatch};
 use crate::ops::bias_act::Epilogue;
 use crate::ops::bias_act::cpu::Finish;
 use crate::tensor::{Scalar, Tensor};
@@ -97,9 +97,9 @@ pub fn upfirdn2d<T: Scalar>(x: &Tensor, spec: &Upfirdn2d, [n, oh, ow, c]: [usize
     let src = x.as_slice::<T>();
     let rows = axis_table::<T>(spec, 0, h, oh, spec.gain);
     let columns = stretches(axis_table::<T>(spec, 1, w, ow, 1.0));
-    let mut out = stale_vec::<T>(n * oh * ow * c);
+    let mut out = Buffer::<T>::stale(n * oh * ow * c);
     if out.is_empty() {
-        return Tensor::from_vec(&[n, oh, ow, c], out);
+        return Tensor::from_buffer(&[n, oh, ow, c], out);
     }
     let finish = then.is_some().then(|| Finish::<T>::new(c, then));
     let one_row = |index: usize, out: &mut [T], line: &mut Vec<T>| {
@@ -115,5 +115,5 @@ pub fn upfirdn2d<T: Scalar>(x: &Tensor, spec: &Upfirdn2d, [n, oh, ow, c]: [usize
     } else {
         out.par_chunks_exact_mut(ow * c).enumerate().for_each_init(Vec::new, |line, (i, o)| one_row(i, o, line));
     }
-    Tensor::from_vec(&[n, oh, ow, c], out)
+    Tensor::from_buffer(&[n, oh, ow, c], out)
 }

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 
 use super::tile::{self, Columns, Gather, Outer, Pixels, Product, Rows, Tiles, Transform, Winograd, line_width, outer_slack, panel_width, transform};
 use super::{Direct, Ends, Extent, MANY_WEIGHTS, Map, Part, Phase, SERIAL_MACS, TASK_MACS, Weights, parts, sum_of_parts};
-use crate::device::cpu::{Isa, pieces, prefetch, recycle, stale_vec};
+use crate::device::cpu::{Buffer, Isa, pieces, prefetch};
 use crate::tensor::{HostBuffer, Scalar};
 
 /// Transformed weights along an axis.
@@ -162,10 +162,10 @@ fn weight_pitch<T>(c_in: usize) -> usize {
 }
 
 /// `[tap, input channel, width]` of each panel to `[transformed weight, input channel, width]`, these `weight_pitch` apart.
-pub fn transform_weights<T: Scalar + Tiles>(isa: Isa, of: Winograd, panels: &[T], c_in: usize, c_out: usize) -> Vec<T> {
+pub fn transform_weights<T: Scalar + Tiles>(isa: Isa, of: Winograd, panels: &[T], c_in: usize, c_out: usize) -> Buffer<T> {
     const ALL: usize = WEIGHTS * WEIGHTS;
     let full = c_in * panel_width::<T>();
-    let mut out = stale_vec::<T>(ALL * weight_pitch::<T>(c_in) * c_out.div_ceil(panel_width::<T>()));
+    let mut out = Buffer::<T>::stale(ALL * weight_pitch::<T>(c_in) * c_out.div_ceil(panel_width::<T>()));
     // The last panel may be narrow. Parts of a panel are cut so that a task's planes stay in the L1 cache.
     let one = |(from, to): (&[T], &mut [T])| {
         let len = from.len() / 9;
@@ -193,10 +193,10 @@ pub fn run_map<T: Scalar + Tiles>(
     ends: &Ends<T>,
     weights: &Weights,
     panels: &dyn Fn() -> Vec<Arc<HostBuffer<T>>>,
-) -> Vec<T> {
+) -> Buffer<T> {
     let ([h_out, w_out, c_out], c_in) = (map.output, map.input[2]);
     let source = Source { of: scheme.input, step: scheme.step, values: ends.x, size: map.input, scale: ends.scale_in, start: map.phases[0].start };
-    let mut out = stale_vec::<T>(map.n * h_out * w_out * c_out);
+    let mut out = Buffer::<T>::stale(map.n * h_out * w_out * c_out);
     if out.is_empty() {
         return out;
     }
@@ -247,18 +247,17 @@ impl<T: Scalar + Tiles> Run<'_, T> {
     fn part(&self, rows: &mut Rows, (part, out): (&Part, &mut [T])) {
         let (tiles, c_out) = (self.source.tiles(part, self.columns), self.map.output[2]);
         let (input_pitch, pitch_out) = (self.source.plane_pitch(tiles), self.products_pitch(tiles));
-        let mut input = stale_vec::<T>(self.scheme.planes() * input_pitch);
+        let mut input = Buffer::<T>::stale(self.scheme.planes() * input_pitch);
         self.source.planes(self.isa, part, self.columns, &mut input);
-        let mut products = stale_vec::<T>(self.scheme.planes() * pitch_out);
+        let mut products = Buffer::<T>::stale(self.scheme.planes() * pitch_out);
         let (depth, weight_pitch) = (self.map.input[2], weight_pitch::<T>(self.map.input[2]));
         for (plane, products) in products.chunks_exact_mut(pitch_out).enumerate() {
             let panels = &self.weights[self.scheme.weight_of(plane) * weight_pitch..];
             let (input, pitch, panel_pitch) = (&input[plane * input_pitch..], self.source.pitch(), WEIGHTS * WEIGHTS * weight_pitch);
             tile::product(self.isa, &Product { input, rows: tiles, depth, pitch, panels, panel_pitch, pass: PASS_CHANNELS, columns: c_out }, products);
         }
-        recycle(input);
+        drop(input);
         self.finish(rows, part, (&products, pitch_out), out);
-        recycle(products);
     }
 
     /// All parts together, plane by plane: few tiles, which meet each of many weights once and not once for every part.
@@ -266,11 +265,11 @@ impl<T: Scalar + Tiles> Run<'_, T> {
         let c_out = self.map.output[2];
         let tiles: Vec<usize> = parts.iter().map(|part| self.source.tiles(part, self.columns)).collect();
         let values = |tiles: usize| self.scheme.planes() * self.source.plane_pitch(tiles);
-        let mut input = stale_vec::<T>(tiles.iter().map(|n| values(*n)).sum());
+        let mut input = Buffer::<T>::stale(tiles.iter().map(|n| values(*n)).sum());
         let transforms: Vec<_> = parts.iter().zip(pieces(&mut input, tiles.iter().map(|n| values(*n)))).collect();
         transforms.into_par_iter().for_each(|(part, to)| self.source.planes(self.isa, part, self.columns, to));
         let pitch_out = self.products_pitch(tiles.iter().sum());
-        let mut products = stale_vec::<T>(self.scheme.planes() * pitch_out);
+        let mut products = Buffer::<T>::stale(self.scheme.planes() * pitch_out);
         products.par_chunks_exact_mut(pitch_out).enumerate().for_each_init(Rows::default, |rows, (plane, mut products)| {
             let (mut start, mut todo) = (0, &tiles[..]);
             while !todo.is_empty() {
@@ -285,13 +284,12 @@ impl<T: Scalar + Tiles> Run<'_, T> {
                 products = others;
             }
         });
-        recycle(input);
+        drop(input);
         let firsts = tiles.iter().scan(0, |first, n| Some(std::mem::replace(first, *first + n)));
         let tasks: Vec<_> = tasks.into_iter().zip(firsts).collect();
         tasks.into_par_iter().for_each_init(Rows::default, |rows, ((part, out), first)| {
             self.finish(rows, part, (&products[first * c_out..], pitch_out), out);
         });
-        recycle(products);
     }
 
     /// Distance between the products of `tiles` in one plane and in the next.
@@ -428,7 +426,7 @@ pub fn of_weight_grad(stride: [usize; 2], e: &Extent) -> Option<(&'static Scheme
 }
 
 /// The weight gradient `[C_out, 3, 3, C_in]` by what `of_weight_grad` gave.
-pub fn weight_grad<T: Scalar + Tiles>((scheme, [of_grad, of_sums]): (&Scheme, [Winograd; 2]), x: &[T], g: &[T], a: Option<&[T]>, b: Option<&[T]>, padding: [usize; 2], e: &Extent) -> Vec<T> {
+pub fn weight_grad<T: Scalar + Tiles>((scheme, [of_grad, of_sums]): (&Scheme, [Winograd; 2]), x: &[T], g: &[T], a: Option<&[T]>, b: Option<&[T]>, padding: [usize; 2], e: &Extent) -> Buffer<T> {
     let (c_in, c_out) = (e.x[2], e.g[2]);
     let grid = scheme.grid([e.g[0], e.g[1]]);
     let inputs = Source { of: scheme.input, step: scheme.step, values: x, size: e.x, scale: a, start: padding.map(|p| -(p as isize)) };
@@ -440,13 +438,12 @@ pub fn weight_grad<T: Scalar + Tiles>((scheme, [of_grad, of_sums]): (&Scheme, [W
     let few_weights = c_in * c_out <= FEW_WEIGHTS && parts.len() >= CHUNKS / 2;
     let sums = if few_weights { products.by_chunks(&parts) } else { products.by_weights(&parts) };
     let (isa, pitch) = (products.isa, products.sums_pitch());
-    let mut out = stale_vec::<T>(c_out * 9 * c_in);
+    let mut out = Buffer::<T>::stale(c_out * 9 * c_in);
     out.par_chunks_exact_mut(9 * c_in).enumerate().for_each(|(o, out)| {
         let (first, from_pitch) = ((o * c_in) as isize, [WEIGHTS * pitch, pitch]);
         let job = Transform { of: of_sums, from: &sums, first, from_pitch, inside: None, to_pitch: [3 * c_in, c_in], channels: c_in, keep: [3; 2], scale: None };
         transform(isa, &job, out);
     });
-    recycle(sums);
     out
 }
 
@@ -481,10 +478,10 @@ impl<T: Scalar + Tiles> Products<'_, T> {
     }
 
     /// Memory for the planes of parts.
-    fn memory(&self, parts: &[Part]) -> [Vec<T>; 2] {
+    fn memory(&self, parts: &[Part]) -> [Buffer<T>; 2] {
         let [c_in, c_out] = self.channels();
         let slack = outer_slack::<T>(self.isa, c_in, c_out);
-        [0, 1].map(|i| stale_vec::<T>(parts.iter().map(|part| self.values(part)[i]).sum::<usize>() + slack[i]))
+        [0, 1].map(|i| Buffer::<T>::stale(parts.iter().map(|part| self.values(part)[i]).sum::<usize>() + slack[i]))
     }
 
     /// Adds one weight's products of the parts, whose planes lie one after the other, for output channels from `first` on.
@@ -510,11 +507,11 @@ impl<T: Scalar + Tiles> Products<'_, T> {
     }
 
     /// Tasks of some tiles each, with sums of their own: the planes of a part stay in the L2 cache.
-    fn by_chunks(&self, parts: &[Part]) -> Vec<T> {
+    fn by_chunks(&self, parts: &[Part]) -> Buffer<T> {
         let ([c_in, c_out], len) = (self.channels(), WEIGHTS * WEIGHTS * self.sums_pitch());
         let per_chunk = parts.len().div_ceil(CHUNKS);
         let chunks: Vec<&[Part]> = parts.chunks(per_chunk).collect();
-        let mut partial = stale_vec::<T>(chunks.len() * len);
+        let mut partial = Buffer::<T>::stale(chunks.len() * len);
         let one = |pixels: &mut Pixels, (parts, sums): (&[Part], &mut [T])| {
             for (i, part) in parts.iter().enumerate() {
                 let mut planes = self.memory(std::slice::from_ref(part));
@@ -524,7 +521,6 @@ impl<T: Scalar + Tiles> Products<'_, T> {
                 for (weight, sums) in sums.chunks_exact_mut(self.sums_pitch()).enumerate() {
                     self.add(pixels, std::slice::from_ref(part), [&planes[0], &planes[1]], weight, 0, i > 0, &mut sums[..c_out * c_in]);
                 }
-                planes.into_iter().for_each(recycle);
             }
         };
         chunks.into_par_iter().zip(partial.par_chunks_exact_mut(len)).for_each_init(Pixels::default, one);
@@ -532,10 +528,10 @@ impl<T: Scalar + Tiles> Products<'_, T> {
     }
 
     /// Tasks of one weight and some output channels each, on the planes of as many parts as there may be at a time.
-    fn by_weights(&self, parts: &[Part]) -> Vec<T> {
+    fn by_weights(&self, parts: &[Part]) -> Buffer<T> {
         let [c_in, c_out] = self.channels();
         let per_block = (BLOCK_VALUES / (self.scheme.planes() * (c_in + c_out))).max(BLOCK_TILES).div_ceil(self.tiles(&parts[0]));
-        let mut sums = stale_vec::<T>(WEIGHTS * WEIGHTS * self.sums_pitch());
+        let mut sums = Buffer::<T>::stale(WEIGHTS * WEIGHTS * self.sums_pitch());
         for (index, block) in parts.chunks(per_block).enumerate() {
             let mut planes = self.memory(block);
             let mut tasks = Vec::with_capacity(2 * block.len());
@@ -555,7 +551,6 @@ impl<T: Scalar + Tiles> Products<'_, T> {
                 self.add(pixels, block, [&planes[0], &planes[1]], weight, first, index > 0, sums);
             };
             tasks.into_par_iter().for_each_init(Pixels::default, one);
-            planes.into_iter().for_each(recycle);
         }
         sums
     }
