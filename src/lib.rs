@@ -50,6 +50,7 @@
 //! by `ops/<family>/cuda.rs`: an op runs where its tensors live. Nothing falls back: an op without a kernel says so.
 //! `training::run` queues each kind of iteration once op by op, records it as a graph, and from then on queues the graph;
 //! what differs between iterations is in the GPU's memory before, so the host waits only for losses that somebody reads.
+//! Work that the next does not need goes beside it (`device::cuda::beside`): the pass of D's optimiser beside G's forward pass.
 //!
 //! `tests/cuda_on_cpu` models the CUDA execution model and the driver on the CPU, so the kernels and all of this host code
 //! run under `cargo test` on any machine. `recant doctor` and `recant bench` are for a real GPU (`cli::probes` lists what

@@ -7,11 +7,13 @@ mod common;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use common::gpu;
+use recant::device::cuda::Workspace;
 use recant::device::{CudaDevice, Device, Precision};
 use recant::error::{Error, Result};
 use recant::io::meeting::free_address;
 use recant::models::stylegan2::StyleGan2Config;
 use recant::nn::ParamSlab;
+use recant::ops::elementwise::{Zip, zip};
 use recant::ops::random::Random;
 use recant::tensor::{DType, Inbox, Tensor};
 use recant::training::ranks::{Place, Ranks};
@@ -310,7 +312,7 @@ fn unusable_drivers_are_refused_in_one_line() {
 fn a_recording_needs_its_rehearsal() {
     let _turn = turn();
     let device = gpu::cuda();
-    let workspace = recant::device::cuda::Workspace::default();
+    let workspace = Workspace::default();
     let work = |len: usize| -> Result<Tensor> { Tensor::full_on(&[len], 2.0, DType::F32, &Device::Cuda(device.clone())) };
     let text = |e: Result<_>| e.err().map(|e: Error| e.to_string()).unwrap_or_default();
     let unrehearsed = text(device.record(&workspace, || work(1000)).map(|_| ()));
@@ -321,4 +323,36 @@ fn a_recording_needs_its_rehearsal() {
     let (mut graph, filled) = device.record(&workspace, || work(1000)).unwrap();
     graph.launch().unwrap();
     assert_eq!(filled.to_vec::<f32>(), vec![2.0; 1000]);
+}
+
+/// What is queued beside other work reads and writes what it would in its place in the stream, whether it runs as early as it
+/// can or as late, and memory that it reads is not used again before.
+#[test]
+fn work_beside_other_work() {
+    let _turn = turn();
+    let device = gpu::cuda();
+    let workspace = Workspace::default();
+    let of = |value: f64| Tensor::full_on(&[1000], value, DType::F32, &Device::Cuda(device.clone()));
+    let work = || -> Result<[Tensor; 2]> {
+        let twos = of(2.0)?;
+        let (beside, fours) = device.beside(|| zip(&twos, &twos, Zip::Add))?;
+        drop(twos);
+        let sevens = of(7.0)?;
+        let second = device.beside(|| Ok(()));
+        assert!(second.is_err_and(|e| e.to_string().contains("has not been waited for")));
+        beside.join()?;
+        Ok([fours, sevens])
+    };
+    let check = |made: [Tensor; 2]| assert_eq!(made.map(|t| t.to_vec::<f32>()), [vec![4.0; 1000], vec![7.0; 1000]]);
+    for _ in 0..2 {
+        device.with_workspace(&workspace, || check(work().unwrap()));
+        cuda_on_cpu::with_lazy_streams(|| device.with_workspace(&workspace, || check(work().unwrap())));
+    }
+    let (mut graph, made) = device.record(&workspace, work).unwrap();
+    graph.launch().unwrap();
+    check(made);
+    // What fails there is joined, too: a recording can end, and the next work begin.
+    let failing = || device.beside(|| of(1.0).and(Err::<(), _>(Error::config("--test", "fails"))));
+    assert!(device.record(&workspace, || failing().map(|_| ())).err().unwrap().to_string().contains("fails"));
+    device.with_workspace(&workspace, || check(work().unwrap()));
 }

@@ -1,8 +1,10 @@
-//! A GPU: its kernels, its memory, one stream.
+//! A GPU: its kernels, its memory, its stream.
 //!
 //! The driver library is looked up at run time. Every cudarc call panics where there is none, so `open` asks for it
-//! first. All work of a device goes through one stream: memory is given back in stream order, so a buffer may be
-//! dropped while kernels that read it are still queued.
+//! first. All work of a device goes through one stream, but for what `beside` forks off and joins again: memory is given back in
+//! stream order, so a buffer may be dropped while kernels that read it are still queued.
+
+mod beside;
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::c_void;
@@ -18,6 +20,7 @@ use half::bf16;
 
 use super::Precision;
 use crate::error::{Error, Result};
+pub use beside::Beside;
 
 /// The table that build.rs writes: `STEMS`, `FATBINS`, `COMPILER`, `ARCHITECTURES`.
 pub mod embedded {
@@ -151,6 +154,12 @@ pub struct CudaDevice(Arc<Inner>);
 struct Inner {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
+    /// Where work goes that is queued beside that of the stream.
+    side: Arc<CudaStream>,
+    /// Whether what is queued goes there.
+    aside: AtomicBool,
+    /// What was dropped while there is work that the stream has not waited for.
+    kept: Mutex<Option<Vec<beside::Dropped>>>,
     precision: Precision,
     capability: (i32, i32),
     multiprocessors: u32,
@@ -161,10 +170,20 @@ struct Inner {
     workspace: Mutex<Option<Workspace>>,
     /// Whether queued work is recorded instead of run.
     recording: AtomicBool,
-    /// Whether what was recorded last is a kernel.
-    behind_kernel: AtomicBool,
+    /// What was queued or recorded last.
+    last: Mutex<Last>,
     /// The driver's memory that was dropped during a recording: it cannot be given back there.
     late: Mutex<Vec<CudaSlice<u8>>>,
+}
+
+/// What a kernel is queued behind.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Last {
+    Kernel,
+    /// A copy or a fill, or the beginning.
+    Other,
+    /// Two streams have parted or joined.
+    OtherStream,
 }
 
 struct Entry {
@@ -220,13 +239,13 @@ impl CudaDevice {
     #[doc(hidden)]
     pub fn with_images(ordinal: usize, precision: Precision, image: &dyn Fn(&str) -> Option<Vec<u8>>) -> Result<CudaDevice> {
         let context = driver_context(ordinal)?;
-        // SAFETY: all work of this device is on one stream, so no event is needed to order it; nothing is allocated yet.
+        // SAFETY: all work of this device is on one stream, or ordered with it by `beside`; nothing is allocated yet.
         unsafe { context.disable_event_tracking() };
         keep_freed_memory(&context)?;
         let capability = context.compute_capability().map_err(failed("asking for the GPU's compute capability"))?;
         let count = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
         let multiprocessors = context.attribute(count).map_err(failed("asking what the GPU is"))?.max(1) as u32;
-        let stream = context.new_stream().map_err(failed("creating a stream"))?;
+        let [stream, side] = [context.new_stream(), context.new_stream()].map(|s| s.map_err(failed("creating a stream")));
         let mut functions = HashMap::new();
         for (stem, entries) in KERNELS {
             let image = image(stem).ok_or_else(|| Error::Cuda {
@@ -241,7 +260,22 @@ impl CudaDevice {
                 functions.insert(*entry, Entry { function, launches: AtomicU64::new(0), roomy: AtomicBool::new(false), overlaps });
             }
         }
-        let inner = Inner { context, stream, precision, capability, multiprocessors, chip: AtomicU32::new(multiprocessors), functions, workspace: Mutex::default(), recording: AtomicBool::new(false), behind_kernel: AtomicBool::new(false), late: Mutex::default() };
+        let inner = Inner {
+            context,
+            stream: stream?,
+            side: side?,
+            aside: AtomicBool::new(false),
+            kept: Mutex::default(),
+            precision,
+            capability,
+            multiprocessors,
+            chip: AtomicU32::new(multiprocessors),
+            functions,
+            workspace: Mutex::default(),
+            recording: AtomicBool::new(false),
+            last: Mutex::new(Last::Other),
+            late: Mutex::default(),
+        };
         Ok(CudaDevice(Arc::new(inner)))
     }
 
@@ -322,9 +356,9 @@ impl CudaDevice {
         self.0.stream.record_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT)).map(Mark).map_err(failed("marking a time"))
     }
 
-    /// Waits until all work is done; reports what failed in it.
+    /// Waits until all work of the stream is done; reports what failed in it.
     pub fn synchronize(&self) -> Result<()> {
-        self.0.stream.synchronize().map_err(failed("running kernels"))
+        self.queue().synchronize().map_err(failed("running kernels"))
     }
 
     /// Memory of `bytes` bytes that nobody has written.
@@ -349,7 +383,12 @@ impl CudaDevice {
     fn driver_memory(&self, bytes: usize) -> Result<CudaSlice<u8>> {
         // The driver refuses an allocation of nothing.
         // SAFETY: the content is unspecified; whoever asked writes it before anything reads it.
-        unsafe { self.0.stream.alloc::<u8>(bytes.max(1)) }.map_err(|e| self.out_of_memory(bytes, e))
+        let memory = unsafe { self.0.stream.alloc::<u8>(bytes.max(1)) }.map_err(|e| self.out_of_memory(bytes, e))?;
+        if self.0.aside.load(Ordering::Relaxed) {
+            // It is there when the stream has come so far.
+            self.0.side.join(&self.0.stream).map_err(failed("waiting for GPU memory"))?;
+        }
+        Ok(memory)
     }
 
     /// Memory for `len` f32 that nobody has written.
@@ -397,7 +436,7 @@ impl CudaDevice {
         self.bind()?;
         // SAFETY: the buffer holds the bytes, by the assertion. The source is ordinary memory, which the driver has read
         // when the call returns.
-        unsafe { result::memcpy_htod_async(buffer.pointer(), data, self.0.stream.cu_stream()) }.map_err(failed("copying to the GPU"))
+        unsafe { result::memcpy_htod_async(buffer.pointer(), data, self.queue().cu_stream()) }.map_err(failed("copying to the GPU"))
     }
 
     /// `count` elements from byte `offset` of `buffer`, after all work queued so far.
@@ -407,7 +446,7 @@ impl CudaDevice {
         if count > 0 {
             self.bind()?;
             // SAFETY: both sides hold the bytes, by the assertion; `data` is not touched before the stream is done.
-            unsafe { result::memcpy_dtoh_async(&mut data, buffer.pointer() + offset as u64, self.0.stream.cu_stream()) }
+            unsafe { result::memcpy_dtoh_async(&mut data, buffer.pointer() + offset as u64, self.queue().cu_stream()) }
                 .map_err(failed("copying from the GPU"))?;
         }
         self.synchronize()?;
@@ -423,9 +462,9 @@ impl CudaDevice {
             return Ok(());
         }
         self.bind()?;
-        self.0.behind_kernel.store(false, Ordering::Relaxed);
+        *locked(&self.0.last) = Last::Other;
         // SAFETY: passed on to the caller.
-        unsafe { result::memcpy_dtod_async(to, from, bytes, self.0.stream.cu_stream()) }.map_err(failed("copying on the GPU"))
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.queue().cu_stream()) }.map_err(failed("copying on the GPU"))
     }
 
     /// Memory of `len` f32, all `value`.
@@ -444,9 +483,9 @@ impl CudaDevice {
         let words = buffer.bytes / size_of::<u32>();
         if words > 0 {
             self.bind()?;
-            self.0.behind_kernel.store(false, Ordering::Relaxed);
+            *locked(&self.0.last) = Last::Other;
             // SAFETY: the buffer holds the words.
-            unsafe { sys::cuMemsetD32Async(buffer.pointer(), word, words, self.0.stream.cu_stream()) }
+            unsafe { sys::cuMemsetD32Async(buffer.pointer(), word, words, self.queue().cu_stream()) }
                 .result()
                 .map_err(failed("filling GPU memory"))?;
         }
@@ -464,7 +503,7 @@ impl CudaDevice {
     /// still runs. It waits there for the end of that one, so results are those of a stream without overlap;
     /// kernels/common.cuh (`dependent_launch`) says why. A recording keeps this as programmatic edges of the graph, which may
     /// only lie between kernels: behind a copy or a fill a kernel is recorded without. In a stream one begins when the
-    /// kernel before it has ended, and the kernel after it when it has.
+    /// kernel before it has ended, and the kernel after it when it has. Behind a wait for another stream a kernel never overlaps.
     /// Code for chips before compute capability 9.0 does not wait, be it for such a GPU or compiled by the driver from older
     /// PTX: a kernel of that kind is launched without.
     ///
@@ -483,8 +522,12 @@ impl CudaDevice {
             entry.function.set_attribute(attribute, grid.shared as i32).map_err(failed(kernel))?;
             entry.roomy.store(true, Ordering::Relaxed);
         }
-        let behind_kernel = self.0.behind_kernel.swap(true, Ordering::Relaxed);
-        let overlaps = entry.overlaps && (behind_kernel || !self.is_recording());
+        let overlaps = entry.overlaps
+            && match std::mem::replace(&mut *locked(&self.0.last), Last::Kernel) {
+                Last::Kernel => true,
+                Last::Other => !self.is_recording(),
+                Last::OtherStream => false,
+            };
         let mut overlap = sys::CUlaunchAttribute {
             id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],
@@ -499,7 +542,7 @@ impl CudaDevice {
             blockDimY: 1,
             blockDimZ: 1,
             sharedMemBytes: grid.shared,
-            hStream: self.0.stream.cu_stream(),
+            hStream: self.queue().cu_stream(),
             attrs: &raw mut overlap,
             numAttrs: u32::from(overlaps),
         };
@@ -517,8 +560,22 @@ impl CudaDevice {
         &self.0.stream
     }
 
+    /// Where work goes now.
+    fn queue(&self) -> &CudaStream {
+        if self.0.aside.load(Ordering::Relaxed) { &self.0.side } else { &self.0.stream }
+    }
+
     fn is_recording(&self) -> bool {
         self.0.recording.load(Ordering::Relaxed)
+    }
+
+    /// Memory that nothing queued later uses any more.
+    fn give_back(&self, home: Option<&Workspace>, memory: CudaSlice<u8>) {
+        match home {
+            Some(workspace) => workspace.give(memory),
+            None if self.is_recording() => locked(&self.0.late).push(memory),
+            None => drop(memory),
+        }
     }
 
     /// Runs `work` with its memory from `workspace`.
@@ -560,7 +617,7 @@ impl CudaDevice {
         }
         self.0.stream.begin_capture(mode).map_err(failed("starting to record a graph"))?;
         self.0.recording.store(true, Ordering::Relaxed);
-        self.0.behind_kernel.store(false, Ordering::Relaxed);
+        *locked(&self.0.last) = Last::Other;
         let recording = Recording(&self.0);
         let result = self.with_workspace(workspace, work);
         drop(recording);
@@ -776,11 +833,10 @@ impl Shadow {
 
 impl Drop for CudaBuffer {
     fn drop(&mut self) {
-        let Some(memory) = self.memory.take() else { return };
-        match &self.home {
-            Some(workspace) => workspace.give(memory),
-            None if self.device.is_recording() => locked(&self.device.0.late).push(memory),
-            None => drop(memory),
+        let (Some(memory), home) = (self.memory.take(), self.home.take()) else { return };
+        match &mut *locked(&self.device.0.kept) {
+            Some(kept) => kept.push((home, memory)),
+            None => self.device.give_back(home.as_ref(), memory),
         }
     }
 }

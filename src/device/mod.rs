@@ -12,14 +12,14 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::error::{Error, Result};
-pub use cuda::CudaDevice;
+pub use cuda::{Beside, CudaDevice};
 
 /// Where a tensor lives and an op runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Device {
     /// The host, its threads managed by rayon.
     Cpu,
-    /// One GPU, one stream.
+    /// One GPU.
     Cuda(CudaDevice),
 }
 
@@ -105,6 +105,16 @@ impl Choice {
         match self {
             Choice::Auto(_) | Choice::Cpu => Ok(()),
             Choice::Cuda(ordinal) => Err(Error::Unsupported { op: what, problem: format!("it runs on the CPU, not on cuda:{ordinal}; use --device cpu") }),
+        }
+    }
+}
+
+impl Device {
+    /// Queues what `work` queues beside what is queued after it, until the join (`CudaDevice::beside`). The CPU does it at once.
+    pub fn beside<R>(&self, work: impl FnOnce() -> Result<R>) -> Result<(Option<Beside>, R)> {
+        match self {
+            Device::Cpu => Ok((None, work()?)),
+            Device::Cuda(device) => device.beside(work).map(|(beside, result)| (Some(beside), result)),
         }
     }
 }

@@ -20,7 +20,7 @@ use parts::{Cut, Part};
 use ranks::Ranks;
 
 use crate::autograd::{Order, Var, grad_or_zero, grad_seeded, or_zero, scale};
-use crate::device::Device;
+use crate::device::{Beside, Device};
 use crate::error::{Error, Result};
 use crate::losses::{discriminator_loss, generator_loss, path_lengths, path_penalty, r1_penalty};
 use crate::models::stylegan2::{Discriminator, Generator, StyleGan2Config};
@@ -310,9 +310,15 @@ impl Trainer {
     /// read, so it can be recorded. The iterations of `state` are not counted.
     fn queue(&self, state: &mut GanState, inputs: &Inputs, regulariser: &dyn Regulariser) -> Result<Measured> {
         let shared = self.shared(state, inputs, regulariser)?;
-        let d = self.discriminator_step(state, inputs, shared.as_deref())?;
-        let r1 = inputs.r1.then(|| self.r1_step(state, &inputs.real)).transpose()?;
-        let (g, sum) = self.generator_step(state, inputs, shared, regulariser)?;
+        let (d, mut d_pass) = self.discriminator_step(state, inputs, shared.as_deref())?;
+        let mut r1 = None;
+        if inputs.r1 {
+            d_pass.join()?;
+            let penalty;
+            (penalty, d_pass) = self.r1_step(state, &inputs.real)?;
+            r1 = Some(penalty);
+        }
+        let (g, sum) = self.generator_step(state, inputs, shared, regulariser, d_pass)?;
         let (path, path_sum) = inputs.path.as_ref().map(|path| self.path_step(state, path, regulariser)).transpose()?.unzip();
         Ok(Measured { d, g, r1, path, regulariser: path_sum.flatten().or(sum) })
     }
@@ -364,7 +370,7 @@ impl Trainer {
         Ok(Some(params.into_iter().zip(images).map(|(params, images)| Shared { params, images }).collect()))
     }
 
-    fn discriminator_step(&self, state: &mut GanState, inputs: &Inputs, shared: Option<&[Shared]>) -> Result<Tensor> {
+    fn discriminator_step(&self, state: &mut GanState, inputs: &Inputs, shared: Option<&[Shared]>) -> Result<(Tensor, DiscriminatorPass)> {
         let (g, cut) = (state.g.constants(), self.own_parts(&state.device(), inputs.real.dim(0)));
         let n = inputs.generated();
         let (generator, discriminator) = (&self.generator, &self.discriminator);
@@ -391,11 +397,10 @@ impl Trainer {
             drop(fake);
             discriminator_loss(&discriminator.forward(p, &both, 2)?)
         })?)?;
-        state.d_optim.step(&mut state.d, None, &grads, Pull::None)?;
-        Ok(loss)
+        Ok((loss, DiscriminatorPass::queue(state, &grads)?))
     }
 
-    fn r1_step(&self, state: &mut GanState, real: &Tensor) -> Result<Tensor> {
+    fn r1_step(&self, state: &mut GanState, real: &Tensor) -> Result<(Tensor, DiscriminatorPass)> {
         let weight = self.hyper.r1_weight / 2.0 * self.hyper.r1_every as f64;
         let (discriminator, cut) = (&self.discriminator, self.own_parts(&state.device(), real.dim(0)));
         let params = cut.parts.iter().map(|_| state.d.leaves()).collect();
@@ -403,14 +408,24 @@ impl Trainer {
             let real = Var::leaf(cut.parts[i].of(real)?);
             scale(&r1_penalty(&discriminator.forward(p, &real, 1)?, &real)?, weight)
         })?)?;
-        state.d_optim.step(&mut state.d, None, &grads, Pull::None)?;
-        steps::unweighted(loss, weight)
+        Ok((steps::unweighted(loss, weight)?, DiscriminatorPass::queue(state, &grads)?))
     }
 
-    fn generator_step(&self, state: &mut GanState, inputs: &Inputs, shared: Option<Vec<Shared>>, regulariser: &dyn Regulariser) -> Result<(Tensor, Option<Sum>)> {
+    /// `d_pass` is done beside G's forward pass: D is needed for what G has made.
+    fn generator_step(
+        &self,
+        state: &mut GanState,
+        inputs: &Inputs,
+        shared: Option<Vec<Shared>>,
+        regulariser: &dyn Regulariser,
+        d_pass: DiscriminatorPass,
+    ) -> Result<(Tensor, Option<Sum>)> {
         let (d, cut) = (state.d.constants(), self.own_parts(&state.device(), inputs.real.dim(0)));
         let (generator, discriminator) = (&self.generator, &self.discriminator);
-        let judged = |fake: &Var| generator_loss(&discriminator.forward(&d, fake, 1)?);
+        let judged = |fake: &Var| {
+            d_pass.join()?;
+            generator_loss(&discriminator.forward(&d, fake, 1)?)
+        };
         let found = match shared {
             Some(shared) => {
                 let (params, images): (Vec<Params>, Vec<Var>) = shared.into_iter().map(|s| (s.params, s.images)).unzip();
@@ -480,6 +495,21 @@ impl Trainer {
             false => Tensor::full_on(&[part.len(), 1], 0.0, DType::F32, &device),
         });
         ranks.sum(layout::concat(&all.collect::<Result<Vec<_>>>()?.iter().collect::<Vec<_>>(), 0)?)
+    }
+}
+
+/// The pass of D's optimiser, beside what is queued after it where that can be.
+struct DiscriminatorPass(Option<Beside>);
+
+impl DiscriminatorPass {
+    fn queue(state: &mut GanState, grads: &[Var]) -> Result<DiscriminatorPass> {
+        let device = state.device();
+        Ok(DiscriminatorPass(device.beside(|| state.d_optim.step(&mut state.d, None, grads, Pull::None))?.0))
+    }
+
+    /// D's new parameters may be read from now on.
+    fn join(&self) -> Result<()> {
+        self.0.as_ref().map_or(Ok(()), Beside::join)
     }
 }
 

@@ -32,6 +32,7 @@ enum Result {
   kNotFound = 500,
   kLaunchFailed = 719,
   kCaptureUnsupported = 900,
+  kCaptureUnjoined = 904,
   kCaptureIsolation = 905,
 };
 
@@ -48,16 +49,20 @@ Result refuse(Result result, std::string text) {
 using Work = std::function<Result()>;
 struct Graph {
   std::vector<Work> work;
+  int guests = 0;  // streams that were drawn into the capture and have not been waited for
 };
 struct Stream {
   std::shared_ptr<Graph> capture;  // null when not capturing
   bool started_capture = false;    // false for a stream that joined through an event
+  std::vector<Work> branch;        // what such a stream has added
   std::deque<Work> waiting;        // work that the host has not waited for
   uint64_t done = 0;               // how many such works have run
 };
 struct Event {
   std::chrono::steady_clock::time_point time;
   std::shared_ptr<Graph> capture;  // the graph it was recorded into
+  std::vector<Work> branch;        // what a guest of that graph had added before
+  bool by_guest = false;
   Stream* stream = nullptr;        // where it was recorded,
   uint64_t after = 0;              // and after how many works
 };
@@ -92,7 +97,7 @@ thread_local bool lazy = false;
 Result submit(void* stream, Work work) {
   Stream& s = stream_of(stream);
   if (s.capture) {
-    s.capture->work.push_back(std::move(work));
+    (s.started_capture ? s.capture->work : s.branch).push_back(std::move(work));
     return kSuccess;
   }
   if (lazy) {
@@ -334,6 +339,7 @@ int cuGetErrorName(int result, const char** name) {
           : result == kNotFound           ? "CUDA_ERROR_NOT_FOUND"
           : result == kLaunchFailed       ? "CUDA_ERROR_LAUNCH_FAILED"
           : result == kCaptureUnsupported ? "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"
+          : result == kCaptureUnjoined    ? "CUDA_ERROR_STREAM_CAPTURE_UNJOINED"
           : result == kCaptureIsolation   ? "CUDA_ERROR_STREAM_CAPTURE_ISOLATION"
                                           : "CUDA_ERROR_UNKNOWN";
   return kSuccess;
@@ -385,19 +391,29 @@ int cuStreamBeginCapture_v2(void* stream, int) {
 int cuStreamEndCapture(void* stream, void** graph) {
   Stream& s = stream_of(stream);
   if (!s.capture || !s.started_capture) return refuse(kInvalidValue, "the stream did not start a capture");
-  *graph = new std::shared_ptr<Graph>(std::exchange(s.capture, nullptr));
+  auto captured = std::exchange(s.capture, nullptr);
   s.started_capture = false;
+  if (captured->guests) return refuse(kCaptureUnjoined, "the capture has not waited for a stream that it drew in");
+  *graph = new std::shared_ptr<Graph>(std::move(captured));
   return kSuccess;
 }
 int cuStreamIsCapturing(void* stream, int* status) { return *status = stream_of(stream).capture ? 1 : 0, kSuccess; }
-// Waiting for an event of a capture draws the stream into it. An event of the stream's own origin, seen back by it,
-// ends the guest's part.
+// Waiting for an event of a capture draws the stream into it. When the origin waits for an event of a guest, the guest's
+// work joins the graph: as late as a device may run it.
 int cuStreamWaitEvent(void* stream, void* event, unsigned) {
-  auto& captured = static_cast<Event*>(event)->capture;
+  auto& e = *static_cast<Event*>(event);
   Stream& s = stream_of(stream);
-  if (static_cast<Event*>(event)->stream != &s) catch_up(*static_cast<Event*>(event));
-  if (captured && !s.capture) s.capture = captured;
-  if (captured && s.capture != captured) return refuse(kCaptureIsolation, "the event belongs to another capture");
+  if (e.stream != &s) catch_up(e);
+  if (!e.capture) return s.capture ? refuse(kCaptureIsolation, "the event was recorded outside the capture") : kSuccess;
+  if (!s.capture) {
+    s.capture = e.capture;
+    s.capture->guests++;
+  }
+  if (s.capture != e.capture) return refuse(kCaptureIsolation, "the event belongs to another capture");
+  if (s.started_capture && e.by_guest) {
+    s.capture->guests--;
+    for (auto& work : std::exchange(e.branch, {})) s.capture->work.push_back(std::move(work));
+  }
   return kSuccess;
 }
 int cuGraphInstantiateWithFlags(void** executable, void* graph, unsigned long long) {
@@ -425,8 +441,12 @@ int cuEventRecord(void* event, void* stream) {
   e->time = std::chrono::steady_clock::now();
   e->stream = s.capture ? nullptr : &s;
   e->after = s.done + s.waiting.size();
-  // A guest that reports back has done its part.
-  if (s.capture && !s.started_capture) s.capture = nullptr;
+  e->by_guest = s.capture && !s.started_capture;
+  if (e->by_guest) {
+    // A guest that reports back has done its part.
+    e->branch = std::exchange(s.branch, {});
+    s.capture = nullptr;
+  }
   return kSuccess;
 }
 int cuEventSynchronize(void* event) { return catch_up(*static_cast<Event*>(event)); }

@@ -23,6 +23,28 @@ fn allocation_inside_a_capture_is_refused() {
     let _ = gpu.stream.end_capture(sys::CUgraphInstantiate_flags(0));
 }
 
+/// A stream that is drawn into a capture has to be waited for; what it adds runs when it is.
+#[test]
+fn a_capture_waits_for_streams_that_it_draws_in() {
+    if cuda_on_cpu::skip_on_driver("a_capture_waits_for_streams_that_it_draws_in") {
+        return;
+    }
+    let gpu = Gpu::with_kernels("collectives");
+    let side = gpu.stream.context().new_stream().expect("a stream");
+    let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+    let none = sys::CUgraphInstantiate_flags(0);
+    for joined in [true, false] {
+        gpu.stream.begin_capture(mode).expect("a capture");
+        side.join(&gpu.stream).expect("drawn in");
+        let done = side.record_event(None).expect("an event");
+        if joined {
+            gpu.stream.wait(&done).expect("joined");
+        }
+        assert_eq!(gpu.stream.end_capture(none).is_ok(), joined);
+    }
+    assert!(cuda_on_cpu::last_error().contains("drew in"), "{}", cuda_on_cpu::last_error());
+}
+
 #[test]
 fn fresh_device_memory_is_nan() {
     if cuda_on_cpu::skip_on_driver("fresh_device_memory_is_nan") {
