@@ -521,6 +521,7 @@ fn a_run_is_not_overwritten() {
     folder.refused(&train_args("run", "8", &[]), &["run", "--resume"]);
     folder.refused(&train_args("other", "8", &["--resume"]), &["other", "no run to resume"]);
     folder.refused(&train_args("run", "8", &["--resume", "--lr", "0.1"]), &["--resume", "hyper.lr = 0.002, now it is 0.1"]);
+    folder.refused(&train_args("run", "8", &["--resume", "--device", "cpu", "--precision", "bf16"]), &["--resume", "precision = \"f32\", now it is \"bf16\""]);
     // Nor are models that no run has left here.
     std::fs::create_dir(folder.path("models")).unwrap();
     std::fs::copy(folder.path("run/model.safetensors"), folder.path("models/model.safetensors")).unwrap();

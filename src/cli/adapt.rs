@@ -125,7 +125,7 @@ impl Adapt {
         let feedback = read_feedback(&self.feedback, pretrained.config.size)?;
         check_feedback(&feedback)?;
         let config = Config { command: "adapt", model: &self.model, feedback: &self.feedback, spec: &spec, hyper: &hyper };
-        let folder = RunFolder::create(&self.out, self.resume, &config, &[])?;
+        let folder = RunFolder::create(&self.out, self.resume, &config, &devices[0], &[])?;
         let trainer = Trainer::new(&pretrained.config, hyper.clone());
         let done = Mutex::new((Progress::new("adapt", 0, spec.iterations * spec.models as u64), 0u64, folder));
         // A model that is not finished has another name: `unlearn` takes every adapted_*.safetensors.

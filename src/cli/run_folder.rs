@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
 
+use crate::device::{Device, Precision};
 use crate::error::{Error, Result};
 use crate::io::atomic;
 
@@ -41,11 +42,16 @@ pub(super) struct RunFolder {
 impl RunFolder {
     /// Creates the folder, or with `resume` opens it, and writes `config.json`. A folder that holds a run, or models of
     /// something else, is not touched without `resume`; one that is resumed must have been made with the same
-    /// configuration, except for `free` keys (the length of the run). A run that has left nothing but its configuration
+    /// configuration and in the same precision, except for `free` keys (the length of the run). A run that has left nothing but its configuration
     /// was refused or stopped at once, and may be begun again in any way.
-    pub fn create(path: &Path, resume: bool, config: &impl Serialize, free: &[&str]) -> Result<RunFolder> {
+    pub fn create(path: &Path, resume: bool, config: &impl Serialize, device: &Device, free: &[&str]) -> Result<RunFolder> {
         let file = path.join("config.json");
-        let config = serde_json::to_value(config).expect("plain data");
+        let in_precision = |mut config: serde_json::Value, precision: Precision| {
+            let fields = config.as_object_mut().expect("a configuration is a struct");
+            fields.entry("precision").or_insert_with(|| serde_json::to_value(precision).expect("plain data"));
+            config
+        };
+        let config = in_precision(serde_json::to_value(config).expect("plain data"), device.precision());
         let names: Vec<String> = match std::fs::read_dir(path) {
             Ok(entries) => entries.filter_map(|e| Some(e.ok()?.file_name().to_string_lossy().into_owned())).collect(),
             Err(_) => Vec::new(),
@@ -61,6 +67,8 @@ impl RunFolder {
             }
             let text = std::fs::read_to_string(&file).map_err(|e| Error::io(&file, e))?;
             let old: serde_json::Value = serde_json::from_str(&text).map_err(|e| Error::file(&file, format!("does not parse: {e}")))?;
+            // A file that says nothing of it is from when it was not said; most runs are in f32.
+            let old = if old.is_object() { in_precision(old, Precision::F32) } else { old };
             if let Some((key, before, now)) = first_difference(&old, &config, free) {
                 return Err(Error::config("--resume", format!("the run was started with {key} = {before}, now it is {now}; use the same options")));
             }

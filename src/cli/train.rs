@@ -206,7 +206,7 @@ impl Train {
         }
         // Rank 0 writes for all.
         let mut folder = match place.as_ref().is_none_or(|p| p.rank == 0) {
-            true => Some(RunFolder::create(&self.out, self.resume, &config, &["iterations", "save_every"])?),
+            true => Some(RunFolder::create(&self.out, self.resume, &config, &device, &["iterations", "save_every"])?),
             false => None,
         };
         let model = self.out.join("model.safetensors");

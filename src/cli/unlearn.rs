@@ -233,7 +233,7 @@ impl Unlearn {
         });
         let described = other.as_ref().map_or_else(|| serde_json::to_value(&spec), serde_json::to_value).expect("plain data");
         let config = Config { command: "unlearn", model: &self.model, feedback: &self.feedback, adapted: &self.adapted, spec: described, hyper: &hyper };
-        let mut folder = RunFolder::create(&self.out, self.resume, &config, &[])?;
+        let mut folder = RunFolder::create(&self.out, self.resume, &config, &device, &[])?;
         let model = folder.file("model.safetensors");
         let resumed = match self.resume && model.exists() {
             true => Some(Checkpoint::open(&model)?.into_state(&model, &hyper, spec.seed)?.to_device(&device)?),

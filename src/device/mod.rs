@@ -110,6 +110,15 @@ impl Choice {
 }
 
 impl Device {
+    /// How convolutions multiply there.
+    pub fn precision(&self) -> Precision {
+        match self {
+            Device::Cpu if cpu::rounds_to_bf16() => Precision::Bf16,
+            Device::Cpu => Precision::F32,
+            Device::Cuda(device) => device.precision(),
+        }
+    }
+
     /// Queues what `work` queues beside what is queued after it, until the join (`CudaDevice::beside`). The CPU does it at once.
     pub fn beside<R>(&self, work: impl FnOnce() -> Result<R>) -> Result<(Option<Beside>, R)> {
         match self {

@@ -317,7 +317,7 @@ impl ExperimentArgs {
             return Err(Error::config("--classes", format!("names {} twice", classes[twice])));
         }
         let classes: Vec<String> = numbers.iter().map(|n| judge.0.config().classes[*n].clone()).collect();
-        let mut folder = RunFolder::create(&self.out, self.resume, &config, &[])?;
+        let mut folder = RunFolder::create(&self.out, self.resume, &config, &devices[0], &[])?;
         let lab = self.lab(experiment, settings, devices, embedded_model, judge)?;
         let mut outcomes = Vec::new();
         for (class, number) in classes.iter().zip(numbers) {

@@ -8,6 +8,7 @@ use crate::cli::output::{summary, table};
 use crate::cli::run_folder::{RunFolder, stop_if_interrupted};
 use crate::cli::unlearn::Loss;
 use crate::cli::Global;
+use crate::device::Device;
 use crate::error::Result;
 use crate::io::atomic;
 use crate::io::npz::{self, Array, Arrays};
@@ -36,7 +37,7 @@ impl Gaussians {
             Loss::None => None,
         };
         let spec = GaussiansSpec { seed: self.seed, repulsion, ..GaussiansSpec::default() };
-        let mut folder = RunFolder::create(&self.out, false, &spec, &[])?;
+        let mut folder = RunFolder::create(&self.out, false, &spec, &Device::Cpu, &[])?;
         let result = gaussians::run(&spec, &mut |stage| {
             eprintln!("{stage}");
             stop_if_interrupted()

@@ -155,7 +155,7 @@ impl Sweep {
         // What the sweep is to choose is no setting of it.
         described.as_object_mut().expect("a struct").remove("strength");
         let config = serde_json::json!({"command": "reproduce sweep", "class": self.class, "pulls": self.pulls, "alphas": self.alphas, "settings": described, "seed": self.seed});
-        let mut folder = RunFolder::create(&self.out, self.resume, &config, &["pulls", "alphas"])?;
+        let mut folder = RunFolder::create(&self.out, self.resume, &config, &devices[0], &["pulls", "alphas"])?;
         let lab = self.lab(settings, devices)?;
         let class = class_of(&lab.classifier, &self.class)?;
         let task = Task { lab: &lab, class, run: 0, folder: self.out.clone(), real: None, retrained: None };
