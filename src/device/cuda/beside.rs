@@ -1,10 +1,9 @@
 //! A second stream: work that is queued beside other work and waited for later, as one fork and one join. A recording keeps
 //! both as edges of its graph.
 
-use std::sync::atomic::Ordering;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use cudarc::driver::{CudaEvent, CudaSlice};
+use cudarc::driver::CudaSlice;
 
 use super::{CudaDevice, Last, Workspace, failed, locked};
 use crate::error::{Error, Result};
@@ -16,15 +15,8 @@ pub(super) type Dropped = (Option<Workspace>, CudaSlice<u8>);
 #[must_use = "the work is waited for when this is dropped"]
 pub struct Beside {
     device: CudaDevice,
-    state: Mutex<State>,
-}
-
-enum State {
-    /// Nothing was queued.
-    Failed,
-    /// The event says when the work is done.
-    Queued(CudaEvent),
-    Joined,
+    /// Whether it has not been waited for.
+    open: AtomicBool,
 }
 
 impl CudaDevice {
@@ -44,16 +36,14 @@ impl CudaDevice {
             Some(_) => return Err(Error::Cuda { what: "queueing work beside other work".into(), problem: "the work before it has not been waited for".into() }),
             none => *none = Some(Vec::new()),
         }
-        // From here on what is dropped meanwhile is given back in the end, whatever fails.
-        let beside = Beside { device: self.clone(), state: Mutex::new(State::Failed) };
+        // From here on the streams are joined again, whatever fails: a recording could not end otherwise.
+        let beside = Beside { device: self.clone(), open: AtomicBool::new(true) };
         self.0.side.join(&self.0.stream).map_err(failed("parting two streams"))?;
         self.0.aside.store(true, Ordering::Relaxed);
         self.follow(Last::OtherStream);
         let aside = Aside(self);
         let result = work();
         drop(aside);
-        // A recording must be joined even if the work has failed half-way.
-        *locked(&beside.state) = State::Queued(self.0.side.record_event(None).map_err(failed("marking the end of work beside"))?);
         Ok((beside, result?))
     }
 
@@ -65,14 +55,14 @@ impl CudaDevice {
 impl Beside {
     /// What is queued from now on comes after the work. Another time does nothing.
     pub fn join(&self) -> Result<()> {
+        if !self.open.swap(false, Ordering::Relaxed) {
+            return Ok(());
+        }
         let device = &self.device;
-        let waited = match std::mem::replace(&mut *locked(&self.state), State::Joined) {
-            State::Joined => return Ok(()),
-            State::Failed => Ok(()),
-            State::Queued(event) => device.0.stream.wait(&event).map_err(failed("joining two streams")),
-        };
+        let waited = device.0.stream.join(&device.0.side).map_err(failed("joining two streams"));
         device.follow(Last::OtherStream);
-        for (home, memory) in locked(&device.0.kept).take().into_iter().flatten() {
+        let kept = locked(&device.0.kept).take();
+        for (home, memory) in kept.into_iter().flatten() {
             device.give_back(home.as_ref(), memory);
         }
         waited
