@@ -319,6 +319,9 @@ fn a_table_of_the_paper_and_its_resumption() {
     folder.refused(&["reproduce", "mnist", "--scale", "paper", "--out", "w"], &["--data", "pre-train"]);
     folder.refused(&["reproduce", "mnist", "--classes", "12", "--out", "y"], &["12", "0, 1, 2"]);
     folder.refused(&["reproduce", "mnist", "--runs", "0", "--out", "z"], &["--runs"]);
+    folder.refused(&["reproduce", "mnist", "--retrained", "1=absent.safetensors", "--out", "z"], &["absent.safetensors"]);
+    folder.refused(&["reproduce", "mnist", "--retrained", "eleven=table/1/run_1/el2.safetensors", "--out", "z"], &["eleven"]);
+    folder.refused(&["reproduce", "mnist", "--retrained", "table/1/run_1/el2.safetensors", "--out", "z"], &["CLASS=FILE"]);
     folder.refused(&["reproduce", "mnist", "--real-images", "1", "--out", "z"], &["--real-images"]);
     folder.refused(&["reproduce", "mnist", "--r1", "-1", "--out", "z"], &["--r1"]);
     folder.refused(&["reproduce", "mnist", "--data", "nothing", "--out", "z"], &["nothing", "mnist:DIR"]);

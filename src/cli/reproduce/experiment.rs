@@ -38,6 +38,9 @@ use crate::unlearning::feedback::draw_latents;
 /// Who gives feedback and judges, and class statistics that come with it.
 type Judge = (Classifier, Option<ClassStatistics>);
 
+/// Models that never saw a class, by its number, with their files.
+type References = BTreeMap<usize, (PathBuf, Checkpoint)>;
+
 /// Images per row of the figures.
 const COLUMNS: usize = 16;
 /// γ of the extrapolation figure (the paper's Fig. 1).
@@ -194,7 +197,7 @@ impl ExperimentArgs {
 
     /// The pair that everything starts from, its noise buffers and what judges. The model and Inception's weights are read before
     /// anything is trained.
-    fn lab(&self, experiment: Experiment, settings: Settings, devices: Vec<Device>, embedded: Option<Checkpoint>, (classifier, own_statistics): Judge) -> Result<Lab> {
+    fn lab(&self, experiment: Experiment, settings: Settings, devices: Vec<Device>, embedded: Option<Checkpoint>, (classifier, own_statistics): Judge, references: &References) -> Result<Lab> {
         let device = &devices[0];
         let hyper = settings.hyper.clone();
         let given = match (&self.model, embedded.filter(|_| self.scale == Scale::Small)) {
@@ -208,6 +211,9 @@ impl ExperimentArgs {
             (None, embedded) => embedded.map(|model| (model, Path::new("the embedded model"))),
         };
         let network = given.as_ref().map_or_else(|| self.network(experiment), |(model, _)| Ok(model.config.clone()))?;
+        if let Some((file, _)) = references.values().find(|(_, model)| model.config != network) {
+            return Err(Error::file(file, "is a network of another size than the pre-trained one"));
+        }
         let extractor = self.inception.extractor(Some(network.size), device)?;
         let (original, noise) = match given {
             Some((model, path)) => {
@@ -253,17 +259,19 @@ impl ExperimentArgs {
         }
     }
 
+    /// The models of `--retrained`.
+    fn references(&self, judge: &Classifier) -> Result<References> {
+        let one = |entry: &String| {
+            let (class, file) = entry.split_once('=').ok_or_else(|| Error::config("--retrained", format!("{entry:?} is not CLASS=FILE")))?;
+            Ok((class_of(judge, class)?, (PathBuf::from(file), Checkpoint::open(file)?)))
+        };
+        self.retrained.iter().map(one).collect()
+    }
+
     /// The model that never saw a class; none where it is neither given nor to be trained.
-    fn retrained(&self, lab: &Lab, class: &str) -> Result<Option<ParamSlab>> {
-        for entry in &self.retrained {
-            let (name, file) = entry.split_once('=').ok_or_else(|| Error::config("--retrained", format!("{entry:?} is not CLASS=FILE")))?;
-            if name == class {
-                let model = Checkpoint::open(file)?;
-                if model.config != lab.original.config {
-                    return Err(Error::file(file, "is a network of another size than the pre-trained one"));
-                }
-                return Ok(Some(model.g_ema));
-            }
+    fn retrained(&self, lab: &Lab, class: &str, given: Option<(PathBuf, Checkpoint)>) -> Result<Option<ParamSlab>> {
+        if let Some((_, model)) = given {
+            return Ok(Some(model.g_ema));
         }
         if lab.settings.retrain_iterations == 0 {
             return Ok(None);
@@ -317,11 +325,12 @@ impl ExperimentArgs {
             return Err(Error::config("--classes", format!("names {} twice", classes[twice])));
         }
         let classes: Vec<String> = numbers.iter().map(|n| judge.0.config().classes[*n].clone()).collect();
+        let mut references = self.references(&judge.0)?;
         let mut folder = RunFolder::create(&self.out, self.resume, &config, &devices[0], &[])?;
-        let lab = self.lab(experiment, settings, devices, embedded_model, judge)?;
+        let lab = self.lab(experiment, settings, devices, embedded_model, judge, &references)?;
         let mut outcomes = Vec::new();
         for (class, number) in classes.iter().zip(numbers) {
-            let retrained = self.retrained(&lab, class)?;
+            let retrained = self.retrained(&lab, class, references.remove(&number))?;
             if retrained.is_none() && methods.contains(&Method::Retraining) {
                 println!("class {class}: no retrained reference, so neither its row nor Ret-FID; give --retrained {class}=FILE or --retrain-iterations");
             }
@@ -451,7 +460,7 @@ fn markdown(experiment: Experiment, scale: Scale, lab: &Lab, classes: &[String],
     let (paper, s) = (experiment.table(), &lab.settings);
     let fid = lab.extractor.as_ref().map_or("FID".to_string(), |e| e.protocol().name());
     let mut out = format!("# {}, scale {}\n\n", paper.name, serde_json::to_value(scale).expect("plain data").as_str().expect("a name"));
-    out += &format!("Mean ± deviation of {} runs; the paper's figures (FID, on its own models and data) beside ours. ", s.runs);
+    out += &format!("{}; the paper's figures (FID, on its own models and data) beside ours. ", if s.runs == 1 { "One run".into() } else { format!("Mean ± deviation of {} runs", s.runs) });
     match &lab.extractor {
         Some(e) => {
             let real = s.real_images.map_or("all".into(), |n| n.to_string());
