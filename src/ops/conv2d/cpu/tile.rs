@@ -1,6 +1,6 @@
 //! Register tiles of the convolution family.
 //!
-//! Both kernels are written once over registers (`device::cpu::lanes`), compiled per instruction set and chosen at run time, so one
+//! The kernels are written once over registers (`device::cpu::lanes`), compiled per instruction set and chosen at run time, so one
 //! binary uses what the machine has. Bounds are asserted by the safe functions at the end of this file.
 
 use std::hint::black_box;
