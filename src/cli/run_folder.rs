@@ -42,8 +42,8 @@ pub(super) struct RunFolder {
 impl RunFolder {
     /// Creates the folder, or with `resume` opens it, and writes `config.json`. A folder that holds a run, or models of
     /// something else, is not touched without `resume`; one that is resumed must have been made with the same
-    /// configuration and in the same precision, except for `free` keys (the length of the run). A run that has left nothing but its configuration
-    /// was refused or stopped at once, and may be begun again in any way.
+    /// configuration and in the same precision, except for `free` keys (the length of the run). A run that has left nothing but
+    /// its configuration was refused or stopped at once, and may be begun again in any way.
     pub fn create(path: &Path, resume: bool, config: &impl Serialize, device: &Device, free: &[&str]) -> Result<RunFolder> {
         let file = path.join("config.json");
         let in_precision = |mut config: serde_json::Value, precision: Precision| {
@@ -67,7 +67,7 @@ impl RunFolder {
             }
             let text = std::fs::read_to_string(&file).map_err(|e| Error::io(&file, e))?;
             let old: serde_json::Value = serde_json::from_str(&text).map_err(|e| Error::file(&file, format!("does not parse: {e}")))?;
-            // A file that says nothing of it is from when it was not said; most runs are in f32.
+            // Where the file does not say it, the program was older, and f32 what it did unless told otherwise.
             let old = if old.is_object() { in_precision(old, Precision::F32) } else { old };
             if let Some((key, before, now)) = first_difference(&old, &config, free) {
                 return Err(Error::config("--resume", format!("the run was started with {key} = {before}, now it is {now}; use the same options")));
