@@ -322,6 +322,8 @@ fn a_table_of_the_paper_and_its_resumption() {
     folder.refused(&["reproduce", "mnist", "--retrained", "1=absent.safetensors", "--out", "z"], &["absent.safetensors"]);
     folder.refused(&["reproduce", "mnist", "--retrained", "eleven=table/1/run_1/el2.safetensors", "--out", "z"], &["eleven"]);
     folder.refused(&["reproduce", "mnist", "--retrained", "table/1/run_1/el2.safetensors", "--out", "z"], &["CLASS=FILE"]);
+    let reference = "1=table/1/run_1/el2.safetensors";
+    folder.refused(&["reproduce", "mnist", "--retrained", reference, "--retrained", reference, "--out", "z"], &["--retrained", "two files for 1"]);
     folder.refused(&["reproduce", "mnist", "--real-images", "1", "--out", "z"], &["--real-images"]);
     folder.refused(&["reproduce", "mnist", "--r1", "-1", "--out", "z"], &["--r1"]);
     folder.refused(&["reproduce", "mnist", "--data", "nothing", "--out", "z"], &["nothing", "mnist:DIR"]);
@@ -525,6 +527,13 @@ fn a_run_is_not_overwritten() {
     folder.refused(&train_args("other", "8", &["--resume"]), &["other", "no run to resume"]);
     folder.refused(&train_args("run", "8", &["--resume", "--lr", "0.1"]), &["--resume", "hyper.lr = 0.002, now it is 0.1"]);
     folder.refused(&train_args("run", "8", &["--resume", "--device", "cpu", "--precision", "bf16"]), &["--resume", "precision = \"f32\", now it is \"bf16\""]);
+    // Older programs did not say the precision: such a run goes on in f32.
+    let config = folder.path("run/config.json");
+    let mut older: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&config).unwrap()).unwrap();
+    assert!(older.as_object_mut().unwrap().remove("precision").is_some());
+    std::fs::write(&config, older.to_string()).unwrap();
+    folder.refused(&train_args("run", "8", &["--resume", "--device", "cpu", "--precision", "bf16"]), &["--resume", "precision"]);
+    folder.ok(&train_args("run", "5", &["--resume"]));
     // Nor are models that no run has left here.
     std::fs::create_dir(folder.path("models")).unwrap();
     std::fs::copy(folder.path("run/model.safetensors"), folder.path("models/model.safetensors")).unwrap();

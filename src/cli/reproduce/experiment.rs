@@ -261,11 +261,14 @@ impl ExperimentArgs {
 
     /// The models of `--retrained`.
     fn references(&self, judge: &Classifier) -> Result<References> {
-        let one = |entry: &String| {
+        let mut references = References::new();
+        for entry in &self.retrained {
             let (class, file) = entry.split_once('=').ok_or_else(|| Error::config("--retrained", format!("{entry:?} is not CLASS=FILE")))?;
-            Ok((class_of(judge, class)?, (PathBuf::from(file), Checkpoint::open(file)?)))
-        };
-        self.retrained.iter().map(one).collect()
+            if references.insert(class_of(judge, class)?, (PathBuf::from(file), Checkpoint::open(file)?)).is_some() {
+                return Err(Error::config("--retrained", format!("has two files for {class}; give one")));
+            }
+        }
+        Ok(references)
     }
 
     /// The model that never saw a class; none where it is neither given nor to be trained.
