@@ -102,18 +102,17 @@ pub fn upfirdn2d<T: Scalar>(x: &Tensor, spec: &Upfirdn2d, [n, oh, ow, c]: [usize
         return Tensor::from_buffer(&[n, oh, ow, c], out);
     }
     let finish = then.is_some().then(|| Finish::<T>::new(c, then));
-    let one_row = |index: usize, out: &mut [T], line: &mut Vec<T>| {
-        line.resize(w * c, T::ZERO);
+    let one_row = |index: usize, out: &mut [T], line: &mut [T]| {
         output_row(out, line, &src[index / oh * h * w * c..][..h * w * c], &rows[index % oh], &columns, c);
         if let Some(finish) = &finish {
             finish.in_place(out, index * ow * c);
         }
     };
     if src.len() + out.len() < PARALLEL_ELEMENTS {
-        let mut line = Vec::new();
+        let mut line = Buffer::stale(w * c);
         out.chunks_exact_mut(ow * c).enumerate().for_each(|(i, o)| one_row(i, o, &mut line));
     } else {
-        out.par_chunks_exact_mut(ow * c).enumerate().for_each_init(Vec::new, |line, (i, o)| one_row(i, o, line));
+        out.par_chunks_exact_mut(ow * c).enumerate().for_each_init(|| Buffer::stale(w * c), |line, (i, o)| one_row(i, o, line));
     }
     Tensor::from_buffer(&[n, oh, ow, c], out)
 }

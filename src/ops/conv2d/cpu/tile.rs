@@ -760,7 +760,8 @@ unsafe fn transform_body<L: Lanes>(job: &Transform<L::Item>, to: &mut [L::Item])
 }
 
 /// One compiled version of the kernels, for one element type: panels of `$nv` registers with `$mr` rows, or `$tail` of the last
-/// ones, and for panels that are at most half full `$narrow_nv` registers with `$narrow_mr` or `$narrow_tail` rows.
+/// ones, and for panels that are at most half full `$narrow_nv` registers with `$narrow_mr` or `$narrow_tail` rows. Transforms take
+/// the panels' registers.
 macro_rules! version {
     ($gather:ident, $product:ident, $outer:ident, $transform:ident, $wide:ty, $mr:literal, $tail:literal, $nv:literal, $narrow:ty, $narrow_mr:literal, $narrow_tail:literal, $narrow_nv:literal $(, $feature:literal)?) => {
         /// # Safety
@@ -803,9 +804,9 @@ macro_rules! version {
         /// # Safety
         /// As `transform_body`.
         $(#[target_feature(enable = $feature)])?
-        pub(super) unsafe fn $transform(job: &Transform<<$narrow as Lanes>::Item>, to: &mut [<$narrow as Lanes>::Item]) {
+        pub(super) unsafe fn $transform(job: &Transform<<$wide as Lanes>::Item>, to: &mut [<$wide as Lanes>::Item]) {
             // SAFETY: the caller's contract.
-            unsafe { transform_body::<$narrow>(job, to) }
+            unsafe { transform_body::<$wide>(job, to) }
         }
     };
 }
